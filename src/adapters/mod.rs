@@ -1,0 +1,1 @@
+//! The machine: files and their watching, names, sinks, figures and the clock.

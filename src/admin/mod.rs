@@ -1,0 +1,1 @@
+//! Health, figures and keys, for operators.

@@ -1,0 +1,1 @@
+//! The record of a decision: its fields, its JSON, and what never stands in it.

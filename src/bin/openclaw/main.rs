@@ -1,0 +1,2 @@
+//! The bundled OpenClaw agent.
+fn main() {}

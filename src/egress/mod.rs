@@ -1,0 +1,20 @@
+//! The words: hosts, authorities, targets, paths, addresses and agents, each
+//! parsed once at the door and unmistakable after that.
+//!
+//! Nothing here decides, does I/O or asks the time.
+
+mod address;
+mod host;
+mod id;
+mod path;
+mod pattern;
+mod request;
+mod target;
+
+pub use address::{AddressClass, classify, embedded_ipv4};
+pub use host::{Authority, AuthorityError, DnsName, Host, HostError};
+pub use id::{AgentId, IdError, RequestId, TenantId};
+pub use path::{PathError, PathGlob, PathGlobError, RequestPath};
+pub use pattern::{AddressRange, Destination, DestinationError, HostPattern, HostPatternError};
+pub use request::{Ask, EgressRequest, Subject};
+pub use target::{MAX_TARGET_BYTES, RequestTarget, Scheme, TargetError};

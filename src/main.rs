@@ -1,0 +1,2 @@
+//! The `agentport` command. Everything it does lives in [`agentport::cli`].
+fn main() {}

@@ -1,0 +1,1 @@
+//! Decides. Never opens a socket, reads a file or asks the time.

@@ -1,0 +1,1 @@
+//! The wire: listeners, connections, CONNECT, tunnels and forwarded requests.

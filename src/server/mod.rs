@@ -1,0 +1,1 @@
+//! Builds the gateway from its configuration, binds, serves and drains.
