@@ -4,6 +4,8 @@
 //! Nothing here decides, does I/O or asks the time.
 
 mod address;
+pub mod head;
+pub mod hello;
 mod host;
 mod id;
 mod path;
