@@ -25,7 +25,10 @@ pub trait Resolve: Send + Sync {
     fn cached(&self, name: &DnsName) -> Option<Arc<[IpAddr]>>;
 
     /// Asks for all addresses of both families.
-    fn lookup<'a>(&'a self, name: &'a DnsName) -> BoxFuture<'a, Result<Arc<[IpAddr]>, ResolveError>>;
+    fn lookup<'a>(
+        &'a self,
+        name: &'a DnsName,
+    ) -> BoxFuture<'a, Result<Arc<[IpAddr]>, ResolveError>>;
 }
 
 /// Why a name has no address.
