@@ -1,1 +1,3 @@
-//! The commands.
+//! The commands of the program.
+
+pub mod env;
