@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime};
 use serde::Serialize;
 
 use crate::egress::{AgentId, RequestId, TenantId};
+use crate::policy::Mode;
 
 /// What a record tells of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -23,16 +24,6 @@ pub enum AuditEvent {
     TunnelClosed,
     /// Refusals like an earlier one, counted instead of written one by one.
     Repeated,
-}
-
-/// Whether a decision binds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, serde::Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Mode {
-    /// What policy refuses does not pass.
-    Enforce,
-    /// What policy refuses passes, and the record says that it would not have.
-    Audit,
 }
 
 /// One line of the audit log. A field that does not apply is `null`.

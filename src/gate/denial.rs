@@ -1,11 +1,12 @@
 //! Why a request does not pass, and what that is on the wire: status, code,
 //! `Proxy-Status` (RFC 9209), and a body that an agent can act on.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::egress::{Authority, RequestId};
-use crate::policy::DenyReason;
+use crate::policy::{Denied, DenyReason};
 
 /// The version that speaks, in `Via` and `Proxy-Status`.
 pub const PSEUDONYM: &str = "agentport";
@@ -16,6 +17,10 @@ pub const PSEUDONYM: &str = "agentport";
 pub struct Denial {
     /// Why.
     pub cause: Cause,
+    /// What policy said, where it was policy.
+    policy: Option<Denied>,
+    /// Whether the credential belongs in `Authorization`, as to an origin.
+    to_origin: bool,
     /// The rule that decided, where one did.
     pub rule: Option<Arc<str>>,
     /// Where the agent wanted to go.
@@ -47,7 +52,7 @@ pub enum Cause {
     Method,
     /// The request has come by here before.
     Loop,
-    /// `Max-Forwards` has run out.
+    /// There is no credential.
     NoCredential,
     /// A credential that is no good; its code.
     BadCredential(&'static str),
@@ -168,7 +173,21 @@ impl Denial {
     /// A refusal with nothing known but its cause.
     #[must_use]
     pub fn new(cause: Cause) -> Self {
-        Self { cause, rule: None, destination: None, detail: None }
+        Self { cause, policy: None, to_origin: false, rule: None, destination: None, detail: None }
+    }
+
+    /// What policy refuses.
+    #[must_use]
+    pub fn of_policy(denied: &Denied) -> Self {
+        Self { policy: Some(denied.clone()), rule: denied.rule().cloned(), ..Self::new(Cause::Policy(denied.reason())) }
+    }
+
+    /// The same, of a request to what stands behind the gateway: the missing
+    /// credential is then one for an origin (401), not for a proxy (407).
+    #[must_use]
+    pub fn at_origin(mut self) -> Self {
+        self.to_origin = true;
+        self
     }
 
     /// The same, towards this destination.
@@ -190,6 +209,7 @@ impl Denial {
     pub fn status(&self) -> u16 {
         match self.cause {
             Cause::BadRequest(_) | Cause::HostMismatch | Cause::HttpsAbsolute => 400,
+            Cause::NoCredential if self.to_origin => 401,
             Cause::NoCredential => 407,
             Cause::BadCredential(_) | Cause::Policy(_) | Cause::OwnListener => 403,
             Cause::NotFound => 404,
@@ -287,8 +307,11 @@ impl Denial {
 
     /// What the agent is told of the reason, in a sentence.
     #[must_use]
-    pub fn reason(&self) -> &'static str {
-        match self.cause {
+    pub fn reason(&self) -> Cow<'static, str> {
+        if let Some(denied) = &self.policy {
+            return denied.to_string().into();
+        }
+        Cow::Borrowed(match self.cause {
             Cause::BadRequest(how) => how,
             Cause::HostMismatch => "the Host field names another host than the request target",
             Cause::HttpsAbsolute => "an https:// URL cannot be fetched by absolute-form",
@@ -299,9 +322,9 @@ impl Denial {
             Cause::BodyTooLarge => "the request body is larger than the gateway forwards",
             Cause::Method => "the gateway does not forward this method",
             Cause::Loop => "the request has passed this gateway before",
-            Cause::NoCredential => "the request has no proxy credential",
-            Cause::BadCredential(_) => "the proxy credential is not accepted",
-            Cause::Policy(reason) => reason.message(),
+            Cause::NoCredential => "the request has no credential",
+            Cause::BadCredential(_) => "the credential is not accepted",
+            Cause::Policy(_) => "policy refuses this",
             Cause::OwnListener => "the destination is the gateway itself",
             Cause::Throttled { .. } => "a quota is used up for now",
             Cause::Overloaded => "the gateway has no room for another request",
@@ -318,12 +341,15 @@ impl Denial {
             Cause::UpstreamClosed => "the destination closed the connection without an answer",
             Cause::UpstreamTimeout => "the destination did not answer in time",
             Cause::Internal => "the gateway failed",
-        }
+        })
     }
 
     /// What the agent can do.
     #[must_use]
     pub fn hint(&self) -> &'static str {
+        if let Some(denied) = &self.policy {
+            return denied.hint();
+        }
         match self.cause {
             Cause::HttpsAbsolute => {
                 "Send CONNECT host:443 and speak TLS inside the tunnel; clients do so when HTTPS_PROXY is set."
@@ -346,7 +372,7 @@ impl Denial {
             Cause::BadCredential(_) => {
                 "Get a token from the operator of this gateway; repeating the request cannot succeed."
             }
-            Cause::Policy(reason) => reason.hint(),
+            Cause::Policy(_) => "Ask the operator of this gateway.",
             Cause::OwnListener => "Choose another destination; no policy can allow this one.",
             Cause::Throttled { .. } => "Wait as long as Retry-After says.",
             Cause::Overloaded | Cause::AuditUnavailable | Cause::Draining => {
@@ -377,8 +403,8 @@ impl Denial {
         }
     }
 
-    /// The reason phrase: the one place where many clients show anything
-    /// (CLIENTS R6). ASCII, under 200 bytes.
+    /// The reason phrase: the one place where many clients show anything.
+    /// ASCII, under 200 bytes.
     #[must_use]
     pub fn reason_phrase(&self, request_id: &RequestId) -> String {
         let host = match &self.destination {
@@ -412,7 +438,7 @@ impl Denial {
         }
         let body = Body {
             error: self.code(),
-            reason: self.reason(),
+            reason: &self.reason(),
             rule: self.rule.as_deref(),
             destination: self.destination.as_ref().map(ToString::to_string),
             hint: self.hint(),
@@ -434,9 +460,10 @@ impl Denial {
             ("X-Request-Id", request_id.to_string()),
         ];
         if matches!(self.cause, Cause::NoCredential) {
-            // Basic first: git and Java answer only that one (CLIENTS R3).
-            fields.push(("Proxy-Authenticate", "Basic realm=\"agentport\"".to_owned()));
-            fields.push(("Proxy-Authenticate", "Bearer realm=\"agentport\"".to_owned()));
+            let field = if self.to_origin { "WWW-Authenticate" } else { "Proxy-Authenticate" };
+            // Basic first: git and Java answer only that one.
+            fields.push((field, "Basic realm=\"agentport\"".to_owned()));
+            fields.push((field, "Bearer realm=\"agentport\"".to_owned()));
         }
         if let Some(seconds) = self.retry_after() {
             fields.push(("Retry-After", seconds.to_string()));

@@ -21,7 +21,7 @@ pub use trail::{AuditTrail, Opening};
 use crate::egress::{AgentId, Authority, EgressRequest, Host};
 use crate::identity::{self, CachedVerifier, Principal};
 use crate::limit::{Quota, RateLimiter};
-use crate::policy::{Decision, Denied, Permit, PolicySet};
+use crate::policy::{Decision, Permit, PolicySet};
 
 use ports::{AuditSink, Clock, Observation, Observe, PolicySource, Resolve, ResolveError, SinkState};
 use trail::TrailPorts;
@@ -284,10 +284,10 @@ impl Gate {
         let started = self.ports.clock.monotonic();
         trail.asks(request);
         let policy = self.policy.current();
-        trail.policy(policy.version());
+        trail.policy(policy.digest());
         let verdict = match policy.decide(&who.subject(), request) {
             Decision::Allow(permit) => Ok(permit),
-            Decision::Deny(denied) => Err(denial_of(&denied, &request.authority)),
+            Decision::Deny(denied) => Err(Denial::of_policy(&denied).towards(&request.authority)),
         };
         let verdict = verdict.and_then(|permit| {
             if let Some((quota, limiter)) = &self.per_agent {
@@ -351,9 +351,14 @@ impl Gate {
                 refused.get_or_insert_with(|| (*address, Denial::new(Cause::OwnListener)));
             } else {
                 match permit.address(*address) {
-                    Ok(()) => passed.push(socket),
+                    Ok(audited) => {
+                        if let Some(denied) = audited {
+                            trail.would_deny(denied.reason().as_str());
+                        }
+                        passed.push(socket);
+                    }
                     Err(denied) => {
-                        refused.get_or_insert_with(|| (*address, denial_of(&denied, authority)));
+                        refused.get_or_insert_with(|| (*address, Denial::of_policy(&denied)));
                     }
                 }
             }
@@ -394,7 +399,7 @@ impl Gate {
     ) -> Result<(), TunnelEnd> {
         match policy.decide(&who.subject(), request) {
             Decision::Allow(permit) => match dialled.map(|address| permit.address(address)) {
-                None | Some(Ok(())) => Ok(()),
+                None | Some(Ok(_)) => Ok(()),
                 Some(Err(_)) => Err(TunnelEnd::PolicyChanged),
             },
             Decision::Deny(_) => Err(TunnelEnd::PolicyChanged),
@@ -406,15 +411,6 @@ struct BadToken {
     code: &'static str,
     detail: String,
     known: Option<(Option<AgentId>, Option<Arc<str>>)>,
-}
-
-fn denial_of(denied: &Denied, authority: &Authority) -> Denial {
-    Denial {
-        cause: Cause::Policy(denied.reason()),
-        rule: denied.rule().cloned(),
-        destination: Some(authority.clone()),
-        detail: None,
-    }
 }
 
 fn resolve_code(error: ResolveError) -> &'static str {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use crate::audit::{AuditEvent, AuditRecord};
-use crate::egress::{Ask, EgressRequest, RequestId};
+use crate::egress::{AgentId, Ask, EgressRequest, RequestId};
 use crate::identity::Principal;
 use crate::policy::Permit;
 
@@ -142,6 +142,14 @@ impl AuditTrail {
         });
     }
 
+    /// Who it claims to be, where the signature held and something else did not.
+    pub(super) fn known(&mut self, agent: Option<AgentId>, jti: Option<Arc<str>>) {
+        self.edit(|record| {
+            record.agent_id = agent;
+            record.token_jti = jti;
+        });
+    }
+
     pub(super) fn validated(&mut self, took: Duration) {
         self.edit(|record| record.jwt_validation_us = u64::try_from(took.as_micros()).ok());
     }
@@ -157,6 +165,18 @@ impl AuditTrail {
             record.mode = Some(permit.mode());
             record.would_deny = permit.audited_denial().map(|denied| denied.reason().as_str());
         });
+    }
+
+    /// What enforcing would have refused, found out after the permit.
+    pub fn would_deny(&mut self, code: &'static str) {
+        self.edit(|record| {
+            record.would_deny.get_or_insert(code);
+        });
+    }
+
+    /// The permit did not lead anywhere: no address passed.
+    pub(super) fn not_admitted(&mut self) {
+        self.edit(|record| record.action_allowed = false);
     }
 
     /// The address that is dialled.

@@ -14,7 +14,7 @@ use crate::egress::head::Head;
 use crate::egress::hello::{self, HelloError, HelloProgress};
 use crate::egress::{Ask, Authority, EgressRequest, Host, RequestTarget};
 use crate::gate::{Admission, AuditTrail, Cause, Denial, TunnelEnd};
-use crate::policy::{EchRule, SniRule, TlsRule};
+use crate::policy::{EchRule, Mode, SniRule, TlsRule, TlsUse};
 
 use super::conn::{ConnIo, Connection, Ending, InTunnel};
 use super::relay::{Carried, Relay};
@@ -126,6 +126,14 @@ async fn open(
         first = first_bytes(wire, &mut io, &upstream, &admission) => first,
         end = ending.ended() => First::End(end),
     };
+    let first = match first {
+        // In audit mode it passes, and the record says that it would not have.
+        First::End(end) if admission.permit().mode() == Mode::Audit && !end.was_allowed() && end != TunnelEnd::NoFirstBytes => {
+            trail.would_deny(end.code());
+            First::Opaque
+        }
+        other => other,
+    };
     let (end, carried) = match first {
         First::Opaque => {
             let mut relay = Relay::new(&mut io, &mut upstream, wire.shared.settings.tunnel_idle);
@@ -171,14 +179,14 @@ enum First {
 
 /// Looks at the first bytes of the client until they say what they are.
 async fn first_bytes(wire: &Wire, io: &mut ConnIo, upstream: &TcpStream, admission: &Admission) -> First {
-    let rule = admission.permit().tls();
+    let rule = wire.shared.settings.loosest(admission.permit().tls());
     let opaque = admission.permit().opaque();
     let look = async {
         loop {
             if let Some(first) = classify(io.unread(), rule, opaque, admission.authority()) {
                 return first;
             }
-            let waits_for_server = rule.any && opaque && io.unread().is_empty();
+            let waits_for_server = rule.tls == TlsUse::Any && opaque && io.unread().is_empty();
             let read = tokio::select! {
                 read = io.look_further() => read,
                 // A protocol in which the server speaks first.
@@ -199,7 +207,7 @@ async fn first_bytes(wire: &Wire, io: &mut ConnIo, upstream: &TcpStream, admissi
     };
     match tokio::time::timeout(wire.shared.settings.client_hello_timeout, look).await {
         Ok(first) => first,
-        Err(_) if rule.any && opaque => First::Opaque,
+        Err(_) if rule.tls == TlsUse::Any && opaque => First::Opaque,
         Err(_) => First::End(TunnelEnd::NoFirstBytes),
     }
 }
@@ -213,7 +221,7 @@ fn classify(bytes: &[u8], rule: TlsRule, opaque: bool, authority: &Authority) ->
         Ok(HelloProgress::Partial) => None,
         Ok(HelloProgress::Complete(_)) if !opaque => Some(First::End(TunnelEnd::NotInspectable)),
         Ok(HelloProgress::Complete(found)) => Some(judge_hello(&found, rule, authority)),
-        Err(HelloError::NotTls) => classify_text(bytes, rule.any && opaque),
+        Err(HelloError::NotTls) => classify_text(bytes, rule.tls == TlsUse::Any && opaque),
         Err(HelloError::Malformed | HelloError::TooLong | HelloError::TwoNames) => {
             Some(First::End(TunnelEnd::BadHello))
         }
@@ -267,7 +275,7 @@ fn classify_text(bytes: &[u8], anything: bool) -> Option<First> {
 mod tests {
     use super::*;
 
-    const STRICT: TlsRule = TlsRule { any: false, sni: SniRule::Match, ech: EchRule::Refuse };
+    const STRICT: TlsRule = TlsRule { tls: TlsUse::Strict, sni: SniRule::Match, ech: EchRule::Refuse };
 
     fn text(bytes: &[u8], anything: bool) -> &'static str {
         match classify_text(bytes, anything) {

@@ -32,6 +32,7 @@ pub use local::LocalPages;
 pub use tunnels::OpenTunnels;
 
 use crate::gate::Gate;
+use crate::policy::{EchRule, SniRule, TlsRule, TlsUse};
 use forward::Forward;
 
 /// What the wire needs to know of the configuration. Times are how long to
@@ -73,6 +74,25 @@ pub struct Settings {
     pub threads: usize,
     /// The agent behind the gateway.
     pub agent: Option<FrontedAgent>,
+    /// What every tunnel may carry, whatever its rule says.
+    pub every_tunnel: TlsRule,
+}
+
+impl Settings {
+    /// A rule's own word on tunnels, or what is configured for all of them,
+    /// whichever lets more pass.
+    fn loosest(&self, rule: TlsRule) -> TlsRule {
+        let all = self.every_tunnel;
+        TlsRule {
+            tls: if all.tls == TlsUse::Any { all.tls } else { rule.tls },
+            sni: match (all.sni, rule.sni) {
+                (SniRule::Any, _) | (_, SniRule::Any) => SniRule::Any,
+                (SniRule::Optional, _) | (_, SniRule::Optional) => SniRule::Optional,
+                (SniRule::Match, SniRule::Match) => SniRule::Match,
+            },
+            ech: if all.ech == EchRule::Allow { all.ech } else { rule.ech },
+        }
+    }
 }
 
 /// An agent whose API is reached through the gateway.
