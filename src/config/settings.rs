@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::audit::Mode;
+use crate::policy::Mode;
 use crate::egress::{Destination, DnsName};
 
 use super::load::{Purpose, Reader};

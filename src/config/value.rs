@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::audit::Mode;
+use crate::policy::Mode;
 use crate::egress::{Authority, Destination, DnsName};
 
 use super::error::{ConfigError, nearest};

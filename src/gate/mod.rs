@@ -317,7 +317,7 @@ impl Gate {
     ) -> Result<(), Denial> {
         limiter.check(key, self.ports.clock.monotonic()).map(|_| ()).map_err(|throttled| {
             self.ports.observe.observe(Observation::Throttled { limit: name });
-            Denial::new(Cause::Throttled { limit: name, retry_after: throttled.retry_after() })
+            Denial::new(Cause::Throttled { limit: name, retry_after: throttled.retry_after })
                 .detail(format!("the quota per {name} is used up"))
         })
     }

@@ -16,6 +16,7 @@ use http::header::{self, HeaderName};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
 use pingora::protocols::Digest;
+use pingora::protocols::http::ServerSession;
 use pingora::proxy::{FailToProxy, ProxyHttp, Session};
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, ErrorType};
@@ -301,7 +302,7 @@ impl ProxyHttp for Forward {
         let idle = if exchange.websocket { settings.websocket_idle } else { settings.body_timeout };
         session.set_read_timeout(Some(idle));
         session.set_write_timeout(Some(idle));
-        if let Some(http1) = session.as_downstream_mut().as_http1_mut() {
+        if let ServerSession::H1(http1) = session.as_downstream_mut() {
             // A client that has said all it wants may close its half and still
             // wait for the answer.
             http1.set_abort_on_close(false);

@@ -237,7 +237,7 @@ async fn dispatch(wire: &Arc<Wire>, mut io: ConnIo, head_length: usize, settings
         let bytes = &io.unread()[..head_length];
         match head::parse(bytes) {
             Ok(head) if head.method == "CONNECT" => Ok(Prepared::Connect(connect::ConnectHead::take(&head))),
-            Ok(head) => prepare(wire, &io, &head).map(|request| Prepared::Request(Box::new(request))),
+            Ok(head) => prepare(&io, &head).map(|request| Prepared::Request(Box::new(request))),
             Err(error) => Err((bad_head(error), String::new())),
         }
     };
@@ -272,7 +272,7 @@ struct PreparedRequest {
 
 /// Parses the target, holds the `Host` against it, and writes the head that
 /// Pingora gets.
-fn prepare(wire: &Wire, io: &ConnIo, head: &Head<'_>) -> Result<PreparedRequest, (Denial, String)> {
+fn prepare(io: &ConnIo, head: &Head<'_>) -> Result<PreparedRequest, (Denial, String)> {
     let refuse = |denial: Denial| (denial, head.method.to_owned());
     if head.method == "TRACE" {
         // It would send back what other fields the way here has added.
