@@ -9,9 +9,7 @@ use super::index::{Rank, Slot};
 use super::range::class_of;
 use super::rule::{Fit, Rule};
 use super::set::{PolicySet, RuleId, Rules};
-use crate::egress::{
-    AddressClass, AddressRange, Ask, Destination, EgressRequest, Host, Subject,
-};
+use crate::egress::{AddressClass, AddressRange, Ask, Destination, EgressRequest, Host, Subject};
 
 /// The port on which a tunnel is TLS, so that one whose inside must be seen is
 /// refused before it opens.
@@ -277,12 +275,14 @@ impl Judge<'_> {
             for (_, slot) in scope.deny.by_host(&self.what.authority.host) {
                 self.each_fitting(slot, |id, _, fit| add(DenyReason::Rule, id, fit));
             }
-            self.each_fitting(scope.deny.by_address(), |id, rule, fit| match self.literal {
-                Some(address) if rule.ranges.touches(address) => {
-                    add(DenyReason::AddressDenied, id, fit);
+            self.each_fitting(scope.deny.by_address(), |id, rule, fit| {
+                match self.literal {
+                    Some(address) if rule.ranges.touches(address) => {
+                        add(DenyReason::AddressDenied, id, fit);
+                    }
+                    Some(_) => {}
+                    None => later.push((id, fit == Fit::Inside)),
                 }
-                Some(_) => {}
-                None => later.push((id, fit == Fit::Inside)),
             });
         }
         later
@@ -305,12 +305,14 @@ impl Judge<'_> {
                     reaches
                 });
             }
-            self.each_fitting(scope.allow.by_address(), |id, rule, fit| match self.literal {
-                Some(address) if rule.ranges.contains(address) => {
-                    named.offer(Rank::Range, id, fit);
+            self.each_fitting(scope.allow.by_address(), |id, rule, fit| {
+                match self.literal {
+                    Some(address) if rule.ranges.contains(address) => {
+                        named.offer(Rank::Range, id, fit);
+                    }
+                    Some(_) => {}
+                    None => by_address.push((id, fit)),
                 }
-                Some(_) => {}
-                None => by_address.push((id, fit)),
             });
         }
         by_address.sort_unstable_by_key(|(id, _)| *id);

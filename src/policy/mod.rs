@@ -35,7 +35,7 @@ mod set;
 #[cfg(test)]
 mod tests {}
 
-pub use decision::{DenyReason, Decision, Denied, EchRule, Permit, SniRule, TlsRule, TlsUse};
+pub use decision::{Decision, Denied, DenyReason, EchRule, Permit, SniRule, TlsRule, TlsUse};
 pub use document::{
     Action, AnyOr, Format, MAX_DOCUMENT_BYTES, Mode, PolicyDocument, PortEntry, RuleDocument,
 };
