@@ -53,7 +53,11 @@ fn request(line: &str) -> EgressRequest {
     };
     let slash = rest.find('/').unwrap_or(rest.len());
     let authority = Authority::parse_with_default_port(&rest[..slash], scheme.default_port());
-    let path = if slash == rest.len() { "/" } else { &rest[slash..] };
+    let path = if slash == rest.len() {
+        "/"
+    } else {
+        &rest[slash..]
+    };
     EgressRequest {
         authority: authority.expect(target),
         ask: Ask::Request {
@@ -79,7 +83,10 @@ fn decide_for(set: &PolicySet, agent: &str, tenant: Option<&str>, line: &str) ->
 fn said(decision: &Decision) -> String {
     match decision {
         Decision::Deny(denied) => {
-            let rule = denied.rule().map(|rule| format!(" by {rule}")).unwrap_or_default();
+            let rule = denied
+                .rule()
+                .map(|rule| format!(" by {rule}"))
+                .unwrap_or_default();
             format!("deny {}{rule}", denied.reason().as_str())
         }
         Decision::Allow(permit) => match permit.audited_denial() {
@@ -96,7 +103,11 @@ fn name(permit: &Permit) -> &str {
 
 fn check(set: &PolicySet, cases: &[(&str, &str)]) {
     for (line, expected) in cases {
-        assert_eq!(said(&decide_for(set, "bot", None, line)), *expected, "{line}");
+        assert_eq!(
+            said(&decide_for(set, "bot", None, line)),
+            *expected,
+            "{line}"
+        );
     }
 }
 
@@ -121,7 +132,10 @@ fn check_addresses(permit: &Permit, cases: &[(&str, &str)]) {
 
 #[test]
 fn nothing_matches_means_deny() {
-    let cases = [("CONNECT a.example:443", "deny no_rule"), ("GET http://10.0.0.1/", "deny no_rule")];
+    let cases = [
+        ("CONNECT a.example:443", "deny no_rule"),
+        ("GET http://10.0.0.1/", "deny no_rule"),
+    ];
     check(&PolicySet::empty(), &cases);
     check(&policy("version: 1"), &cases);
     check(&build(&[]).expect("no document"), &cases);
@@ -305,8 +319,14 @@ fn the_most_specific_host_wins_then_the_order() {
             ("CONNECT 8.8.8.8:443", "allow all"),
         ],
     );
-    assert_eq!(permit(&set, "CONNECT other.test:443").tls().tls, TlsUse::Any);
-    assert_eq!(permit(&set, "CONNECT a.example:443").tls(), TlsRule::default());
+    assert_eq!(
+        permit(&set, "CONNECT other.test:443").tls().tls,
+        TlsUse::Any
+    );
+    assert_eq!(
+        permit(&set, "CONNECT a.example:443").tls(),
+        TlsRule::default()
+    );
 }
 
 #[test]
@@ -345,7 +365,10 @@ fn addresses_are_public_or_named_by_a_range() {
     );
     check_addresses(
         &permit(&set, "CONNECT any.test:8080"),
-        &[("192.168.1.1", "ok"), ("8.8.8.8", "deny address_not_allowed")],
+        &[
+            ("192.168.1.1", "ok"),
+            ("8.8.8.8", "deny address_not_allowed"),
+        ],
     );
     check_addresses(
         &permit(&set, "CONNECT imds.example:443"),
@@ -369,7 +392,10 @@ fn addresses_are_public_or_named_by_a_range() {
     );
     for (target, address) in [("10.9.9.9", "10.9.9.9"), ("[fd00::1]", "fd00::1")] {
         let permit = permit(&set, &format!("CONNECT {target}:443"));
-        check_addresses(&permit, &[(address, "ok"), ("10.9.9.8", "deny address_private")]);
+        check_addresses(
+            &permit,
+            &[(address, "ok"), ("10.9.9.8", "deny address_private")],
+        );
     }
     let everywhere = rules("  - {name: all, action: allow, agents: any, hosts: [\"*\"]}");
     let metadata = permit(&everywhere, "CONNECT 169.254.169.254:80");
@@ -383,12 +409,25 @@ fn an_address_rule_adds_to_a_rule_by_name() {
   - {name: net, action: allow, agents: any, addresses: [10.0.0.0/8]}
   - {name: limited, action: allow, agents: any, addresses: [172.16.0.0/12], methods: [GET]}",
     );
-    check(&set, &[("CONNECT a.example:443", "allow name"), ("CONNECT 10.0.0.1:443", "allow net")]);
+    check(
+        &set,
+        &[
+            ("CONNECT a.example:443", "allow name"),
+            ("CONNECT 10.0.0.1:443", "allow net"),
+        ],
+    );
     check_addresses(
         &permit(&set, "CONNECT a.example:443"),
-        &[("8.8.8.8", "ok"), ("10.0.0.1", "ok"), ("172.16.0.1", "deny address_private")],
+        &[
+            ("8.8.8.8", "ok"),
+            ("10.0.0.1", "ok"),
+            ("172.16.0.1", "deny address_private"),
+        ],
     );
-    check_addresses(&permit(&set, "GET http://a.example/"), &[("172.16.0.1", "ok")]);
+    check_addresses(
+        &permit(&set, "GET http://a.example/"),
+        &[("172.16.0.1", "ok")],
+    );
 }
 
 #[test]
@@ -403,7 +442,10 @@ fn a_deny_rule_refuses_what_either_its_hosts_or_its_addresses_name() {
         &[
             ("CONNECT bad.example:443", "deny rule by bad"),
             ("CONNECT 1.1.1.1:443", "deny rule by bad"),
-            ("CONNECT [64:ff9b::101:101]:443", "deny address_denied by bad"),
+            (
+                "CONNECT [64:ff9b::101:101]:443",
+                "deny address_denied by bad",
+            ),
             ("CONNECT 8.8.8.8:443", "deny address_denied by bad"),
             ("CONNECT 9.9.9.9:443", "deny not_inspectable by put"),
             ("CONNECT 9.9.9.9:80", "allow all, inside only"),
@@ -420,8 +462,14 @@ fn a_deny_rule_refuses_what_either_its_hosts_or_its_addresses_name() {
             ("8.9.0.1", "ok"),
         ],
     );
-    check_addresses(&permit(&set, "GET http://ok.example/"), &[("9.9.9.9", "ok")]);
-    check_addresses(&permit(&set, "PUT http://ok.example/"), &[("9.9.9.9", "deny address_denied")]);
+    check_addresses(
+        &permit(&set, "GET http://ok.example/"),
+        &[("9.9.9.9", "ok")],
+    );
+    check_addresses(
+        &permit(&set, "PUT http://ok.example/"),
+        &[("9.9.9.9", "deny address_denied")],
+    );
 }
 
 #[test]
@@ -451,11 +499,21 @@ rules: [{name: other, action: allow, agents: any, hosts: [other.example, shared.
         (Some("other"), "shared.example", "allow other"),
         (Some("nobody"), "shared.example", "deny unknown_tenant"),
     ] {
-        let said = said(&decide_for(&set, "bot", tenant, &format!("CONNECT {host}:443")));
+        let said = said(&decide_for(
+            &set,
+            "bot",
+            tenant,
+            &format!("CONNECT {host}:443"),
+        ));
         assert_eq!(said, expected, "{tenant:?} {host}");
     }
     let without = build(&[global]).expect("a policy");
-    let decision = decide_for(&without, "bot", Some("nobody"), "CONNECT shared.example:443");
+    let decision = decide_for(
+        &without,
+        "bot",
+        Some("nobody"),
+        "CONNECT shared.example:443",
+    );
     assert_eq!(said(&decision), "allow shared");
 }
 
@@ -469,10 +527,22 @@ fn the_token_narrows_and_never_widens() {
         (vec![], "CONNECT a.example:443", "deny not_in_token"),
         (vec!["*"], "CONNECT a.example:443", "allow r"),
         (vec!["*"], "CONNECT a.test:443", "deny no_rule"),
-        (vec!["b.example"], "CONNECT a.example:443", "deny not_in_token"),
-        (vec!["b.example", "a.example"], "CONNECT a.example:443", "allow r"),
+        (
+            vec!["b.example"],
+            "CONNECT a.example:443",
+            "deny not_in_token",
+        ),
+        (
+            vec!["b.example", "a.example"],
+            "CONNECT a.example:443",
+            "allow r",
+        ),
         (vec!["8.0.0.0/8"], "CONNECT 8.8.8.8:443", "allow r"),
-        (vec!["9.0.0.0/8"], "CONNECT 8.8.8.8:443", "deny not_in_token"),
+        (
+            vec!["9.0.0.0/8"],
+            "CONNECT 8.8.8.8:443",
+            "deny not_in_token",
+        ),
         (vec!["9.0.0.0/8"], "CONNECT a.example:443", "allow r"),
     ] {
         let parsed: Vec<Destination> = destinations
@@ -527,7 +597,11 @@ rules:
         ],
     );
     let unseen = permit(&set, "CONNECT get.example:8443");
-    assert!(unseen.opaque_denial().is_some_and(|denied| !denied.enforced()));
+    assert!(
+        unseen
+            .opaque_denial()
+            .is_some_and(|denied| !denied.enforced())
+    );
     let none = permit(&set, "CONNECT none.example:443");
     assert_eq!((none.rule(), none.mode()), (None, Mode::Audit));
     check_addresses(
@@ -542,10 +616,18 @@ rules:
     );
     check_addresses(
         &permit(&set, "CONNECT pin.example:443"),
-        &[("1.1.1.1", "ok"), ("1.1.2.1", "audit address_not_allowed"), ("10.0.0.1", "deny address_private")],
+        &[
+            ("1.1.1.1", "ok"),
+            ("1.1.2.1", "audit address_not_allowed"),
+            ("10.0.0.1", "deny address_private"),
+        ],
     );
     let agent = AgentId::parse("bot").expect("an agent");
-    let who = Subject { agent: &agent, tenant: None, destinations: Some(&[]) };
+    let who = Subject {
+        agent: &agent,
+        tenant: None,
+        destinations: Some(&[]),
+    };
     let decision = set.decide(&who, &request("CONNECT none.example:443"));
     assert_eq!(said(&decision), "deny not_in_token");
     let tenants = build_in(
@@ -573,15 +655,21 @@ fn a_rule_on_trial_does_not_hide_one_that_binds() {
     );
     check(
         &set,
-        &[("CONNECT a.example:443", "audit rule"), ("CONNECT b.example:443", "deny no_rule")],
+        &[
+            ("CONNECT a.example:443", "audit rule"),
+            ("CONNECT b.example:443", "deny no_rule"),
+        ],
     );
     assert_eq!(name(&permit(&set, "CONNECT a.example:443")), "a");
 }
 
 #[test]
 fn allowed_destinations_in_one_line() {
-    let set = PolicySet::from_allowed_destinations("api.openai.com, *.example.com,10.1.0.0/16", Mode::Enforce)
-        .expect("a policy");
+    let set = PolicySet::from_allowed_destinations(
+        "api.openai.com, *.example.com,10.1.0.0/16",
+        Mode::Enforce,
+    )
+    .expect("a policy");
     check(
         &set,
         &[
@@ -592,8 +680,9 @@ fn allowed_destinations_in_one_line() {
             ("CONNECT api.openai.com:22", "deny no_rule"),
         ],
     );
-    let errors = PolicySet::from_allowed_destinations("API.openai.com,,10.1.2.3/8,a.example", Mode::Enforce)
-        .expect_err("three mistakes");
+    let errors =
+        PolicySet::from_allowed_destinations("API.openai.com,,10.1.2.3/8,a.example", Mode::Enforce)
+            .expect_err("three mistakes");
     let said: Vec<String> = errors.iter().map(ToString::to_string).collect();
     assert_eq!(
         said,
@@ -677,38 +766,73 @@ fn one_document_for_a_tenant() {
 
 #[test]
 fn texts_that_are_no_documents() {
-    let rule = |members: &str| format!("version: 1\nrules: [{{name: r, action: allow, agents: any, {members}}}]");
+    let rule = |members: &str| {
+        format!("version: 1\nrules: [{{name: r, action: allow, agents: any, {members}}}]")
+    };
     for (text, says) in [
         (String::new(), "EOF"),
         ("rules: []".into(), "missing field `version`"),
         ("version: 1\nversion: 1".into(), "duplicate field `version`"),
-        ("version: 1\n---\nversion: 1".into(), "more than one document"),
+        (
+            "version: 1\n---\nversion: 1".into(),
+            "more than one document",
+        ),
         ("version: one".into(), "invalid type"),
         ("version: 1\nrule: []".into(), "unknown field `rule`"),
         (rule("host: [a]"), "unknown field `host`"),
         (rule("hosts: a.example"), "expected a sequence"),
-        (rule("hosts: [a.example], hosts: [b.example]"), "duplicate field `hosts`"),
+        (
+            rule("hosts: [a.example], hosts: [b.example]"),
+            "duplicate field `hosts`",
+        ),
         (rule("hosts: [1]"), "expected a string"),
         (rule("hosts: [null]"), "expected a string"),
-        (rule("hosts: [a.example], paths: "), "`any` or a list in brackets"),
-        (rule("hosts: [a.example], methods: all"), "`any` or a list in brackets"),
+        (
+            rule("hosts: [a.example], paths: "),
+            "`any` or a list in brackets",
+        ),
+        (
+            rule("hosts: [a.example], methods: all"),
+            "`any` or a list in brackets",
+        ),
         (rule("hosts: null"), "invalid type"),
-        (rule("hosts: [a.example], ports: [-1]"), "a port such as 443"),
-        (rule("hosts: [a.example], mode: dry-run"), "unknown variant `dry-run`, expected `enforce` or `audit`"),
-        (rule("hosts: [*.example.com]"), "needs quotes: \"*.example.com\""),
-        ("version: 1\nrules:\n  - <<: {name: a}".into(), "unknown field `<<`"),
+        (
+            rule("hosts: [a.example], ports: [-1]"),
+            "a port such as 443",
+        ),
+        (
+            rule("hosts: [a.example], mode: dry-run"),
+            "unknown variant `dry-run`, expected `enforce` or `audit`",
+        ),
+        (
+            rule("hosts: [*.example.com]"),
+            "needs quotes: \"*.example.com\"",
+        ),
+        (
+            "version: 1\nrules:\n  - <<: {name: a}".into(),
+            "unknown field `<<`",
+        ),
         ("version: 1\ndenylist: !!binary eA==".into(), "invalid type"),
-        ("version: 1\n\trules: []".into(), "found character that cannot start any token"),
+        (
+            "version: 1\n\trules: []".into(),
+            "found character that cannot start any token",
+        ),
     ] {
         let error = PolicyDocument::parse(&"p.yaml".into(), Format::Yaml, &text).expect_err(&text);
         assert!(error.to_string().contains(says), "{text}: {error}");
     }
     for (text, says) in [
         ("", "p.json:1:"),
-        ("{\"version\": 1, \"version\": 1}", "duplicate field `version`"),
+        (
+            "{\"version\": 1, \"version\": 1}",
+            "duplicate field `version`",
+        ),
         ("{\"version\": 1} {}", "trailing characters"),
         ("{\"version\": 1,}", "trailing comma"),
-        ("{\n\"version\": 1, \"x\": 1}", "p.json:2:17: unknown field `x`"),
+        (
+            "{\n\"version\": 1, \"x\": 1}",
+            "p.json:2:17: unknown field `x`",
+        ),
         ("{\"version\": 1, \"tenant\": null}", "invalid type: null"),
         ("[]", "invalid"),
     ] {
@@ -761,7 +885,13 @@ fn the_digest_is_of_what_the_documents_say() {
     assert_eq!(first, digest(&[&format!("# a comment\n{a}"), b]));
     assert_ne!(first, digest(&[a]));
     assert_ne!(first, digest(&[&a.replace("a.example", "b.example"), b]));
-    assert_ne!(first, build_in(&[a, b], Mode::Audit).expect("a policy").digest().to_string());
+    assert_ne!(
+        first,
+        build_in(&[a, b], Mode::Audit)
+            .expect("a policy")
+            .digest()
+            .to_string()
+    );
 }
 
 #[test]
@@ -770,7 +900,10 @@ fn shipped_policies_are_valid_and_without_doubts() {
     let mut seen = 0;
     for entry in std::fs::read_dir(folder).expect("the folder") {
         let path = entry.expect("an entry").path();
-        let name = path.file_name().and_then(|name| name.to_str()).expect("a name");
+        let name = path
+            .file_name()
+            .and_then(|name| name.to_str())
+            .expect("a name");
         if !name.ends_with(".yaml") || name.ends_with(".cases.yaml") {
             continue;
         }
