@@ -9,9 +9,7 @@ use super::index::{Rank, Slot};
 use super::range::class_of;
 use super::rule::{Fit, Rule};
 use super::set::{PolicySet, RuleId, Rules};
-use crate::egress::{
-    AddressClass, AddressRange, Ask, Destination, EgressRequest, Host, Subject,
-};
+use crate::egress::{AddressClass, AddressRange, Destination, EgressRequest, Host, Subject};
 
 /// The port on which a tunnel is TLS, so that one whose inside must be seen is
 /// refused before it opens.
@@ -21,21 +19,11 @@ impl PolicySet {
     /// Whether this subject may ask for this.
     pub fn decide(&self, who: &Subject<'_>, what: &EgressRequest) -> Decision {
         let rules = &*self.rules;
-        let Ok(tenant) = rules.place_of(who.tenant) else {
+        let Some(judge) = Judge::new(rules, who, what) else {
             return Decision::Deny(Denied::without_rule(
                 DenyReason::UnknownTenant,
                 Mode::Enforce,
             ));
-        };
-        let judge = Judge {
-            rules,
-            who,
-            what,
-            tenant,
-            literal: match what.authority.host {
-                Host::Address(address) => Some(address),
-                Host::Name(_) => None,
-            },
         };
         let mut refused = Refusals::default();
         // Why what travels unseen in a tunnel may not pass.
@@ -53,7 +41,7 @@ impl PolicySet {
             }
             Some(_) => {}
         }
-        if what.authority.port == HTTPS_PORT
+        if judge.needs_tls()
             && let Some(denied) = inside.any()
         {
             refused.add(denied.clone());
@@ -79,7 +67,7 @@ impl PolicySet {
             rule,
             by_address,
             denied_addresses,
-            tenant,
+            tenant: judge.tenant,
             literal: judge.literal,
             token_ranges,
             audited: refused.advisory,
@@ -189,13 +177,13 @@ impl Denied {
 
 /// The first refusal that binds and the first that does not.
 #[derive(Debug, Default)]
-struct Refusals {
-    binding: Option<Denied>,
-    advisory: Option<Denied>,
+pub(super) struct Refusals {
+    pub(super) binding: Option<Denied>,
+    pub(super) advisory: Option<Denied>,
 }
 
 impl Refusals {
-    fn add(&mut self, denied: Denied) {
+    pub(super) fn add(&mut self, denied: Denied) {
         let slot = match denied.mode {
             Mode::Enforce => &mut self.binding,
             Mode::Audit => &mut self.advisory,
@@ -203,7 +191,7 @@ impl Refusals {
         slot.get_or_insert(denied);
     }
 
-    fn any(&self) -> Option<&Denied> {
+    pub(super) fn any(&self) -> Option<&Denied> {
         self.binding.as_ref().or(self.advisory.as_ref())
     }
 
@@ -212,18 +200,19 @@ impl Refusals {
     }
 }
 
-struct Judge<'a> {
-    rules: &'a Rules,
-    who: &'a Subject<'a>,
+/// One request before one set of rules.
+pub(super) struct Judge<'a> {
+    pub(super) rules: &'a Rules,
+    pub(super) who: &'a Subject<'a>,
     what: &'a EgressRequest,
-    tenant: Option<usize>,
+    pub(super) tenant: Option<usize>,
     literal: Option<IpAddr>,
 }
 
 /// The allow rule that is used.
-struct Chosen {
-    id: RuleId,
-    fit: Fit,
+pub(super) struct Chosen {
+    pub(super) id: RuleId,
+    pub(super) fit: Fit,
     /// The allow rules by addresses only that may add addresses to it.
     by_address: Vec<RuleId>,
 }
@@ -254,8 +243,31 @@ impl Best {
     }
 }
 
-impl Judge<'_> {
-    fn denylists(&self, refused: &mut Refusals) {
+impl<'a> Judge<'a> {
+    /// `None` where the subject's tenant has no document and others have.
+    pub(super) fn new(
+        rules: &'a Rules,
+        who: &'a Subject<'a>,
+        what: &'a EgressRequest,
+    ) -> Option<Self> {
+        Some(Self {
+            rules,
+            who,
+            what,
+            tenant: rules.place_of(who.tenant).ok()?,
+            literal: match what.authority.host {
+                Host::Address(address) => Some(address),
+                Host::Name(_) => None,
+            },
+        })
+    }
+
+    /// Whether nothing but TLS can be expected in a tunnel to this port.
+    pub(super) fn needs_tls(&self) -> bool {
+        self.what.authority.port == HTTPS_PORT
+    }
+
+    pub(super) fn denylists(&self, refused: &mut Refusals) {
         let host = &self.what.authority.host;
         for scope in self.rules.scopes(self.tenant) {
             for list in scope.denylists.iter().filter(|list| list.has_host(host)) {
@@ -266,7 +278,11 @@ impl Judge<'_> {
 
     /// Asks the deny rules, and gives those that have a word on the addresses
     /// of a name, each with whether it is about the inside of a tunnel.
-    fn deny_rules(&self, refused: &mut Refusals, inside: &mut Refusals) -> Vec<(RuleId, bool)> {
+    pub(super) fn deny_rules(
+        &self,
+        refused: &mut Refusals,
+        inside: &mut Refusals,
+    ) -> Vec<(RuleId, bool)> {
         let mut add = |reason, id, fit| match fit {
             Fit::Yes => refused.add(self.denied(reason, id)),
             Fit::Inside => inside.add(self.denied(DenyReason::NotInspectable, id)),
@@ -277,12 +293,14 @@ impl Judge<'_> {
             for (_, slot) in scope.deny.by_host(&self.what.authority.host) {
                 self.each_fitting(slot, |id, _, fit| add(DenyReason::Rule, id, fit));
             }
-            self.each_fitting(scope.deny.by_address(), |id, rule, fit| match self.literal {
-                Some(address) if rule.ranges.touches(address) => {
-                    add(DenyReason::AddressDenied, id, fit);
+            self.each_fitting(scope.deny.by_address(), |id, rule, fit| {
+                match self.literal {
+                    Some(address) if rule.ranges.touches(address) => {
+                        add(DenyReason::AddressDenied, id, fit);
+                    }
+                    Some(_) => {}
+                    None => later.push((id, fit == Fit::Inside)),
                 }
-                Some(_) => {}
-                None => later.push((id, fit == Fit::Inside)),
             });
         }
         later
@@ -290,7 +308,7 @@ impl Judge<'_> {
 
     /// The most specific allow rule. Rules by addresses only come after those
     /// by name, as it shows only later whether they speak of the name at all.
-    fn allow_rules(&self) -> Option<Chosen> {
+    pub(super) fn allow_rules(&self) -> Option<Chosen> {
         let mut named = Best::default();
         let mut by_address: Vec<(RuleId, Fit)> = Vec::new();
         for scope in self.rules.scopes(self.tenant) {
@@ -305,23 +323,24 @@ impl Judge<'_> {
                     reaches
                 });
             }
-            self.each_fitting(scope.allow.by_address(), |id, rule, fit| match self.literal {
-                Some(address) if rule.ranges.contains(address) => {
-                    named.offer(Rank::Range, id, fit);
+            self.each_fitting(scope.allow.by_address(), |id, rule, fit| {
+                match self.literal {
+                    Some(address) if rule.ranges.contains(address) => {
+                        named.offer(Rank::Range, id, fit);
+                    }
+                    Some(_) => {}
+                    None => by_address.push((id, fit)),
                 }
-                Some(_) => {}
-                None => by_address.push((id, fit)),
             });
         }
         by_address.sort_unstable_by_key(|(id, _)| *id);
         let unseen = |wanted| by_address.iter().filter(move |(_, fit)| *fit == wanted);
         let first = |wanted| unseen(wanted).next().copied();
-        let https = self.what.authority.port == HTTPS_PORT;
         let (id, fit) = match (named.whole, named.inside) {
             (Some((_, id)), _) => (id, Fit::Yes),
             // On this port only a rule that fits can help.
             (None, Some((_, id))) => match first(Fit::Yes) {
-                Some(other) if https => other,
+                Some(other) if self.needs_tls() => other,
                 _ => (id, Fit::Inside),
             },
             (None, None) => first(Fit::Yes).or_else(|| first(Fit::Inside))?,
@@ -340,7 +359,7 @@ impl Judge<'_> {
         })
     }
 
-    fn no_rule(&self) -> Denied {
+    pub(super) fn no_rule(&self) -> Denied {
         let mode = self
             .rules
             .scopes(self.tenant)
@@ -351,7 +370,7 @@ impl Judge<'_> {
 
     /// What the credential says of the target: nothing, that these ranges must
     /// hold the address, or no.
-    fn token(&self) -> Result<Option<Vec<AddressRange>>, Denied> {
+    pub(super) fn token(&self) -> Result<Option<Vec<AddressRange>>, Denied> {
         let Some(destinations) = self.who.destinations else {
             return Ok(None);
         };
@@ -372,7 +391,7 @@ impl Judge<'_> {
         Ok(Some(ranges))
     }
 
-    fn denied(&self, reason: DenyReason, id: RuleId) -> Denied {
+    pub(super) fn denied(&self, reason: DenyReason, id: RuleId) -> Denied {
         Denied::by(reason, id, self.rules.rule(id))
     }
 
@@ -407,9 +426,4 @@ impl Judge<'_> {
             }
         }
     }
-}
-
-/// A tunnel is asked for as such; everything else is seen.
-pub(super) fn is_tunnel(ask: &Ask) -> bool {
-    matches!(ask, Ask::Tunnel)
 }

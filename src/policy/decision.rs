@@ -134,8 +134,7 @@ impl Permit {
     /// ClientHello: the mode of the rule.
     #[must_use]
     pub fn mode(&self) -> Mode {
-        self.rule
-            .map_or(Mode::Audit, |id| self.rules.rule(id).mode)
+        self.rule.map_or(Mode::Audit, |id| self.rules.rule(id).mode)
     }
 
     /// What enforcing would have said, where only audit mode lets it pass.
@@ -268,7 +267,10 @@ impl fmt::Display for Denied {
                 "the address is not public ({class}) and no rule names its range"
             ),
             DenyReason::AddressNotAllowed => {
-                write!(f, "rule \"{rule}\" allows this host at other addresses only")
+                write!(
+                    f,
+                    "rule \"{rule}\" allows this host at other addresses only"
+                )
             }
             DenyReason::AddressDenied => write!(f, "rule \"{rule}\" refuses this address"),
             DenyReason::NotInspectable => write!(

@@ -36,11 +36,19 @@ pub struct PolicyDocument {
     /// The version of this format: 1.
     pub version: u32,
     /// Whom the document is for. Without it, for everybody: a global document.
-    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        deserialize_with = "present",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub tenant: Option<String>,
     /// `enforce` or `audit`, for every rule that does not say it itself.
     /// Without it, as the gateway is set.
-    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        deserialize_with = "present",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub mode: Option<Mode>,
     /// Hosts (`api.example.com`, `*.example.com`) and address ranges
     /// (`203.0.113.0/24`) that no agent reaches, whatever a rule allows.
@@ -64,45 +72,85 @@ pub struct RuleDocument {
     pub agents: AnyOr<String>,
     /// Which hosts: `api.example.com` is exactly that name, `*.example.com`
     /// the names below it and not itself, `*` every host.
-    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        deserialize_with = "present",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub hosts: Option<Vec<String>>,
     /// Which addresses, as ranges. In an allow rule only these may be dialled,
     /// and addresses in them need not be public. A cloud's metadata address
     /// must be named alone, as `169.254.169.254/32`.
-    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        deserialize_with = "present",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub addresses: Option<Vec<String>>,
     /// `any`, or ports (`443`) and ranges of them (`"8000-8999"`). Without it,
     /// 80 and 443.
-    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        deserialize_with = "present",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub ports: Option<AnyOr<PortEntry>>,
     /// `http` (clear text), `https` or both. Without it, both. Looked at where
     /// the inside of a connection is seen.
-    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        deserialize_with = "present",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub schemes: Option<AnyOr<String>>,
     /// `any`, or methods, in upper case. Without it, any. A tunnel whose
     /// inside is not seen cannot be held to methods.
-    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        deserialize_with = "present",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub methods: Option<AnyOr<String>>,
     /// `any`, or patterns of paths: `*` within one segment, `/**` for all
     /// below. Without it, any. A tunnel whose inside is not seen cannot be
     /// held to paths.
-    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        deserialize_with = "present",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub paths: Option<AnyOr<String>>,
     /// `enforce` or `audit`, for this rule. Without it, as the document.
-    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        deserialize_with = "present",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub mode: Option<Mode>,
     /// What a tunnel may carry: `strict` (the default) is TLS or HTTP, `any`
     /// is any bytes. For allow rules.
-    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        deserialize_with = "present",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub tls: Option<TlsUse>,
     /// The name in the ClientHello: `match` (the default) must be the host that
     /// was asked for, `optional` may be absent, `any` may be another one. For
     /// allow rules.
-    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        deserialize_with = "present",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub sni: Option<SniRule>,
     /// A ClientHello whose name is encrypted: `refuse` (the default) or
     /// `allow`. For allow rules.
-    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        deserialize_with = "present",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub ech: Option<EchRule>,
 }
 
@@ -275,7 +323,8 @@ fn yaml_problem(error: yaml_serde::Error) -> Failed {
         _ => &full,
     };
     if message.contains("alias") || message.contains("unknown anchor") {
-        let message = format!("{message}; a value that begins with a star needs quotes: \"*.example.com\"");
+        let message =
+            format!("{message}; a value that begins with a star needs quotes: \"*.example.com\"");
         return (String::new(), location, message);
     }
     // `rules[0].hosts: invalid type: …`: the path has no space, other prefixes do.

@@ -74,7 +74,9 @@ pub enum Problem {
         other: SourceName,
     },
     /// Not a name that can stand in records.
-    #[error("{0:?}: write a name of 1 to 128 printable ASCII characters, without quotes and backslashes")]
+    #[error(
+        "{0:?}: write a name of 1 to 128 printable ASCII characters, without quotes and backslashes"
+    )]
     Name(String),
     /// Two rules, one name.
     #[error("{name:?} is the name of rules[{first}] already; give each rule its own")]
@@ -85,7 +87,9 @@ pub enum Problem {
         first: usize,
     },
     /// Neither `hosts` nor `addresses`.
-    #[error("the rule names no destination; write `hosts`, `addresses` or both (`hosts: [\"*\"]` is every host)")]
+    #[error(
+        "the rule names no destination; write `hosts`, `addresses` or both (`hosts: [\"*\"]` is every host)"
+    )]
     NoDestination,
     /// An empty list, where `any` can be written.
     #[error("the list is empty; write `any`, or what the rule is for")]
@@ -150,7 +154,9 @@ pub enum Problem {
     #[error("{0:?} is not a method; write one such as \"GET\"")]
     Method(String),
     /// `CONNECT` among methods.
-    #[error("\"CONNECT\": methods are those inside a tunnel; a rule without `methods` and `paths` allows tunnels")]
+    #[error(
+        "\"CONNECT\": methods are those inside a tunnel; a rule without `methods` and `paths` allows tunnels"
+    )]
     MethodConnect,
     /// Not a pattern of paths.
     #[error("{raw:?}: {error}")]
@@ -192,7 +198,9 @@ pub enum Concern {
     #[error("never decides: rules[{0}] says the same; take it away")]
     SameAs(usize),
     /// An allow rule limited by methods or paths on port 443.
-    #[error("a tunnel to port 443 cannot be held to {0} and is refused by this rule; the rule works for requests whose inside is seen")]
+    #[error(
+        "a tunnel to port 443 cannot be held to {0} and is refused by this rule; the rule works for requests whose inside is seen"
+    )]
     NotForTunnels(&'static str),
 }
 

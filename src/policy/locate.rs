@@ -76,8 +76,14 @@ struct Walk {
 
 /// A mapping or a sequence that is not closed yet.
 enum Open {
-    Mapping { path_bytes: usize, key_is_next: bool },
-    Sequence { path_bytes: usize, next: usize },
+    Mapping {
+        path_bytes: usize,
+        key_is_next: bool,
+    },
+    Sequence {
+        path_bytes: usize,
+        next: usize,
+    },
 }
 
 impl Walk {
@@ -189,7 +195,10 @@ rules:
         assert_eq!(expanded_nodes("&x [*x]"), u64::MAX);
         let mut bomb = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n".to_owned();
         for n in 1..30 {
-            bomb += &format!("a{n}: &a{n} [{}]\n", vec![format!("*a{}", n - 1); 10].join(", "));
+            bomb += &format!(
+                "a{n}: &a{n} [{}]\n",
+                vec![format!("*a{}", n - 1); 10].join(", ")
+            );
         }
         assert_eq!(expanded_nodes(&bomb), u64::MAX);
     }

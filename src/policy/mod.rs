@@ -24,22 +24,22 @@
 mod decide;
 mod decision;
 mod document;
-//mod explain;
+mod explain;
 mod finding;
 mod index;
-//mod lint;
+mod lint;
 mod locate;
 mod range;
 mod rule;
 mod set;
 #[cfg(test)]
-mod tests {}
+mod tests;
 
-pub use decision::{DenyReason, Decision, Denied, EchRule, Permit, SniRule, TlsRule, TlsUse};
+pub use decision::{Decision, Denied, DenyReason, EchRule, Permit, SniRule, TlsRule, TlsUse};
 pub use document::{
     Action, AnyOr, Format, MAX_DOCUMENT_BYTES, Mode, PolicyDocument, PortEntry, RuleDocument,
 };
-//pub use explain::{Check, CheckOutcome, Difference, Explanation, NearestRule, RuleRef, Verdict};
+pub use explain::{Check, CheckOutcome, Difference, Explanation, NearestRule, RuleRef, Verdict};
 pub use finding::{Concern, Finding, Location, PolicyError, PolicyWarning, Problem, SourceName};
 pub use locate::locate;
 pub use set::PolicySet;

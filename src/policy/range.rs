@@ -139,11 +139,23 @@ mod tests {
     #[test]
     fn a_refusal_sees_through_the_forms_that_carry_ipv4() {
         let denied = set(&["8.8.8.0/24"]);
-        for spelled in ["8.8.8.8", "::ffff:8.8.8.8", "64:ff9b::8.8.8.8", "2002:808:808::1"] {
-            assert!(denied.touches(spelled.parse().expect("an address")), "{spelled}");
+        for spelled in [
+            "8.8.8.8",
+            "::ffff:8.8.8.8",
+            "64:ff9b::8.8.8.8",
+            "2002:808:808::1",
+        ] {
+            assert!(
+                denied.touches(spelled.parse().expect("an address")),
+                "{spelled}"
+            );
         }
         assert!(!denied.touches([8, 8, 9, 8].into()));
-        for spelled in ["::ffff:169.254.169.254", "2002:a9fe:a9fe::", "169.254.169.254"] {
+        for spelled in [
+            "::ffff:169.254.169.254",
+            "2002:a9fe:a9fe::",
+            "169.254.169.254",
+        ] {
             let address = spelled.parse().expect("an address");
             assert_eq!(class_of(address), AddressClass::Metadata, "{spelled}");
         }

@@ -70,11 +70,6 @@ pub(super) enum Fit {
 }
 
 impl Rule {
-    /// Whether the rule speaks of this agent on this port.
-    pub(super) fn concerns(&self, agent: &AgentId, port: u16) -> bool {
-        self.ports.contains(port) && self.agents.contain(agent)
-    }
-
     /// Whether the rule is limited by what only shows inside a connection.
     pub(super) fn is_limited(&self) -> bool {
         !self.methods.is_empty() || !self.paths.is_empty()

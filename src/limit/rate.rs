@@ -1,0 +1,388 @@
+//! Rates: the generic cell rate algorithm (ITU-T I.371), which is a token
+//! bucket that keeps one number per key and needs no clock of its own.
+
+use std::collections::HashMap;
+use std::collections::hash_map::RandomState;
+use std::hash::{BuildHasher, Hash};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use super::quota::Quota;
+
+/// Keys are spread over so many locks.
+const SHARDS: usize = 32;
+
+/// A full shard in which all keys are busy is walked again only after so many
+/// refusals, so that a flood of new keys costs little each.
+const SWEEP_AFTER: usize = 64;
+
+/// Holds every key to a quota. Time is what the caller says: any clock that
+/// does not go back, counted from any moment. It is kept in whole nanoseconds,
+/// rounded so that nobody gets more than the quota.
+#[derive(Debug)]
+pub struct RateLimiter<K> {
+    quota: Quota,
+    keys_per_shard: usize,
+    shards: Box<[Mutex<Shard<K>>]>,
+    hasher: RandomState,
+}
+
+/// Leave to go on, and what is left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Allowance {
+    /// Units that may still pass at once.
+    pub remaining: u64,
+    /// Until the whole burst is there again.
+    pub reset_after: Duration,
+}
+
+/// Refused for now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("over the quota; retry after {retry_after:?}")]
+pub struct Throttled {
+    /// When as much as was asked for will pass, if nothing else does before.
+    pub retry_after: Duration,
+    /// Units that may still pass at once: fewer than were asked for.
+    pub remaining: u64,
+}
+
+#[derive(Debug)]
+struct Shard<K> {
+    /// By key, the moment in nanoseconds at which its bucket is full again.
+    full_at: HashMap<K, u128, RandomState>,
+    /// Insertions refused since the shard was last swept.
+    refused_since_sweep: usize,
+}
+
+impl<K: Eq + Hash> RateLimiter<K> {
+    /// Remembers at most about `max_keys` keys, 32 at least. A key whose bucket
+    /// is full is forgotten without loss; where none is, a new key is refused.
+    #[must_use]
+    pub fn new(quota: Quota, max_keys: usize) -> Self {
+        let shard = || {
+            Mutex::new(Shard {
+                full_at: HashMap::default(),
+                refused_since_sweep: SWEEP_AFTER,
+            })
+        };
+        Self {
+            quota,
+            keys_per_shard: max_keys.div_ceil(SHARDS).max(1),
+            shards: std::iter::repeat_with(shard).take(SHARDS).collect(),
+            hasher: RandomState::new(),
+        }
+    }
+
+    /// The quota.
+    #[must_use]
+    pub fn quota(&self) -> Quota {
+        self.quota
+    }
+
+    /// Takes one unit.
+    ///
+    /// # Errors
+    /// [`Throttled`], and then nothing is taken.
+    pub fn check(&self, key: &K, now: Duration) -> Result<Allowance, Throttled>
+    where
+        K: Clone,
+    {
+        self.take(key, 1, now)
+    }
+
+    /// Takes so many units, all or none. More than the burst never pass.
+    ///
+    /// # Errors
+    /// [`Throttled`], and then nothing is taken.
+    pub fn take(&self, key: &K, units: u64, now: Duration) -> Result<Allowance, Throttled>
+    where
+        K: Clone,
+    {
+        let now = now.as_nanos();
+        let mut shard = self.shard(key);
+        if let Some(full_at) = shard.full_at.get_mut(key) {
+            let (next, allowance) = self.charge(*full_at, units, now)?;
+            *full_at = next;
+            return Ok(allowance);
+        }
+        let (next, allowance) = self.charge(now, units, now)?;
+        if shard.full_at.len() >= self.keys_per_shard {
+            shard.make_room(self.keys_per_shard, now, &self.quota)?;
+        }
+        shard.full_at.insert(key.clone(), next);
+        Ok(allowance)
+    }
+
+    /// Takes units that have been used already, as bytes are, though they make
+    /// a debt: the key is refused until it is paid. A new key for which there
+    /// is no room is not charged; [`Self::check`] refuses it.
+    pub fn charge_used(&self, key: &K, units: u64, now: Duration)
+    where
+        K: Clone,
+    {
+        let now = now.as_nanos();
+        let cost = self.quota.nanos_for(units);
+        let mut shard = self.shard(key);
+        let room = shard.full_at.len() < self.keys_per_shard;
+        if let Some(full_at) = shard.full_at.get_mut(key) {
+            *full_at = (*full_at).max(now).saturating_add(cost);
+        } else if room
+            || shard
+                .make_room(self.keys_per_shard, now, &self.quota)
+                .is_ok()
+        {
+            shard.full_at.insert(key.clone(), now.saturating_add(cost));
+        }
+    }
+
+    /// How many keys are remembered.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.shards
+            .iter()
+            .map(|shard| lock(shard).full_at.len())
+            .sum()
+    }
+
+    /// Whether no key is remembered.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// When the bucket is full after taking so many units, or how long until
+    /// they are there.
+    fn charge(&self, full_at: u128, units: u64, now: u128) -> Result<(u128, Allowance), Throttled> {
+        let burst = self.quota.nanos_for(self.quota.burst());
+        let debt = full_at.saturating_sub(now);
+        let next = debt + self.quota.nanos_for(units);
+        if next > burst {
+            return Err(Throttled {
+                retry_after: duration(next - burst),
+                remaining: self.quota.units_in(burst.saturating_sub(debt)),
+            });
+        }
+        let allowance = Allowance {
+            remaining: self.quota.units_in(burst - next),
+            reset_after: duration(next),
+        };
+        Ok((now + next, allowance))
+    }
+
+    fn shard(&self, key: &K) -> MutexGuard<'_, Shard<K>> {
+        let hash = self.hasher.hash_one(key);
+        // The remainder is less than the number of shards.
+        let at = usize::try_from(hash % SHARDS as u64).unwrap_or(0);
+        lock(&self.shards[at])
+    }
+}
+
+impl<K: Eq + Hash> Shard<K> {
+    /// Forgets the keys whose buckets are full, where there is need.
+    fn make_room(&mut self, most: usize, now: u128, quota: &Quota) -> Result<(), Throttled> {
+        // While all were busy a moment ago, do not walk them for every request
+        // of a flood.
+        self.refused_since_sweep += 1;
+        if self.refused_since_sweep >= SWEEP_AFTER {
+            self.refused_since_sweep = 0;
+            self.full_at.retain(|_, full_at| *full_at > now);
+        }
+        if self.full_at.len() < most {
+            self.refused_since_sweep = SWEEP_AFTER;
+            return Ok(());
+        }
+        Err(Throttled {
+            retry_after: duration(quota.nanos_for(1)),
+            remaining: 0,
+        })
+    }
+}
+
+fn lock<T>(shard: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing panics while it holds the lock, and numbers are never half set.
+    shard.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn duration(nanos: u128) -> Duration {
+    let seconds = nanos / 1_000_000_000;
+    match u64::try_from(seconds) {
+        Ok(seconds) => Duration::new(seconds, u32::try_from(nanos % 1_000_000_000).unwrap_or(0)),
+        Err(_) => Duration::MAX,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn limiter(quota: &str, keys: usize) -> RateLimiter<u32> {
+        RateLimiter::new(Quota::parse(quota).expect(quota), keys)
+    }
+
+    #[test]
+    fn a_burst_passes_and_comes_back_one_by_one() {
+        let limiter = limiter("10/s burst 2", 100);
+        let at = |millis| limiter.check(&1, Duration::from_millis(millis));
+        let left = |allowance: Result<Allowance, Throttled>| allowance.map(|a| a.remaining);
+        assert_eq!(left(at(0)), Ok(1));
+        assert_eq!(left(at(0)), Ok(0));
+        let throttled = Throttled {
+            retry_after: Duration::from_millis(100),
+            remaining: 0,
+        };
+        assert_eq!(at(0), Err(throttled));
+        assert_eq!(
+            at(99).map_err(|t| t.retry_after),
+            Err(Duration::from_millis(1))
+        );
+        assert_eq!(left(at(100)), Ok(0));
+        assert_eq!(left(at(10_000)), Ok(1));
+        assert_eq!(
+            left(limiter.check(&2, Duration::ZERO)),
+            Ok(1),
+            "another key"
+        );
+    }
+
+    #[test]
+    fn more_than_the_burst_never_passes_and_takes_nothing() {
+        let limiter = limiter("10/s", 100);
+        assert!(limiter.take(&1, 11, SECOND).is_err());
+        assert!(limiter.is_empty());
+        assert_eq!(limiter.take(&1, 10, SECOND).map(|a| a.remaining), Ok(0));
+    }
+
+    #[test]
+    fn what_was_used_already_is_paid_back_first() {
+        let limiter = limiter("100/s", 100);
+        limiter.charge_used(&1, 300, SECOND);
+        assert_eq!(
+            limiter.check(&1, SECOND).map_err(|t| t.retry_after),
+            Err(Duration::from_millis(2010))
+        );
+        assert!(
+            limiter
+                .check(&1, SECOND + Duration::from_millis(2010))
+                .is_ok()
+        );
+    }
+
+    #[test]
+    fn the_largest_quotas_do_not_overflow() {
+        for raw in ["1048576Gi/d", "1/d burst 1048576Gi", "1048576Gi/s"] {
+            let limiter = limiter(raw, 100);
+            let all = limiter.quota().burst();
+            let far = Duration::from_secs(u64::MAX / 4);
+            assert_eq!(
+                limiter.take(&1, all, far).map(|a| a.remaining),
+                Ok(0),
+                "{raw}"
+            );
+            limiter.charge_used(&1, u64::MAX, far);
+            assert!(limiter.check(&1, far).is_err(), "{raw}");
+        }
+    }
+
+    #[test]
+    fn keys_are_bounded_and_busy_ones_are_never_forgotten() {
+        let limiter = limiter("1/s", SHARDS * 4);
+        let taken = (0..10_000)
+            .filter(|key| limiter.check(key, SECOND).is_ok())
+            .count();
+        assert_eq!(taken, limiter.len());
+        assert_eq!(limiter.len(), SHARDS * 4, "new keys are refused");
+        for key in 0..10_000 {
+            assert!(limiter.check(&key, SECOND).is_err(), "no key passes twice");
+        }
+        // Once full again they make room.
+        let later = SECOND * 2;
+        let mut passed = 0;
+        for key in 10_000..30_000 {
+            passed += usize::from(limiter.check(&key, later).is_ok());
+        }
+        assert_eq!(passed, SHARDS * 4);
+        assert_eq!(limiter.len(), SHARDS * 4);
+    }
+
+    /// A token bucket, slow and obvious: it counts parts of a unit as fractions
+    /// of the period.
+    struct Bucket {
+        quota: Quota,
+        parts: u128,
+        at: u128,
+    }
+
+    impl Bucket {
+        fn take(&mut self, units: u64, now: u128) -> bool {
+            let whole = self.quota.period().as_nanos();
+            let most = u128::from(self.quota.burst()) * whole;
+            let came = (now - self.at) * u128::from(self.quota.count());
+            self.parts = most.min(self.parts + came);
+            self.at = now;
+            let cost = u128::from(units) * whole;
+            if cost > self.parts {
+                return false;
+            }
+            self.parts -= cost;
+            true
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn it_is_a_token_bucket(
+            count in prop::sample::select(vec![1u64, 2, 4, 5, 10, 100, 1000]),
+            burst in 1u64..50,
+            steps in prop::collection::vec((0u64..2_000, 1u64..8), 1..200),
+        ) {
+            // Counts that divide a second, so that neither rounds.
+            let quota = Quota::new(count, SECOND, burst).expect("a quota");
+            let limiter = RateLimiter::new(quota, 100);
+            let mut bucket = Bucket { quota, parts: u128::from(burst) * SECOND.as_nanos(), at: 0 };
+            let mut now = Duration::ZERO;
+            for (wait, units) in steps {
+                now += Duration::from_millis(wait);
+                let expected = bucket.take(units, now.as_nanos());
+                let got = limiter.take(&1, units, now);
+                prop_assert_eq!(got.is_ok(), expected);
+                let left = u64::try_from(bucket.parts / SECOND.as_nanos()).expect("few");
+                match got {
+                    Ok(allowance) => prop_assert_eq!(allowance.remaining, left),
+                    Err(throttled) => {
+                        prop_assert_eq!(throttled.remaining, left);
+                        if units <= burst {
+                            // Then, and not a nanosecond before.
+                            let then = now + throttled.retry_after;
+                            let before = then - Duration::from_nanos(1);
+                            prop_assert!(limiter.take(&1, units, before).is_err());
+                        }
+                    }
+                }
+            }
+        }
+
+        #[test]
+        fn no_quota_gives_more_than_it_says(
+            count in 1u64..10_000,
+            period in 1u64..100_000,
+            burst in 1u64..1000,
+            steps in prop::collection::vec(0u64..50_000, 1..300),
+        ) {
+            let quota = Quota::new(count, Duration::from_nanos(period), burst).expect("a quota");
+            let limiter = RateLimiter::new(quota, 100);
+            let mut bucket = Bucket { quota, parts: u128::from(burst) * u128::from(period), at: 0 };
+            let mut now = Duration::ZERO;
+            for wait in steps {
+                now += Duration::from_nanos(wait);
+                let passed = limiter.check(&1, now).is_ok();
+                // What passes the limiter passes the bucket, which is never
+                // emptier; what does not leaves it alone.
+                prop_assert!(!passed || bucket.take(1, now.as_nanos()));
+            }
+        }
+    }
+}

@@ -1,0 +1,209 @@
+//! Doubts: rules that are valid and may not do what their author means.
+
+use std::collections::{HashMap, HashSet};
+
+use super::document::Action;
+use super::finding::{Concern, Finding, PolicyWarning};
+use super::index::HostSet;
+use super::rule::Rule;
+use super::set::{Document, PolicySet};
+use crate::egress::{Destination, Host, HostPattern};
+
+impl PolicySet {
+    /// What is doubtful, in the order of the rules. Slower than building the
+    /// set: for `policy check`, not for a reload.
+    #[must_use]
+    pub fn lint(&self) -> Vec<PolicyWarning> {
+        let rules = &*self.rules;
+        let denylists: Vec<_> = rules.documents.iter().map(DenylistOf::new).collect();
+        let mut warnings = Vec::new();
+        let mut said: HashMap<(usize, String), usize> = HashMap::new();
+        for (_, rule) in rules.all() {
+            let document = &rules.documents[rule.document];
+            let mut warn = |member: String, concern| {
+                let path = format!("rules[{}]{member}", rule.position);
+                warnings.push(Finding::new(&document.source, path, concern));
+            };
+            repeated(rule, &mut warn);
+            if rule.action == Action::Allow {
+                too_wide(rule, &mut warn);
+                not_for_tunnels(rule, &mut warn);
+                let over = denylists
+                    .iter()
+                    .filter(|list| list.of.tenant.is_none() || list.of.tenant == document.tenant);
+                if let Some(concern) = denylisted(rule, over) {
+                    warn(String::new(), concern);
+                }
+            }
+            let first = *said
+                .entry((rule.document, meaning(rule)))
+                .or_insert(rule.position);
+            if first != rule.position {
+                warn(String::new(), Concern::SameAs(first));
+            }
+        }
+        warnings
+    }
+}
+
+/// Entries of `hosts` that another entry has or holds.
+fn repeated(rule: &Rule, warn: &mut impl FnMut(String, Concern)) {
+    let mut seen = HashSet::new();
+    let below: HashSet<&str> = rule
+        .hosts
+        .iter()
+        .filter_map(|pattern| match pattern {
+            HostPattern::Below(name) => Some(name.as_str()),
+            _ => None,
+        })
+        .collect();
+    for (at, pattern) in rule.hosts.iter().enumerate() {
+        let text = pattern.to_string();
+        let member = format!(".hosts[{at}]");
+        if !seen.insert(pattern) {
+            warn(member, Concern::Twice(text));
+            continue;
+        }
+        let name = match pattern {
+            HostPattern::Exact(Host::Name(name)) | HostPattern::Below(name) => name.as_str(),
+            _ => continue,
+        };
+        let above = std::iter::successors(Some(name), |name| Some(name.split_once('.')?.1));
+        if let Some(holder) = above.skip(1).find(|above| below.contains(above)) {
+            warn(member, Concern::Held(text, format!("*.{holder}")));
+        }
+    }
+}
+
+fn too_wide(rule: &Rule, warn: &mut impl FnMut(String, Concern)) {
+    let every = |pattern: &HostPattern| *pattern == HostPattern::Any;
+    if rule.ranges.is_empty()
+        && let Some(at) = rule.hosts.iter().position(every)
+    {
+        warn(format!(".hosts[{at}]"), Concern::EveryHost);
+    }
+    for (at, range) in rule.ranges.list().iter().enumerate() {
+        if range.net().prefix_len() == 0 {
+            let concern = Concern::EveryAddress(range.to_string());
+            warn(format!(".addresses[{at}]"), concern);
+        }
+    }
+}
+
+fn not_for_tunnels(rule: &Rule, warn: &mut impl FnMut(String, Concern)) {
+    if !rule.https || !rule.ports.contains(443) {
+        return;
+    }
+    if !rule.methods.is_empty() {
+        warn(".methods".to_owned(), Concern::NotForTunnels("methods"));
+    } else if !rule.paths.is_empty() {
+        warn(".paths".to_owned(), Concern::NotForTunnels("paths"));
+    }
+}
+
+/// The denylist of one document.
+struct DenylistOf<'a> {
+    of: &'a Document,
+    hosts: HostSet,
+}
+
+impl<'a> DenylistOf<'a> {
+    fn new(of: &'a Document) -> Self {
+        let mut hosts = HostSet::default();
+        for entry in &of.denylist {
+            if let Destination::Host(pattern) = entry {
+                hosts.insert(pattern.clone());
+            }
+        }
+        Self { of, hosts }
+    }
+
+    /// The entry that holds all that a pattern holds.
+    fn holds(&self, pattern: &HostPattern) -> Option<&'a Destination> {
+        // Any one name below stands for all of them, unless it is named itself,
+        // which the second look finds.
+        let probe = match pattern {
+            HostPattern::Exact(host) => host.clone(),
+            HostPattern::Below(name) => Host::parse(&format!("x.{name}")).ok()?,
+            HostPattern::Any => return None,
+        };
+        if !self.hosts.contains(&probe) {
+            return None;
+        }
+        self.of.denylist.iter().find(|entry| match entry {
+            Destination::Host(entry @ HostPattern::Exact(_)) => entry == pattern,
+            Destination::Host(entry) => entry.matches(&probe),
+            Destination::Range(_) => false,
+        })
+    }
+}
+
+/// Where every host of a rule is on a denylist: the entry that has the first.
+fn denylisted<'a>(rule: &Rule, lists: impl Iterator<Item = &'a DenylistOf<'a>>) -> Option<Concern> {
+    let lists: Vec<_> = lists.collect();
+    let holder = |pattern| {
+        lists
+            .iter()
+            .find_map(|list| Some((list.of, list.holds(pattern)?)))
+    };
+    let (first, rest) = rule.hosts.split_first()?;
+    let (document, entry) = holder(first)?;
+    rest.iter()
+        .all(|pattern| holder(pattern).is_some())
+        .then(|| Concern::Denylisted {
+            denylist: document.source.clone(),
+            entry: entry.to_string(),
+        })
+}
+
+/// Everything a rule says besides its name, to be compared.
+fn meaning(rule: &Rule) -> String {
+    format!(
+        "{:?}",
+        (
+            (rule.action, rule.mode, rule.tls),
+            (&rule.agents, &rule.hosts, rule.ranges.list(), &rule.ports),
+            (rule.http, rule.https, &rule.methods, &rule.paths),
+        )
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::{Format, Mode, PolicyDocument, SourceName};
+
+    #[test]
+    fn doubts_are_named_with_their_place() {
+        let text = "version: 1
+denylist: [\"*.evil.example\", bad.example]
+rules:
+  - {name: wide, action: allow, agents: any, hosts: [\"*\"]}
+  - {name: net, action: allow, agents: any, addresses: [0.0.0.0/0]}
+  - {name: twice, action: allow, agents: any, hosts: [a.example, b.example, a.example]}
+  - {name: held, action: allow, agents: any, hosts: [\"*.c.example\", x.c.example, \"*.y.c.example\", c.example]}
+  - {name: never, action: allow, agents: any, hosts: [bad.example, \"*.x.evil.example\"]}
+  - {name: some, action: allow, agents: any, hosts: [bad.example, evil.example]}
+  - {name: again, action: allow, agents: any, hosts: [bad.example, evil.example]}
+  - {name: get, action: allow, agents: any, hosts: [d.example], methods: [GET]}
+  - {name: fine, action: allow, agents: any, hosts: [d.example], methods: [GET], ports: [80]}
+  - {name: no, action: deny, agents: any, hosts: [\"*\"], ports: [25]}";
+        let source = SourceName::from("p.yaml");
+        let document = PolicyDocument::parse(&source, Format::Yaml, text).expect("a document");
+        let set = PolicySet::build(vec![(source, document)], Mode::Enforce).expect("a policy");
+        let said: Vec<String> = set.lint().iter().map(ToString::to_string).collect();
+        assert_eq!(
+            said,
+            [
+                "p.yaml: rules[0].hosts[0]: allows every public host; name the hosts, unless that is meant",
+                "p.yaml: rules[1].addresses[0]: 0.0.0.0/0 holds every address, also private ones and this machine's own; name the networks",
+                "p.yaml: rules[2].hosts[2]: \"a.example\" stands in this list already; take it away",
+                "p.yaml: rules[3].hosts[1]: \"x.c.example\" is held by \"*.c.example\" in the same list; take it away",
+                "p.yaml: rules[3].hosts[2]: \"*.y.c.example\" is held by \"*.c.example\" in the same list; take it away",
+                "p.yaml: rules[4]: never matches: the denylist of p.yaml has \"bad.example\", and deny wins",
+                "p.yaml: rules[6]: never decides: rules[5] says the same; take it away",
+                "p.yaml: rules[7].methods: a tunnel to port 443 cannot be held to methods and is refused by this rule; the rule works for requests whose inside is seen",
+            ]
+        );
+    }
+}
