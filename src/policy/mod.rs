@@ -1,1 +1,45 @@
 //! Decides. Never opens a socket, reads a file or asks the time.
+//!
+//! A [`PolicyDocument`] is the policy as somebody wrote it; a [`PolicySet`] is
+//! all documents in force, validated and indexed. [`PolicySet::decide`] gives a
+//! [`Decision`], and only it can make a [`Permit`].
+//!
+//! What a request has to pass, whatever the order in which it is looked up:
+//!
+//! 1. Its tenant has a document, where any tenant has one.
+//! 2. No denylist and no deny rule speaks of it, in the global documents or in
+//!    its tenant's. Deny wins, always.
+//! 3. An allow rule speaks of it, in the global documents or in its tenant's.
+//!    Nothing matches: deny.
+//! 4. The credential's own destinations hold it, where it has any.
+//! 5. The address that is to be dialled passes [`Permit::address`]: public, or
+//!    in a range that the rule names, and in no range that is denied.
+//!
+//! The conditions of an allow rule must all hold. A deny rule refuses what
+//! either its `hosts` or its `addresses` name, within its agents, ports,
+//! schemes, methods and paths: whoever lists a bad name and a bad range means
+//! both. In audit mode 2 and 3 let a request pass, and the permit says what
+//! enforcing would have done; 1, 4 and the classes of addresses bind always.
+
+mod decide;
+mod decision;
+mod document;
+//mod explain;
+mod finding;
+mod index;
+//mod lint;
+mod locate;
+mod range;
+mod rule;
+mod set;
+#[cfg(test)]
+mod tests {}
+
+pub use decision::{DenyReason, Decision, Denied, EchRule, Permit, SniRule, TlsRule, TlsUse};
+pub use document::{
+    Action, AnyOr, Format, MAX_DOCUMENT_BYTES, Mode, PolicyDocument, PortEntry, RuleDocument,
+};
+//pub use explain::{Check, CheckOutcome, Difference, Explanation, NearestRule, RuleRef, Verdict};
+pub use finding::{Concern, Finding, Location, PolicyError, PolicyWarning, Problem, SourceName};
+pub use locate::locate;
+pub use set::PolicySet;

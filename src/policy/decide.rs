@@ -1,0 +1,415 @@
+//! From a request to a decision, and from a permit to an address: the order of
+//! the checks of policy, and nothing of how rules are found.
+
+use std::net::IpAddr;
+
+use super::decision::{Decision, Denied, DenyReason, Permit};
+use super::document::Mode;
+use super::index::{Rank, Slot};
+use super::range::class_of;
+use super::rule::{Fit, Rule};
+use super::set::{PolicySet, RuleId, Rules};
+use crate::egress::{
+    AddressClass, AddressRange, Ask, Destination, EgressRequest, Host, Subject,
+};
+
+/// The port on which a tunnel is TLS, so that one whose inside must be seen is
+/// refused before it opens.
+const HTTPS_PORT: u16 = 443;
+
+impl PolicySet {
+    /// Whether this subject may ask for this.
+    pub fn decide(&self, who: &Subject<'_>, what: &EgressRequest) -> Decision {
+        let rules = &*self.rules;
+        let Ok(tenant) = rules.place_of(who.tenant) else {
+            return Decision::Deny(Denied::without_rule(
+                DenyReason::UnknownTenant,
+                Mode::Enforce,
+            ));
+        };
+        let judge = Judge {
+            rules,
+            who,
+            what,
+            tenant,
+            literal: match what.authority.host {
+                Host::Address(address) => Some(address),
+                Host::Name(_) => None,
+            },
+        };
+        let mut refused = Refusals::default();
+        // Why what travels unseen in a tunnel may not pass.
+        let mut inside = Refusals::default();
+        judge.denylists(&mut refused);
+        let mut denied_addresses = judge.deny_rules(&mut refused, &mut inside);
+        if let Some(denied) = refused.binding {
+            return Decision::Deny(denied);
+        }
+        let chosen = judge.allow_rules();
+        match &chosen {
+            None => refused.add(judge.no_rule()),
+            Some(chosen) if chosen.fit == Fit::Inside => {
+                inside.add(judge.denied(DenyReason::NotInspectable, chosen.id));
+            }
+            Some(_) => {}
+        }
+        if what.authority.port == HTTPS_PORT
+            && let Some(denied) = inside.any()
+        {
+            refused.add(denied.clone());
+        }
+        if let Some(denied) = refused.binding {
+            return Decision::Deny(denied);
+        }
+        let token_ranges = match judge.token() {
+            Ok(ranges) => ranges,
+            Err(denied) => return Decision::Deny(denied),
+        };
+        let inside = inside.into_any();
+        if inside.as_ref().is_some_and(Denied::enforced) {
+            // Nothing passes unseen, so what is seen is judged by itself.
+            denied_addresses.retain(|(_, needs_inside)| !needs_inside);
+        }
+        let (rule, by_address) = match chosen {
+            Some(chosen) => (Some(chosen.id), chosen.by_address),
+            None => (None, Vec::new()),
+        };
+        Decision::Allow(Permit {
+            rules: self.rules.clone(),
+            rule,
+            by_address,
+            denied_addresses,
+            tenant,
+            literal: judge.literal,
+            token_ranges,
+            audited: refused.advisory,
+            inside,
+        })
+    }
+}
+
+impl Permit {
+    /// Whether this address may be dialled for the target: to be asked of every
+    /// address that the name has, before any is dialled. `Ok(Some(_))` says
+    /// that only audit mode lets it pass.
+    ///
+    /// # Errors
+    /// [`Denied`]: it is on a denylist or in a deny rule, it is not public and
+    /// the rule does not name its range, the rule names others, or the
+    /// credential does.
+    pub fn address(&self, address: IpAddr) -> Result<Option<Denied>, Denied> {
+        let mut refused = Refusals::default();
+        for list in self
+            .rules
+            .scopes(self.tenant)
+            .flat_map(|scope| &scope.denylists)
+        {
+            if list.has_address(address) {
+                refused.add(Denied::without_rule(DenyReason::Denylist, list.mode));
+            }
+        }
+        for (id, needs_inside) in &self.denied_addresses {
+            let rule = self.rules.rule(*id);
+            if rule.ranges.touches(address) {
+                let reason = match needs_inside {
+                    true => DenyReason::NotInspectable,
+                    false => DenyReason::AddressDenied,
+                };
+                refused.add(Denied::by(reason, *id, rule));
+            }
+        }
+        if let Some(denied) = self.not_admitted(address) {
+            refused.add(denied);
+        }
+        if let Some(ranges) = &self.token_ranges
+            && !ranges.iter().any(|range| range.contains(address))
+        {
+            refused.add(Denied::without_rule(
+                DenyReason::TokenDestinations,
+                Mode::Enforce,
+            ));
+        }
+        match refused {
+            Refusals {
+                binding: Some(denied),
+                ..
+            } => Err(denied),
+            Refusals { advisory, .. } => Ok(advisory),
+        }
+    }
+
+    /// Why no allow rule of the permit lets this address be dialled.
+    fn not_admitted(&self, address: IpAddr) -> Option<Denied> {
+        let admitted = self
+            .rule
+            .iter()
+            .chain(&self.by_address)
+            .any(|id| self.rules.rule(*id).admits(address, self.literal));
+        if admitted {
+            return None;
+        }
+        let class = class_of(address);
+        let rule = self.rule.map(|id| (id, self.rules.rule(id)));
+        match (class, rule) {
+            // A request that no rule allows and audit mode lets pass.
+            (AddressClass::Public, None) => None,
+            (AddressClass::Public, Some((id, rule))) => {
+                Some(Denied::by(DenyReason::AddressNotAllowed, id, rule))
+            }
+            // The class binds in audit mode too.
+            (class, rule) => Some(Denied {
+                reason: DenyReason::Address(class),
+                rule: rule.map(|(_, rule)| rule.name.clone()),
+                rule_id: self.rule,
+                mode: Mode::Enforce,
+            }),
+        }
+    }
+}
+
+impl Denied {
+    fn without_rule(reason: DenyReason, mode: Mode) -> Self {
+        Self {
+            reason,
+            rule: None,
+            rule_id: None,
+            mode,
+        }
+    }
+
+    fn by(reason: DenyReason, id: RuleId, rule: &Rule) -> Self {
+        Self {
+            reason,
+            rule: Some(rule.name.clone()),
+            rule_id: Some(id),
+            mode: rule.mode,
+        }
+    }
+}
+
+/// The first refusal that binds and the first that does not.
+#[derive(Debug, Default)]
+struct Refusals {
+    binding: Option<Denied>,
+    advisory: Option<Denied>,
+}
+
+impl Refusals {
+    fn add(&mut self, denied: Denied) {
+        let slot = match denied.mode {
+            Mode::Enforce => &mut self.binding,
+            Mode::Audit => &mut self.advisory,
+        };
+        slot.get_or_insert(denied);
+    }
+
+    fn any(&self) -> Option<&Denied> {
+        self.binding.as_ref().or(self.advisory.as_ref())
+    }
+
+    fn into_any(self) -> Option<Denied> {
+        self.binding.or(self.advisory)
+    }
+}
+
+struct Judge<'a> {
+    rules: &'a Rules,
+    who: &'a Subject<'a>,
+    what: &'a EgressRequest,
+    tenant: Option<usize>,
+    literal: Option<IpAddr>,
+}
+
+/// The allow rule that is used.
+struct Chosen {
+    id: RuleId,
+    fit: Fit,
+    /// The allow rules by addresses only that may add addresses to it.
+    by_address: Vec<RuleId>,
+}
+
+/// The best allow rules so far: one that fits, and one that would if the inside
+/// were seen.
+#[derive(Default)]
+struct Best {
+    whole: Option<(Rank, RuleId)>,
+    inside: Option<(Rank, RuleId)>,
+}
+
+impl Best {
+    fn offer(&mut self, rank: Rank, id: RuleId, fit: Fit) {
+        let slot = match fit {
+            Fit::No => return,
+            Fit::Inside => &mut self.inside,
+            Fit::Yes => &mut self.whole,
+        };
+        let better = match slot {
+            None => true,
+            // The nearer host, then the earlier rule.
+            Some((known_rank, known)) => (rank, *known) > (*known_rank, id),
+        };
+        if better {
+            *slot = Some((rank, id));
+        }
+    }
+}
+
+impl Judge<'_> {
+    fn denylists(&self, refused: &mut Refusals) {
+        let host = &self.what.authority.host;
+        for scope in self.rules.scopes(self.tenant) {
+            for list in scope.denylists.iter().filter(|list| list.has_host(host)) {
+                refused.add(Denied::without_rule(DenyReason::Denylist, list.mode));
+            }
+        }
+    }
+
+    /// Asks the deny rules, and gives those that have a word on the addresses
+    /// of a name, each with whether it is about the inside of a tunnel.
+    fn deny_rules(&self, refused: &mut Refusals, inside: &mut Refusals) -> Vec<(RuleId, bool)> {
+        let mut add = |reason, id, fit| match fit {
+            Fit::Yes => refused.add(self.denied(reason, id)),
+            Fit::Inside => inside.add(self.denied(DenyReason::NotInspectable, id)),
+            Fit::No => {}
+        };
+        let mut later = Vec::new();
+        for scope in self.rules.scopes(self.tenant) {
+            for (_, slot) in scope.deny.by_host(&self.what.authority.host) {
+                self.each_fitting(slot, |id, _, fit| add(DenyReason::Rule, id, fit));
+            }
+            self.each_fitting(scope.deny.by_address(), |id, rule, fit| match self.literal {
+                Some(address) if rule.ranges.touches(address) => {
+                    add(DenyReason::AddressDenied, id, fit);
+                }
+                Some(_) => {}
+                None => later.push((id, fit == Fit::Inside)),
+            });
+        }
+        later
+    }
+
+    /// The most specific allow rule. Rules by addresses only come after those
+    /// by name, as it shows only later whether they speak of the name at all.
+    fn allow_rules(&self) -> Option<Chosen> {
+        let mut named = Best::default();
+        let mut by_address: Vec<(RuleId, Fit)> = Vec::new();
+        for scope in self.rules.scopes(self.tenant) {
+            for (rank, slot) in scope.allow.by_host(&self.what.authority.host) {
+                self.first_fitting(slot, |id, rule, fit| {
+                    let reaches = self
+                        .literal
+                        .is_none_or(|ip| rule.ranges.is_empty() || rule.ranges.contains(ip));
+                    if reaches {
+                        named.offer(rank, id, fit);
+                    }
+                    reaches
+                });
+            }
+            self.each_fitting(scope.allow.by_address(), |id, rule, fit| match self.literal {
+                Some(address) if rule.ranges.contains(address) => {
+                    named.offer(Rank::Range, id, fit);
+                }
+                Some(_) => {}
+                None => by_address.push((id, fit)),
+            });
+        }
+        by_address.sort_unstable_by_key(|(id, _)| *id);
+        let unseen = |wanted| by_address.iter().filter(move |(_, fit)| *fit == wanted);
+        let first = |wanted| unseen(wanted).next().copied();
+        let https = self.what.authority.port == HTTPS_PORT;
+        let (id, fit) = match (named.whole, named.inside) {
+            (Some((_, id)), _) => (id, Fit::Yes),
+            // On this port only a rule that fits can help.
+            (None, Some((_, id))) => match first(Fit::Yes) {
+                Some(other) if https => other,
+                _ => (id, Fit::Inside),
+            },
+            (None, None) => first(Fit::Yes).or_else(|| first(Fit::Inside))?,
+        };
+        // A tunnel that may carry anything must not get an address from a rule
+        // that would have to see it.
+        let by_address = by_address
+            .iter()
+            .filter(|(_, other)| fit == Fit::Inside || *other == Fit::Yes)
+            .map(|(id, _)| *id)
+            .collect();
+        Some(Chosen {
+            id,
+            fit,
+            by_address,
+        })
+    }
+
+    fn no_rule(&self) -> Denied {
+        let mode = self
+            .rules
+            .scopes(self.tenant)
+            .next()
+            .map_or(Mode::Enforce, |scope| scope.mode);
+        Denied::without_rule(DenyReason::NoRule, mode)
+    }
+
+    /// What the credential says of the target: nothing, that these ranges must
+    /// hold the address, or no.
+    fn token(&self) -> Result<Option<Vec<AddressRange>>, Denied> {
+        let Some(destinations) = self.who.destinations else {
+            return Ok(None);
+        };
+        let host = &self.what.authority.host;
+        let mut ranges = Vec::new();
+        for destination in destinations {
+            match (destination, self.literal) {
+                (Destination::Host(pattern), _) if pattern.matches(host) => return Ok(None),
+                (Destination::Range(range), Some(ip)) if range.contains(ip) => return Ok(None),
+                (Destination::Range(range), None) => ranges.push(*range),
+                _ => {}
+            }
+        }
+        if ranges.is_empty() {
+            let reason = DenyReason::TokenDestinations;
+            return Err(Denied::without_rule(reason, Mode::Enforce));
+        }
+        Ok(Some(ranges))
+    }
+
+    fn denied(&self, reason: DenyReason, id: RuleId) -> Denied {
+        Denied::by(reason, id, self.rules.rule(id))
+    }
+
+    fn fit(&self, rule: &Rule) -> Fit {
+        match rule.ports.contains(self.what.authority.port) {
+            true => rule.fits(&self.what.ask),
+            false => Fit::No,
+        }
+    }
+
+    /// Every rule in the slot that speaks of the request.
+    fn each_fitting(&self, slot: &Slot, mut see: impl FnMut(RuleId, &Rule, Fit)) {
+        for id in slot.lists(self.who.agent).flatten() {
+            let rule = self.rules.rule(*id);
+            match self.fit(rule) {
+                Fit::No => {}
+                fit => see(*id, rule, fit),
+            }
+        }
+    }
+
+    /// As [`Self::each_fitting`], and no further in a list than the first rule
+    /// that fits whole and is taken: those behind it cannot be better.
+    fn first_fitting(&self, slot: &Slot, mut take: impl FnMut(RuleId, &Rule, Fit) -> bool) {
+        for list in slot.lists(self.who.agent) {
+            for id in list {
+                let rule = self.rules.rule(*id);
+                let fit = self.fit(rule);
+                if fit != Fit::No && take(*id, rule, fit) && fit == Fit::Yes {
+                    break;
+                }
+            }
+        }
+    }
+}
+
+/// A tunnel is asked for as such; everything else is seen.
+pub(super) fn is_tunnel(ask: &Ask) -> bool {
+    matches!(ask, Ask::Tunnel)
+}

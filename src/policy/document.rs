@@ -1,0 +1,402 @@
+//! The policy as it is written, and reading it from text. Nothing here judges
+//! whether a host or a port is valid: that is `rule`, which reports all
+//! mistakes at once.
+
+use std::fmt;
+use std::marker::PhantomData;
+
+use serde::de::{self, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use super::decision::{EchRule, SniRule, TlsUse};
+use super::finding::{Finding, Location, PolicyError, Problem, SourceName};
+use super::locate;
+use crate::egress::{AddressRange, Destination};
+
+/// The most bytes the text of one document may have.
+pub const MAX_DOCUMENT_BYTES: usize = 16 * 1024 * 1024;
+
+/// The most nodes a document may have once its YAML aliases are followed.
+const MAX_EXPANDED_NODES: u64 = 4_000_000;
+
+/// One policy file.
+///
+/// ```yaml
+/// version: 1
+/// rules:
+///   - name: openai
+///     action: allow
+///     agents: any
+///     hosts: ["api.openai.com"]
+///     ports: [443]
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PolicyDocument {
+    /// The version of this format: 1.
+    pub version: u32,
+    /// Whom the document is for. Without it, for everybody: a global document.
+    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
+    pub tenant: Option<String>,
+    /// `enforce` or `audit`, for every rule that does not say it itself.
+    /// Without it, as the gateway is set.
+    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
+    pub mode: Option<Mode>,
+    /// Hosts (`api.example.com`, `*.example.com`) and address ranges
+    /// (`203.0.113.0/24`) that no agent reaches, whatever a rule allows.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub denylist: Vec<String>,
+    /// What is allowed, and what is refused in spite of that.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rules: Vec<RuleDocument>,
+}
+
+/// One rule, as it is written. It needs `hosts`, `addresses` or both.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RuleDocument {
+    /// What records and refusals call it: unique in its document, 1 to 128
+    /// printable ASCII characters.
+    pub name: String,
+    /// `allow` or `deny`. Deny wins.
+    pub action: Action,
+    /// `any`, or agents by name; `ci-*` stands for all names that begin so.
+    pub agents: AnyOr<String>,
+    /// Which hosts: `api.example.com` is exactly that name, `*.example.com`
+    /// the names below it and not itself, `*` every host.
+    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
+    pub hosts: Option<Vec<String>>,
+    /// Which addresses, as ranges. In an allow rule only these may be dialled,
+    /// and addresses in them need not be public. A cloud's metadata address
+    /// must be named alone, as `169.254.169.254/32`.
+    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
+    pub addresses: Option<Vec<String>>,
+    /// `any`, or ports (`443`) and ranges of them (`"8000-8999"`). Without it,
+    /// 80 and 443.
+    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
+    pub ports: Option<AnyOr<PortEntry>>,
+    /// `http` (clear text), `https` or both. Without it, both. Looked at where
+    /// the inside of a connection is seen.
+    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
+    pub schemes: Option<AnyOr<String>>,
+    /// `any`, or methods, in upper case. Without it, any. A tunnel whose
+    /// inside is not seen cannot be held to methods.
+    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
+    pub methods: Option<AnyOr<String>>,
+    /// `any`, or patterns of paths: `*` within one segment, `/**` for all
+    /// below. Without it, any. A tunnel whose inside is not seen cannot be
+    /// held to paths.
+    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
+    pub paths: Option<AnyOr<String>>,
+    /// `enforce` or `audit`, for this rule. Without it, as the document.
+    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
+    pub mode: Option<Mode>,
+    /// What a tunnel may carry: `strict` (the default) is TLS or HTTP, `any`
+    /// is any bytes. For allow rules.
+    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
+    pub tls: Option<TlsUse>,
+    /// The name in the ClientHello: `match` (the default) must be the host that
+    /// was asked for, `optional` may be absent, `any` may be another one. For
+    /// allow rules.
+    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
+    pub sni: Option<SniRule>,
+    /// A ClientHello whose name is encrypted: `refuse` (the default) or
+    /// `allow`. For allow rules.
+    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
+    pub ech: Option<EchRule>,
+}
+
+/// What a rule does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Action {
+    /// Lets pass what it names.
+    Allow,
+    /// Refuses what it names.
+    Deny,
+}
+
+/// Whether a refusal binds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mode {
+    /// What policy refuses does not pass.
+    Enforce,
+    /// What policy refuses passes, and the record says that it would not have.
+    Audit,
+}
+
+/// `any`, written out, or a list.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AnyOr<T> {
+    /// `any`.
+    Any,
+    /// These. An empty list is an error, and never means `any`.
+    List(Vec<T>),
+}
+
+/// A port, or a range of ports, as it is written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PortEntry {
+    /// `443`.
+    Number(u64),
+    /// `"8000-8999"`.
+    Text(String),
+}
+
+/// How a document is written. A file's extension says it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// YAML 1.2.
+    Yaml,
+    /// JSON, RFC 8259.
+    Json,
+}
+
+impl Format {
+    /// By a file's extension: `yaml`, `yml` or `json`, in any case.
+    #[must_use]
+    pub fn from_extension(extension: &str) -> Option<Self> {
+        let is = |known: &str| extension.eq_ignore_ascii_case(known);
+        match () {
+            () if is("yaml") || is("yml") => Some(Self::Yaml),
+            () if is("json") => Some(Self::Json),
+            () => None,
+        }
+    }
+}
+
+impl PolicyDocument {
+    /// Reads a document from its text. A member written twice, an unknown one
+    /// and a value of another type are errors.
+    ///
+    /// # Errors
+    /// The first thing that is not as the format has it, with line and column.
+    pub fn parse(source: &SourceName, format: Format, text: &str) -> Result<Self, PolicyError> {
+        let failed = |path: String, location, problem| Finding {
+            source: source.clone(),
+            path,
+            location,
+            what: problem,
+        };
+        if text.len() > MAX_DOCUMENT_BYTES {
+            return Err(failed(String::new(), None, Problem::TooLarge));
+        }
+        let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+        let parsed = match format {
+            Format::Yaml => {
+                // Without an anchor there is nothing to repeat, and nearly no
+                // policy has one; so this second pass is rare.
+                if text.contains('&') && locate::expanded_nodes(text) > MAX_EXPANDED_NODES {
+                    return Err(failed(String::new(), None, Problem::Aliases));
+                }
+                yaml_serde::from_str(text).map_err(yaml_problem)
+            }
+            Format::Json => serde_json::from_str(text).map_err(json_problem),
+        };
+        parsed.map_err(|(path, location, message)| failed(path, location, Problem::Text(message)))
+    }
+
+    /// The document that `ALLOWED_DESTINATIONS=api.openai.com,10.1.0.0/16`
+    /// stands for: these hosts and ranges on ports 80 and 443, for every agent.
+    ///
+    /// # Errors
+    /// Every entry that is neither a host pattern nor a range.
+    pub fn from_allowed_destinations(
+        source: &SourceName,
+        text: &str,
+    ) -> Result<Self, Vec<PolicyError>> {
+        let mut errors = Vec::new();
+        let (mut hosts, mut ranges) = (Vec::new(), Vec::new());
+        for (at, entry) in text.split(',').map(str::trim).enumerate() {
+            let problem = match Destination::parse(entry) {
+                _ if entry.is_empty() => Problem::EmptyEntry,
+                Ok(Destination::Host(pattern)) => {
+                    hosts.push(pattern.to_string());
+                    continue;
+                }
+                Ok(Destination::Range(range)) => {
+                    ranges.push(AddressRange::to_string(&range));
+                    continue;
+                }
+                Err(error) => Problem::Destination {
+                    raw: entry.to_owned(),
+                    error,
+                },
+            };
+            errors.push(Finding::new(source, format!("[{at}]"), problem));
+        }
+        if !errors.is_empty() {
+            return Err(errors);
+        }
+        let rule = |name: &str, hosts: Vec<String>, ranges: Vec<String>| RuleDocument {
+            name: name.to_owned(),
+            action: Action::Allow,
+            agents: AnyOr::Any,
+            hosts: (!hosts.is_empty()).then_some(hosts),
+            addresses: (!ranges.is_empty()).then_some(ranges),
+            ports: None,
+            schemes: None,
+            methods: None,
+            paths: None,
+            mode: None,
+            tls: None,
+            sni: None,
+            ech: None,
+        };
+        let mut rules = Vec::new();
+        if !hosts.is_empty() {
+            rules.push(rule("allowed-hosts", hosts, Vec::new()));
+        }
+        if !ranges.is_empty() {
+            rules.push(rule("allowed-addresses", Vec::new(), ranges));
+        }
+        Ok(Self {
+            version: 1,
+            tenant: None,
+            mode: None,
+            denylist: Vec::new(),
+            rules,
+        })
+    }
+}
+
+type Failed = (String, Option<Location>, String);
+
+/// Takes the place out of the message, since it is told apart.
+fn yaml_problem(error: yaml_serde::Error) -> Failed {
+    let location = error.location().map(|at| Location {
+        line: at.line(),
+        column: at.column(),
+    });
+    let full = error.to_string();
+    let message = match full.rfind(" at line ") {
+        Some(at) if location.is_some() => &full[..at],
+        _ => &full,
+    };
+    if message.contains("alias") || message.contains("unknown anchor") {
+        let message = format!("{message}; a value that begins with a star needs quotes: \"*.example.com\"");
+        return (String::new(), location, message);
+    }
+    // `rules[0].hosts: invalid type: …`: the path has no space, other prefixes do.
+    let (path, message) = match message.split_once(": ") {
+        Some((path, rest)) if is_path(path) => (path, rest),
+        _ => ("", message),
+    };
+    (path.to_owned(), location, message.to_owned())
+}
+
+fn is_path(text: &str) -> bool {
+    ["version", "tenant", "mode", "denylist", "rules"]
+        .iter()
+        .any(|root| {
+            text.strip_prefix(root)
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with(['[', '.']))
+        })
+        && !text.contains(' ')
+}
+
+fn json_problem(error: serde_json::Error) -> Failed {
+    let full = error.to_string();
+    let message = full.rfind(" at line ").map_or(&*full, |at| &full[..at]);
+    let location = (error.line() > 0).then(|| Location {
+        line: error.line(),
+        column: error.column().max(1),
+    });
+    (String::new(), location, message.to_owned())
+}
+
+/// A member that is written must have a value: `paths:` with nothing behind it
+/// is a slip, and must not mean the same as no `paths`.
+fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(from: D) -> Result<Option<T>, D::Error> {
+    T::deserialize(from).map(Some)
+}
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for AnyOr<T> {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct Either<T>(PhantomData<T>);
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for Either<T> {
+            type Value = AnyOr<T>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("`any` or a list in brackets")
+            }
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<AnyOr<T>, E> {
+                match text {
+                    "any" => Ok(AnyOr::Any),
+                    other => Err(E::invalid_value(de::Unexpected::Str(other), &self)),
+                }
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<AnyOr<T>, A::Error> {
+                let mut list = Vec::new();
+                while let Some(entry) = seq.next_element()? {
+                    list.push(entry);
+                }
+                Ok(AnyOr::List(list))
+            }
+        }
+        from.deserialize_any(Either(PhantomData))
+    }
+}
+
+impl<T: Serialize> Serialize for AnyOr<T> {
+    fn serialize<S: Serializer>(&self, out: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Any => out.serialize_str("any"),
+            Self::List(list) => list.serialize(out),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for PortEntry {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct Port;
+        impl Visitor<'_> for Port {
+            type Value = PortEntry;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a port such as 443, or a range such as \"8000-8999\"")
+            }
+            fn visit_u64<E: de::Error>(self, number: u64) -> Result<PortEntry, E> {
+                Ok(PortEntry::Number(number))
+            }
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<PortEntry, E> {
+                Ok(PortEntry::Text(text.to_owned()))
+            }
+        }
+        from.deserialize_any(Port)
+    }
+}
+
+impl Serialize for PortEntry {
+    fn serialize<S: Serializer>(&self, out: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Number(number) => out.serialize_u64(*number),
+            Self::Text(text) => out.serialize_str(text),
+        }
+    }
+}
+
+impl Mode {
+    /// The word, as documents and records write it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Enforce => "enforce",
+            Self::Audit => "audit",
+        }
+    }
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl fmt::Display for PortEntry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Number(number) => number.fmt(f),
+            Self::Text(text) => write!(f, "{text:?}"),
+        }
+    }
+}
