@@ -25,3 +25,6 @@ pub use value::{
     AuditPath, AuthFailureStatus, BasicUser, ByteSize, Endpoint, Family, Fsync, Listener,
     LogFormat, LogLevel, Overflow, Plain, Rate, Secret, Threads, TrustedKey, UnixMode, Verdict,
 };
+
+#[cfg(test)]
+mod tests;

@@ -2,6 +2,7 @@
 //! which must fit together. Where they were written is `load`'s business.
 
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -193,9 +194,9 @@ pub struct Limits {
     /// Requests from one source address.
     pub requests_per_source: Option<Rate>,
     /// Open tunnels of one agent.
-    pub tunnels_per_agent: Option<usize>,
+    pub tunnels_per_agent: Option<NonZeroU32>,
     /// Connections of one source address.
-    pub connections_per_source: Option<usize>,
+    pub connections_per_source: Option<NonZeroU32>,
     /// Idle connections kept to destinations; zero keeps none.
     pub upstream_pool: usize,
 }
@@ -278,14 +279,14 @@ pub(super) const BOUNDS: &[(&str, &str, &str)] = &[
     ("threads", "1", "1024"),
 ];
 
-/// Reads every field of a section by its own name. All are read before the
-/// first that is missing ends it, so that no mistake hides another.
+/// Reads every field of a section by its own name, and takes those after the
+/// semicolon as they have been read before. All are read before the first that
+/// is missing ends it, so that no mistake hides another.
 macro_rules! section {
     ($read:ident, $section:literal, $kind:ident {
-        $($field:ident),* $(,)? $(; $($inner:ident = $value:expr),*)?
+        $($field:ident),* $(,)? $(; $($inner:ident),*)?
     }) => {{
         $(let $field = $read.value(concat!($section, ".", stringify!($field)));)*
-        $($(let $inner = $value;)*)?
         Some($kind { $($field: $field?,)* $($($inner: $inner?,)*)? })
     }};
 }
@@ -406,7 +407,7 @@ fn identity(read: &mut Reader<'_>) -> Option<Identity> {
     let identity = section!(read, "identity", Identity {
         secret_file, keys, issuer, audience, leeway, max_token, basic_user, signing_key,
         token_ttl, max_token_ttl;
-        secret = secret, cache = cache
+        secret, cache
     })?;
     if identity.secret.is_some() && identity.secret_file.is_some() {
         let message = "AGENTPORT_JWKS_SECRET is set too: keep one of them";
@@ -451,7 +452,7 @@ fn resolver(read: &mut Reader<'_>) -> Option<Resolver> {
         let message = "more than resolver.cache.max_ttl: write at most that";
         read.mistake("resolver.cache.min_ttl", message.to_owned());
     }
-    section!(read, "resolver", Resolver { servers, timeout, search, prefer; cache = cache })
+    section!(read, "resolver", Resolver { servers, timeout, search, prefer; cache })
 }
 
 fn timeouts(read: &mut Reader<'_>) -> Option<Timeouts> {

@@ -4,6 +4,7 @@
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -400,6 +401,14 @@ impl FromText for usize {
 
     fn measure(&self) -> Option<u64> {
         u64::try_from(*self).ok()
+    }
+}
+
+impl FromText for NonZeroU32 {
+    fn from_text(raw: &str) -> Result<Self, String> {
+        positive(raw)
+            .and_then(Self::new)
+            .ok_or("write a whole number above zero, or none for no limit".into())
     }
 }
 
