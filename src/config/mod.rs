@@ -23,7 +23,7 @@ pub use settings::{
 };
 pub use value::{
     AuditPath, AuthFailureStatus, BasicUser, ByteSize, Endpoint, Family, Fsync, Listener,
-    LogFormat, LogLevel, Overflow, Plain, Rate, Secret, Threads, TrustedKey, UnixMode, Verdict,
+    LogFormat, LogLevel, Overflow, Plain, Secret, Threads, TrustedKey, UnixMode, Verdict,
 };
 
 #[cfg(test)]

@@ -8,11 +8,12 @@ use std::time::Duration;
 
 use crate::policy::Mode;
 use crate::egress::{Destination, DnsName};
+use crate::limit::Quota;
 
 use super::load::{Purpose, Reader};
 use super::value::{
     AuditPath, AuthFailureStatus, BasicUser, ByteSize, Endpoint, Family, Fsync, Listener,
-    LogFormat, LogLevel, Overflow, Plain, Rate, Secret, Threads, TrustedKey, UnixMode, Verdict,
+    LogFormat, LogLevel, Overflow, Plain, Secret, Threads, TrustedKey, UnixMode, Verdict,
 };
 
 /// The gateway's settings, all of them read and fitting together. Made by
@@ -190,9 +191,9 @@ pub struct Limits {
     /// Open tunnels.
     pub tunnels: usize,
     /// Requests of one agent.
-    pub requests_per_agent: Option<Rate>,
+    pub requests_per_agent: Option<Quota>,
     /// Requests from one source address.
-    pub requests_per_source: Option<Rate>,
+    pub requests_per_source: Option<Quota>,
     /// Open tunnels of one agent.
     pub tunnels_per_agent: Option<NonZeroU32>,
     /// Connections of one source address.

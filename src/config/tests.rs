@@ -8,6 +8,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::audit::Mode;
+use crate::limit::Quota;
 
 const SECRET: &str = "0123456789abcdef0123456789abcdef";
 
@@ -224,8 +225,8 @@ fn rates() {
         from_file(&file).limits.requests_per_agent
     };
     let of = |amount, seconds, burst| {
-        let per = Duration::from_secs(seconds);
-        Some(Rate { amount, per, burst })
+        let period = Duration::from_secs(seconds);
+        Some(Quota::new(amount, period, burst).expect("a quota"))
     };
     assert_eq!(rate("100/s"), of(100, 1, 100));
     assert_eq!(rate("6000/m"), of(6000, 60, 6000));
@@ -325,14 +326,14 @@ fn mistakes_in_the_file() {
         (
             "a rate without a time",
             "limits: {requests_per_agent: 100}",
-            "config.yaml:1:30: limits.requests_per_agent: \"100\": write 100/s, 6000/m, 1000/h or \
-             10/s burst 20",
+            "config.yaml:1:30: limits.requests_per_agent: \"100\": write 100/s, 6000/m or 10/s \
+             burst 20",
         ),
         (
             "a rate of nothing",
             "limits: {requests_per_agent: 0/s}",
-            "config.yaml:1:30: limits.requests_per_agent: \"0/s\": write 100/s, 6000/m, 1000/h or \
-             10/s burst 20",
+            "config.yaml:1:30: limits.requests_per_agent: \"0/s\": nothing would pass: write more than \
+             zero, or none",
         ),
         (
             "a word that is none of the words",

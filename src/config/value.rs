@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use crate::policy::Mode;
 use crate::egress::{Authority, Destination, DnsName};
+use crate::limit::{Quota, QuotaError};
 
 use super::error::{ConfigError, nearest};
 use super::tree::{Node, Value};
@@ -26,17 +27,6 @@ const MIN_SECRET_BYTES: usize = 32;
 /// A number of bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ByteSize(u64);
-
-/// So many events in a time, and how many may come at once.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Rate {
-    /// Events, at least 1.
-    pub amount: u32,
-    /// In this time: a second, a minute or an hour.
-    pub per: Duration,
-    /// Events that may come at once, at least 1; `amount` where not written.
-    pub burst: u32,
-}
 
 /// Where the gateway listens.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -370,24 +360,15 @@ impl FromText for ByteSize {
     }
 }
 
-impl FromText for Rate {
+impl FromText for Quota {
     fn from_text(raw: &str) -> Result<Self, String> {
-        const SHAPE: &str = "write 100/s, 6000/m, 1000/h or 10/s burst 20";
-        let mut words = raw.split_ascii_whitespace();
-        let (amount, per) = words.next().and_then(|w| w.split_once('/')).ok_or(SHAPE)?;
-        let amount = positive(amount).ok_or(SHAPE)?;
-        let per = Duration::from_secs(match per {
-            "s" => 1,
-            "m" => 60,
-            "h" => 3600,
-            _ => return Err(SHAPE.into()),
-        });
-        let burst = match (words.next(), words.next(), words.next()) {
-            (None, None, None) => amount,
-            (Some("burst"), Some(burst), None) => positive(burst).ok_or(SHAPE)?,
-            _ => return Err(SHAPE.into()),
-        };
-        Ok(Self { amount, per, burst })
+        Self::parse(raw).map_err(|error| match error {
+            // The value is quoted once, by the caller.
+            QuotaError::Form(_) => "write 100/s, 6000/m or 10/s burst 20".into(),
+            QuotaError::Zero => "nothing would pass: write more than zero, or none".into(),
+            QuotaError::TooLarge => "larger than is counted: write none for no limit".into(),
+            QuotaError::Period(_) => error.to_string(),
+        })
     }
 }
 
