@@ -70,16 +70,18 @@ impl Server {
         tokio::spawn(async move {
             loop {
                 let (mut stream, _) = listener.accept().await.expect("a connection");
-                // Until the resolver hangs up.
-                while let Ok(size) = stream.read_u16().await {
-                    let mut bytes = vec![0; size.into()];
-                    stream.read_exact(&mut bytes).await.expect("a question");
-                    let question = Message::from_vec(&bytes).expect("a question");
-                    let bytes = answer(&question, true).expect("an answer");
-                    let size = u16::try_from(bytes.len()).expect("a small answer");
-                    stream.write_u16(size).await.expect("an answer");
-                    stream.write_all(&bytes).await.expect("an answer");
-                }
+                tokio::spawn(async move {
+                    // Until the resolver hangs up.
+                    while let Ok(size) = stream.read_u16().await {
+                        let mut bytes = vec![0; size.into()];
+                        stream.read_exact(&mut bytes).await.expect("a question");
+                        let question = Message::from_vec(&bytes).expect("a question");
+                        let bytes = answer(&question, true).expect("an answer");
+                        let size = u16::try_from(bytes.len()).expect("a small answer");
+                        stream.write_u16(size).await.expect("an answer");
+                        stream.write_all(&bytes).await.expect("an answer");
+                    }
+                });
             }
         });
         Self {
