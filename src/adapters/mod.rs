@@ -5,6 +5,7 @@
 //! decides whether a request may pass.
 
 pub mod clock;
+pub mod names;
 pub mod records;
 pub mod figures;
 pub mod host;
