@@ -54,8 +54,13 @@ pub enum Cause {
     Loop,
     /// There is no credential.
     NoCredential,
-    /// A credential that is no good; its code.
-    BadCredential(&'static str),
+    /// A credential that is no good.
+    BadCredential {
+        /// What is wrong with it.
+        code: &'static str,
+        /// 403, or 407 where it is so configured.
+        status: u16,
+    },
     /// Policy says no.
     Policy(DenyReason),
     /// The destination is one of the gateway's own listeners.
@@ -211,7 +216,8 @@ impl Denial {
             Cause::BadRequest(_) | Cause::HostMismatch | Cause::HttpsAbsolute => 400,
             Cause::NoCredential if self.to_origin => 401,
             Cause::NoCredential => 407,
-            Cause::BadCredential(_) | Cause::Policy(_) | Cause::OwnListener => 403,
+            Cause::BadCredential { status, .. } => status,
+            Cause::Policy(_) | Cause::OwnListener => 403,
             Cause::NotFound => 404,
             Cause::Method => 405,
             Cause::HeaderTimeout => 408,
@@ -248,7 +254,7 @@ impl Denial {
             Cause::Method => "method_refused",
             Cause::Loop => "loop_detected",
             Cause::NoCredential => "no_credential",
-            Cause::BadCredential(code) => code,
+            Cause::BadCredential { code, .. } => code,
             Cause::Policy(reason) => reason.as_str(),
             Cause::OwnListener => "own_listener",
             Cause::Throttled { .. } => "throttled",
@@ -281,7 +287,7 @@ impl Denial {
             | Cause::BodyTooLarge
             | Cause::Method
             | Cause::NotFound => "http_request_error",
-            Cause::NoCredential | Cause::BadCredential(_) | Cause::Throttled { .. } => {
+            Cause::NoCredential | Cause::BadCredential { .. } | Cause::Throttled { .. } => {
                 "http_request_denied"
             }
             Cause::Policy(DenyReason::Address(_)) | Cause::OwnListener => {
@@ -323,7 +329,7 @@ impl Denial {
             Cause::Method => "the gateway does not forward this method",
             Cause::Loop => "the request has passed this gateway before",
             Cause::NoCredential => "the request has no credential",
-            Cause::BadCredential(_) => "the credential is not accepted",
+            Cause::BadCredential { .. } => "the credential is not accepted",
             Cause::Policy(_) => "policy refuses this",
             Cause::OwnListener => "the destination is the gateway itself",
             Cause::Throttled { .. } => "a quota is used up for now",
@@ -368,8 +374,8 @@ impl Denial {
             Cause::NoCredential => {
                 "Set the proxy URL to http://AGENT:TOKEN@gateway or send Proxy-Authorization: Bearer TOKEN."
             }
-            Cause::BadCredential("expired") => "Get a new token; repeating the request cannot succeed.",
-            Cause::BadCredential(_) => {
+            Cause::BadCredential { code: "expired", .. } => "Get a new token; repeating the request cannot succeed.",
+            Cause::BadCredential { .. } => {
                 "Get a token from the operator of this gateway; repeating the request cannot succeed."
             }
             Cause::Policy(_) => "Ask the operator of this gateway.",
@@ -459,7 +465,7 @@ impl Denial {
             ("X-AgentPort-Reason", self.code().to_owned()),
             ("X-Request-Id", request_id.to_string()),
         ];
-        if matches!(self.cause, Cause::NoCredential) {
+        if matches!(self.status(), 401 | 407) {
             let field = if self.to_origin { "WWW-Authenticate" } else { "Proxy-Authenticate" };
             // Basic first: git and Java answer only that one.
             fields.push((field, "Basic realm=\"agentport\"".to_owned()));
@@ -483,7 +489,7 @@ mod tests {
     fn a_refusal_says_it_everywhere() {
         let id = RequestId::from_bits(7);
         let authority = Authority::parse("api.example.com:443").expect("an authority");
-        let denial = Denial::new(Cause::BadCredential("expired")).towards(&authority);
+        let denial = Denial::new(Cause::BadCredential { code: "expired", status: 403 }).towards(&authority);
         assert_eq!(denial.status(), 403);
         let body: serde_json::Value = serde_json::from_slice(&denial.body(&id)).expect("json");
         assert_eq!(body["error"], "expired");

@@ -11,6 +11,7 @@ mod storm;
 mod trail;
 
 use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,7 +21,7 @@ pub use trail::{AuditTrail, Opening};
 
 use crate::egress::{AgentId, Authority, EgressRequest, Host};
 use crate::identity::{self, CachedVerifier, Principal};
-use crate::limit::{Quota, RateLimiter};
+use crate::limit::{ConcurrencyLimit, InFlight, Quota, RateLimiter};
 use crate::policy::{Decision, Permit, PolicySet};
 
 use ports::{AuditSink, Clock, Observation, Observe, PolicySource, Resolve, ResolveError, SinkState};
@@ -69,6 +70,8 @@ pub struct Limits {
     pub per_agent: Option<Quota>,
     /// Requests and tunnels from one source address, whoever asks.
     pub per_source: Option<Quota>,
+    /// Open tunnels of one agent.
+    pub tunnels_per_agent: Option<NonZeroU32>,
 }
 
 /// The gateway's own listeners, which no agent may reach through it.
@@ -113,6 +116,9 @@ pub struct GateParts {
     pub limit_keys: usize,
     /// Where agents must not come back to.
     pub own: OwnListeners,
+    /// The status of a credential that is no good: 403, or 407 for clients
+    /// that can ask for another one.
+    pub bad_credential_status: u16,
     /// How storms of refusals are damped.
     pub storms: StormSettings,
 }
@@ -123,8 +129,10 @@ pub struct Gate {
     tokens: Arc<CachedVerifier>,
     match_basic_user: bool,
     names: Arc<dyn Resolve>,
-    per_agent: Option<(Quota, RateLimiter<AgentId>)>,
-    per_source: Option<(Quota, RateLimiter<IpAddr>)>,
+    per_agent: Option<RateLimiter<AgentId>>,
+    per_source: Option<RateLimiter<IpAddr>>,
+    tunnels_per_agent: Option<ConcurrencyLimit<AgentId>>,
+    bad_credential_status: u16,
     own: OwnListeners,
     ports: Arc<TrailPorts>,
 }
@@ -138,8 +146,10 @@ impl Gate {
             tokens: parts.tokens,
             match_basic_user: parts.match_basic_user,
             names: parts.names,
-            per_agent: parts.limits.per_agent.map(|quota| (quota, RateLimiter::new(quota, parts.limit_keys))),
-            per_source: parts.limits.per_source.map(|quota| (quota, RateLimiter::new(quota, parts.limit_keys))),
+            per_agent: parts.limits.per_agent.map(|quota| RateLimiter::new(quota, parts.limit_keys)),
+            per_source: parts.limits.per_source.map(|quota| RateLimiter::new(quota, parts.limit_keys)),
+            tunnels_per_agent: parts.limits.tunnels_per_agent.map(|most| ConcurrencyLimit::new(most, parts.limit_keys)),
+            bad_credential_status: parts.bad_credential_status,
             own: parts.own,
             ports: Arc::new(TrailPorts {
                 sink: parts.sink,
@@ -194,8 +204,8 @@ impl Gate {
             SinkState::Full => return Err(Denial::new(Cause::AuditUnavailable)),
         }
         // Before the signature, so that bad tokens cost their sender most.
-        if let (Some((quota, limiter)), Some(source)) = (&self.per_source, source) {
-            self.limit("source", *quota, limiter, &source)?;
+        if let (Some(limiter), Some(source)) = (&self.per_source, source) {
+            self.limit("source", limiter, &source)?;
         }
         let Some(value) = credential else {
             return Err(Denial::new(Cause::NoCredential));
@@ -219,7 +229,8 @@ impl Gate {
                 if let Some(known) = &error.known {
                     trail.known(known.0.clone(), known.1.clone());
                 }
-                Err(Denial::new(Cause::BadCredential(error.code)).detail(error.detail))
+                let cause = Cause::BadCredential { code: error.code, status: self.bad_credential_status };
+                Err(Denial::new(cause).detail(error.detail))
             }
         }
     }
@@ -262,22 +273,43 @@ impl Gate {
         Ok(Admission { permit, who: Arc::clone(who), authority: request.authority.clone(), addresses })
     }
 
-    /// The same for a service that the operator has put behind the gateway at
-    /// a fixed address, under a name that only policy knows: the address is his
-    /// and is not judged.
+    /// The same for a service that the operator has put behind the gateway,
+    /// under a name that only policy knows: where it is, is his to say, and is
+    /// not judged. `at` is where it listens; `None` for a Unix socket.
     ///
     /// # Errors
-    /// A [`Denial`]: policy or quota.
-    pub fn admit_fixed(
+    /// A [`Denial`]: policy, quota or name.
+    pub async fn admit_behind(
         &self,
         who: &Arc<Principal>,
         request: &EgressRequest,
-        address: SocketAddr,
+        at: Option<&Authority>,
         trail: &mut AuditTrail,
     ) -> Result<Admission, Denial> {
         let permit = self.decide(who, request, trail)?;
-        trail.dialled(address.ip());
-        Ok(Admission { permit, who: Arc::clone(who), authority: request.authority.clone(), addresses: vec![address] })
+        let addresses = match at {
+            None => Vec::new(),
+            Some(at) => self.resolve(at).await?.iter().map(|address| SocketAddr::new(*address, at.port)).collect(),
+        };
+        if let Some(first) = addresses.first() {
+            trail.dialled(first.ip());
+        }
+        Ok(Admission { permit, who: Arc::clone(who), authority: request.authority.clone(), addresses })
+    }
+
+    /// A place among this agent's open tunnels, held for as long as it is kept.
+    ///
+    /// # Errors
+    /// A [`Denial`] where they are all taken.
+    pub fn tunnel_of(&self, who: &Principal, authority: &Authority) -> Result<Option<InFlight<AgentId>>, Denial> {
+        let Some(limit) = &self.tunnels_per_agent else {
+            return Ok(None);
+        };
+        limit.enter(who.agent()).map(Some).map_err(|_| {
+            self.ports.observe.observe(Observation::Throttled { limit: "tunnels" });
+            let cause = Cause::Throttled { limit: "tunnels", retry_after: Duration::from_secs(1) };
+            Denial::new(cause).towards(authority).detail("limits.tunnels_per_agent is reached")
+        })
     }
 
     fn decide(&self, who: &Arc<Principal>, request: &EgressRequest, trail: &mut AuditTrail) -> Result<Permit, Denial> {
@@ -290,8 +322,8 @@ impl Gate {
             Decision::Deny(denied) => Err(Denial::of_policy(&denied).towards(&request.authority)),
         };
         let verdict = verdict.and_then(|permit| {
-            if let Some((quota, limiter)) = &self.per_agent {
-                self.limit("agent", *quota, limiter, who.agent())
+            if let Some(limiter) = &self.per_agent {
+                self.limit("agent", limiter, who.agent())
                     .map_err(|denial| denial.towards(&request.authority))?;
             }
             Ok(permit)
@@ -311,7 +343,6 @@ impl Gate {
     fn limit<K: std::hash::Hash + Eq + Clone>(
         &self,
         name: &'static str,
-        _quota: Quota,
         limiter: &RateLimiter<K>,
         key: &K,
     ) -> Result<(), Denial> {
@@ -322,27 +353,30 @@ impl Gate {
         })
     }
 
+    async fn resolve(&self, authority: &Authority) -> Result<Arc<[IpAddr]>, Denial> {
+        let name = match &authority.host {
+            Host::Address(address) => return Ok(Arc::from([*address])),
+            Host::Name(name) => name,
+        };
+        if let Some(found) = self.names.cached(name) {
+            return Ok(found);
+        }
+        let started = self.ports.clock.monotonic();
+        let found = self.names.lookup(name).await;
+        self.ports.observe.observe(Observation::Resolved {
+            outcome: found.as_ref().map_or_else(|error| resolve_code(*error), |_| "ok"),
+            took: self.ports.clock.monotonic().saturating_sub(started),
+        });
+        found.map_err(|error| resolve_denial(error).towards(authority))
+    }
+
     async fn addresses(
         &self,
         permit: &Permit,
         authority: &Authority,
         trail: &mut AuditTrail,
     ) -> Result<Vec<SocketAddr>, Denial> {
-        let found: Arc<[IpAddr]> = match &authority.host {
-            Host::Address(address) => Arc::from([*address]),
-            Host::Name(name) => match self.names.cached(name) {
-                Some(found) => found,
-                None => {
-                    let started = self.ports.clock.monotonic();
-                    let found = self.names.lookup(name).await;
-                    self.ports.observe.observe(Observation::Resolved {
-                        outcome: found.as_ref().map_or_else(|error| resolve_code(*error), |_| "ok"),
-                        took: self.ports.clock.monotonic().saturating_sub(started),
-                    });
-                    found.map_err(|error| resolve_denial(error).towards(authority))?
-                }
-            },
-        };
+        let found = self.resolve(authority).await?;
         let mut passed = Vec::with_capacity(found.len());
         let mut refused = None;
         for address in found.iter() {

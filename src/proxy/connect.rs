@@ -57,6 +57,10 @@ pub(super) async fn connect(wire: &Arc<Wire>, io: ConnIo, head: ConnectHead) {
         let denial = Denial::new(Cause::Overloaded).towards(&request.authority).detail("limits.tunnels is reached");
         return refuse(io, trail, denial).await;
     };
+    let _place = match wire.shared.gate.tunnel_of(admission.who(), &request.authority) {
+        Ok(place) => place,
+        Err(denial) => return refuse(io, trail, denial).await,
+    };
     let (upstream, address) = match dial::dial(&wire.shared, &admission).await {
         Ok(connected) => connected,
         Err(denial) => return refuse(io, trail, denial).await,
@@ -143,6 +147,7 @@ async fn open(
             };
             (end, relay.carried())
         }
+        First::ClearText if !wire.shared.settings.plain_in_tunnels => (TunnelEnd::NotTls, Carried::default()),
         First::ClearText => {
             drop(upstream);
             inside(wire, io, &admission, ending).await;

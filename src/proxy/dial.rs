@@ -26,7 +26,7 @@ const MOST_ADDRESSES: usize = 8;
 /// A [`Denial`] with what the last attempt said.
 pub(super) async fn dial(shared: &Shared, admission: &Admission) -> Result<(TcpStream, SocketAddr), Denial> {
     let started = shared.gate.clock().monotonic();
-    let result = tokio::time::timeout(shared.settings.connect_timeout, race(order(admission.addresses()))).await;
+    let result = tokio::time::timeout(shared.settings.connect_timeout, race(order(admission.addresses(), shared.settings.ipv4_first))).await;
     let result = match result {
         Ok(Ok(connected)) => Ok(connected),
         Ok(Err(error)) => Err(Denial::new(cause(&error)).detail(error.to_string())),
@@ -48,24 +48,20 @@ pub(super) fn cause(error: &io::Error) -> Cause {
     }
 }
 
-/// The families in turn, beginning with that of the first address.
-pub(super) fn order(addresses: &[SocketAddr]) -> Vec<SocketAddr> {
-    let Some(first) = addresses.first() else {
-        return Vec::new();
-    };
-    let (mut same, mut other): (Vec<_>, Vec<_>) =
-        addresses.iter().copied().partition(|address| address.is_ipv4() == first.is_ipv4());
-    same.reverse();
-    other.reverse();
-    let mut ordered = Vec::with_capacity(addresses.len());
+/// The families in turn, each in the resolver's order (RFC 8305 section 4).
+pub(super) fn order(addresses: &[SocketAddr], ipv4_first: bool) -> Vec<SocketAddr> {
+    let mut first = addresses.iter().filter(|address| address.is_ipv4() == ipv4_first);
+    let mut second = addresses.iter().filter(|address| address.is_ipv4() != ipv4_first);
+    let mut ordered = Vec::with_capacity(addresses.len().min(MOST_ADDRESSES));
     while ordered.len() < MOST_ADDRESSES {
-        let (a, b) = (same.pop(), other.pop());
+        let (a, b) = (first.next(), second.next());
         if a.is_none() && b.is_none() {
             break;
         }
         ordered.extend(a);
         ordered.extend(b);
     }
+    ordered.truncate(MOST_ADDRESSES);
     ordered
 }
 
@@ -118,9 +114,10 @@ mod tests {
         let parse = |list: &[&str]| -> Vec<SocketAddr> {
             list.iter().map(|text| text.parse().expect("an address")).collect()
         };
-        let ordered = order(&parse(&["[2::1]:1", "[2::2]:1", "1.1.1.1:1", "1.1.1.2:1", "1.1.1.3:1"]));
-        assert_eq!(ordered, parse(&["[2::1]:1", "1.1.1.1:1", "[2::2]:1", "1.1.1.2:1", "1.1.1.3:1"]));
-        assert_eq!(order(&[]), []);
+        let given = parse(&["1.1.1.1:1", "[2::1]:1", "[2::2]:1", "1.1.1.2:1", "1.1.1.3:1"]);
+        assert_eq!(order(&given, false), parse(&["[2::1]:1", "1.1.1.1:1", "[2::2]:1", "1.1.1.2:1", "1.1.1.3:1"]));
+        assert_eq!(order(&given, true)[..2], parse(&["1.1.1.1:1", "[2::1]:1"]));
+        assert_eq!(order(&[], true), []);
     }
 
     #[tokio::test]

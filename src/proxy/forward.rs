@@ -29,7 +29,7 @@ use crate::gate::{Admission, AuditTrail, Cause, Denial, Opening};
 use super::conn::{Connection, CurrentRequest};
 use super::serve::bad_target;
 use super::tunnels::Registered;
-use super::{Shared, dial, local, refusal};
+use super::{AgentEndpoint, Shared, dial, local, refusal};
 
 /// In what field an agent says which skill it runs. Never used for a decision.
 pub(super) const SKILL_FIELD: &str = "x-openclaw-skill";
@@ -37,19 +37,21 @@ pub(super) const SKILL_FIELD: &str = "x-openclaw-skill";
 const TOKEN_FIELD: &str = "x-agentport-token";
 
 /// The hooks that Pingora calls.
-pub struct Forward {
+pub(super) struct Forward {
     shared: Arc<Shared>,
 }
 
 /// What is known of one request while it is served.
 #[derive(Default)]
-pub struct Exchange {
+pub(super) struct Exchange {
     trail: Option<AuditTrail>,
     admission: Option<Admission>,
     request: Option<EgressRequest>,
     addresses: Vec<SocketAddr>,
     attempt: usize,
     dialling: Option<Duration>,
+    /// The Unix socket of the agent behind the gateway.
+    socket: Option<String>,
     websocket: bool,
     /// A credential field of ours that must not go on.
     spent: Option<&'static str>,
@@ -174,7 +176,14 @@ impl Forward {
             .map_err(|denial| denial.at_origin().towards(&authority))?;
         exchange.spent = Some(spent);
         let request = EgressRequest { authority, ask: Ask::Request { scheme: Scheme::Http, method, path } };
-        let admission = self.shared.gate.admit_fixed(&who, &request, agent.address, trail)?;
+        let at = match &agent.endpoint {
+            AgentEndpoint::Tcp(authority) => Some(authority),
+            AgentEndpoint::Unix(path) => {
+                exchange.socket = Some(path.clone());
+                None
+            }
+        };
+        let admission = self.shared.gate.admit_behind(&who, &request, at, trail).await?;
         self.admitted(exchange, admission, request)
     }
 
@@ -185,7 +194,7 @@ impl Forward {
                 return Err(Denial::new(Cause::Overloaded).towards(&request.authority).detail("limits.in_flight is reached"));
             }
         }
-        exchange.addresses = dial::order(admission.addresses());
+        exchange.addresses = dial::order(admission.addresses(), self.shared.settings.ipv4_first);
         exchange.admission = Some(admission);
         exchange.request = Some(request);
         Ok(Verdict::Forward)
@@ -322,11 +331,15 @@ impl ProxyHttp for Forward {
     }
 
     async fn upstream_peer(&self, _session: &mut Session, exchange: &mut Exchange) -> pingora::Result<Box<HttpPeer>> {
-        let (Some(admission), Some(address)) = (&exchange.admission, exchange.addresses.get(exchange.attempt)) else {
+        let Some(admission) = &exchange.admission else {
             return Error::e_explain(ErrorType::InternalError, "no admission");
         };
         let settings = &self.shared.settings;
-        let mut peer = HttpPeer::new(*address, false, String::new());
+        let mut peer = match (&exchange.socket, exchange.addresses.get(exchange.attempt)) {
+            (Some(path), _) => HttpPeer::new_uds(path, false, String::new())?,
+            (None, Some(address)) => HttpPeer::new(*address, false, String::new()),
+            (None, None) => return Error::e_explain(ErrorType::InternalError, "no admitted address"),
+        };
         let who = admission.who();
         peer.group_key = self.shared.pool_key.hash_one((who.tenant(), who.agent(), admission.authority()));
         let options = &mut peer.options;
@@ -351,7 +364,7 @@ impl ProxyHttp for Forward {
     ) -> pingora::Result<()> {
         // Whatever the pool gave, it must be an address that was admitted.
         let dialled = peer._address.as_inet().copied();
-        if !dialled.is_some_and(|address| exchange.addresses.contains(&address)) {
+        if exchange.socket.is_none() && !dialled.is_some_and(|address| exchange.addresses.contains(&address)) {
             return Error::e_explain(ErrorType::InternalError, "an address that was not admitted");
         }
         if let (Some(trail), Some(address)) = (&mut exchange.trail, dialled) {

@@ -2,7 +2,8 @@
 //! connections.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU32;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -15,6 +16,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use crate::egress::RequestId;
 use crate::gate::ports::Observation;
 use crate::gate::{Cause, Denial};
+use crate::limit::{ConcurrencyLimit, InFlight};
 
 use super::Wire;
 use super::conn::{ConnIo, Connection, Ending, Transport};
@@ -98,18 +100,31 @@ impl Bound {
     }
 }
 
-/// What accepting needs beside the listener.
-#[derive(Clone)]
+/// Accepts connections from one listener.
 pub struct Accepting {
-    /// The wire that serves.
-    pub wire: Arc<Wire>,
-    /// Room for connections.
-    pub connections: Arc<Semaphore>,
-    /// Turns true when no more is to be accepted.
-    pub stop: watch::Receiver<bool>,
+    wire: Arc<Wire>,
+    connections: Arc<Semaphore>,
+    per_source: Option<ConcurrencyLimit<IpAddr>>,
+    stop: watch::Receiver<bool>,
 }
 
+/// How many source addresses are counted at once.
+const SOURCES: usize = 100_000;
+
 impl Accepting {
+    /// For this wire, with room for so many connections, of one source so
+    /// many, until `stop` turns true.
+    #[must_use]
+    pub fn new(
+        wire: Arc<Wire>,
+        connections: Arc<Semaphore>,
+        per_source: Option<NonZeroU32>,
+        stop: watch::Receiver<bool>,
+    ) -> Self {
+        let per_source = per_source.map(|most| ConcurrencyLimit::new(most, SOURCES));
+        Self { wire, connections, per_source, stop }
+    }
+
     /// Accepts until told to stop.
     pub async fn run(self, bound: Bound) {
         let mut stop = self.stop.clone();
@@ -137,18 +152,22 @@ impl Accepting {
 
     fn take(&self, name: &Arc<str>, transport: Transport, client: Option<SocketAddr>) {
         let wire = Arc::clone(&self.wire);
-        let slot = Arc::clone(&self.connections).try_acquire_owned();
+        let slot = Arc::clone(&self.connections).try_acquire_owned().ok();
+        let place = match (&self.per_source, client) {
+            (Some(limit), Some(client)) => limit.enter(&client.ip()).map(Some),
+            _ => Ok(None),
+        };
         let name = Arc::clone(name);
         tokio::spawn(async move {
-            match slot {
-                Ok(slot) => one(wire, name, transport, client, slot).await,
-                Err(_) => too_many(transport, RequestId::from_bits((wire.shared.random)())).await,
+            match (slot, place) {
+                (Some(slot), Ok(place)) => one(wire, name, transport, client, (slot, place)).await,
+                _ => too_many(transport, RequestId::from_bits((wire.shared.random)())).await,
             }
         });
     }
 }
 
-async fn one(wire: Arc<Wire>, listener: Arc<str>, transport: Transport, client: Option<SocketAddr>, slot: OwnedSemaphorePermit) {
+async fn one(wire: Arc<Wire>, listener: Arc<str>, transport: Transport, client: Option<SocketAddr>, held: Held) {
     let gauge = Gauge::up(Arc::clone(&wire), Arc::clone(&listener));
     let connection = Arc::new(Connection {
         listener,
@@ -159,8 +178,11 @@ async fn one(wire: Arc<Wire>, listener: Arc<str>, transport: Transport, client: 
     });
     serve(&wire, ConnIo::new(transport, connection)).await;
     drop(gauge);
-    drop(slot);
+    drop(held);
 }
+
+/// What a connection holds for as long as it lives.
+type Held = (OwnedSemaphorePermit, Option<InFlight<IpAddr>>);
 
 /// Counts a connection for as long as it lives, however it ends.
 struct Gauge {

@@ -17,7 +17,6 @@ mod relay;
 mod serve;
 mod tunnels;
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -28,9 +27,10 @@ use pingora::server::configuration::ServerConf;
 use tokio::sync::{Semaphore, watch};
 
 pub use listener::{Accepting, Bound, ListenAddress, bind};
-pub use local::LocalPages;
+pub use local::{LocalPages, Page};
 pub use tunnels::OpenTunnels;
 
+use crate::egress::Authority;
 use crate::gate::Gate;
 use crate::policy::{EchRule, SniRule, TlsRule, TlsUse};
 use forward::Forward;
@@ -59,6 +59,8 @@ pub struct Settings {
     pub client_hello_timeout: Duration,
     /// The most bytes of a request head.
     pub header_bytes: usize,
+    /// The most bytes of a request target, at most 8 KiB.
+    pub target_bytes: usize,
     /// The most bytes of a request body.
     pub body_bytes: Option<u64>,
     /// Requests served at once.
@@ -76,6 +78,11 @@ pub struct Settings {
     pub agent: Option<FrontedAgent>,
     /// What every tunnel may carry, whatever its rule says.
     pub every_tunnel: TlsRule,
+    /// Whether IPv4 addresses are tried before IPv6 ones.
+    pub ipv4_first: bool,
+    /// Whether clear-text HTTP in a tunnel is judged request by request, or
+    /// refused.
+    pub plain_in_tunnels: bool,
 }
 
 impl Settings {
@@ -101,7 +108,16 @@ pub struct FrontedAgent {
     /// The host that policy judges.
     pub name: crate::egress::DnsName,
     /// Where it listens.
-    pub address: SocketAddr,
+    pub endpoint: AgentEndpoint,
+}
+
+/// Where an agent behind the gateway listens.
+#[derive(Clone, Debug)]
+pub enum AgentEndpoint {
+    /// At this host and port, which are not judged.
+    Tcp(Authority),
+    /// On a Unix socket, by its path.
+    Unix(String),
 }
 
 /// What every connection shares.

@@ -236,6 +236,9 @@ async fn dispatch(wire: &Arc<Wire>, mut io: ConnIo, head_length: usize, settings
     let prepared = {
         let bytes = &io.unread()[..head_length];
         match head::parse(bytes) {
+            Ok(head) if head.target.len() > wire.shared.settings.target_bytes => {
+                Err((Denial::new(Cause::TargetTooLong), head.method.to_owned()))
+            }
             Ok(head) if head.method == "CONNECT" => Ok(Prepared::Connect(connect::ConnectHead::take(&head))),
             Ok(head) => prepare(&io, &head).map(|request| Prepared::Request(Box::new(request))),
             Err(error) => Err((bad_head(error), String::new())),

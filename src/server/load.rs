@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use crate::adapters::watch::read_stable;
 use crate::config::Config;
 use crate::identity::{KeySet, SigningKey, TrustedIssuer, VerifyingKey, VerifyingKeys};
-use crate::policy::{Format, PolicyDocument, PolicyError, PolicySet, SourceName, locate};
+use crate::policy::{Format, Mode, PolicyDocument, PolicyError, PolicySet, SourceName};
 
 /// What is wrong with the files, each line with its place and what to write.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -85,36 +85,37 @@ pub fn read_documents(files: &[PathBuf]) -> Result<Vec<Source>, LoadError> {
     if errors.is_empty() { Ok(sources) } else { Err(LoadError(errors)) }
 }
 
+/// The set that these documents make.
+///
+/// # Errors
+/// Every mistake in every document, with its line and column.
+pub fn build(sources: &[Source], mode: Mode) -> Result<PolicySet, LoadError> {
+    let documents = sources.iter().map(|source| (source.name.clone(), source.document.clone())).collect();
+    PolicySet::build(documents, mode).map_err(|mut errors| {
+        for source in sources {
+            PolicyError::locate(&mut errors, &source.name, &source.text);
+        }
+        LoadError(errors.iter().map(ToString::to_string).collect())
+    })
+}
+
 /// The policy that a configuration names.
 ///
 /// # Errors
 /// Every mistake in every document.
 pub fn policy(config: &Config) -> Result<PolicySet, LoadError> {
-    let sources = match &config.policy {
+    let mut sources = match &config.policy {
         Some(path) => read_documents(&policy_files(path)?)?,
         None => Vec::new(),
     };
-    let mut texts = Vec::new();
-    let mut documents = Vec::new();
-    for source in sources {
-        texts.push((source.name.clone(), source.text));
-        documents.push((source.name, source.document));
-    }
     if !config.allowed_destinations.is_empty() {
         let name = SourceName::from("ALLOWED_DESTINATIONS");
-        let list = config.allowed_destinations.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
-        let document = PolicyDocument::from_allowed_destinations(&name, &list).map_err(|errors| lines(errors, &texts))?;
-        documents.push((name, document));
+        let text = config.allowed_destinations.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+        let document = PolicyDocument::from_allowed_destinations(&name, &text)
+            .map_err(|errors| LoadError(errors.iter().map(ToString::to_string).collect()))?;
+        sources.push(Source { name, text: String::new(), document });
     }
-    PolicySet::build(documents, config.mode).map_err(|errors| lines(errors, &texts))
-}
-
-/// The errors with their lines and columns.
-fn lines(mut errors: Vec<PolicyError>, texts: &[(SourceName, String)]) -> LoadError {
-    for (source, text) in texts {
-        PolicyError::locate(&mut errors, source, text);
-    }
-    LoadError(errors.iter().map(ToString::to_string).collect())
+    build(&sources, config.mode)
 }
 
 /// Every key that tokens may be verified with.

@@ -23,7 +23,6 @@ use crate::config::{self, AuditPath, BasicUser, Config, Endpoint, Fsync, Listene
 use crate::gate::ports::Clock;
 use crate::gate::{Gate, GateParts, Limits, OwnListeners, StormSettings, TunnelEnd};
 use crate::identity::{CacheSettings, CachedVerifier, TokenVerifier, VerifierSettings};
-use crate::limit::Quota;
 use crate::policy::{EchRule, SniRule, TlsRule, TlsUse};
 use crate::proxy::{Accepting, AgentEndpoint, Bound, FrontedAgent, ListenAddress, Settings, Wire, bind};
 
@@ -125,8 +124,8 @@ impl Gateway {
             observe: Arc::clone(&figures) as _,
             clock: Arc::clone(&clock),
             limits: Limits {
-                per_agent: quota(config.limits.requests_per_agent)?,
-                per_source: quota(config.limits.requests_per_source)?,
+                per_agent: config.limits.requests_per_agent,
+                per_source: config.limits.requests_per_source,
                 tunnels_per_agent: config.limits.tunnels_per_agent,
             },
             limit_keys: LIMIT_KEYS,
@@ -290,15 +289,9 @@ fn resolver(config: &Config, clock: &Arc<dyn Clock>) -> anyhow::Result<Resolver>
         ttl: (written.cache.min_ttl, written.cache.max_ttl),
         negative_ttl: (Duration::from_secs(1).min(written.cache.negative_ttl), written.cache.negative_ttl),
         names: written.cache.entries,
-        ipv4_first: written.prefer == config::Family::Ipv4,
         ..ResolverSettings::default()
     };
     Resolver::new(settings, Arc::clone(clock)).context("the resolver cannot be set up")
-}
-
-fn quota(rate: Option<config::Rate>) -> anyhow::Result<Option<Quota>> {
-    rate.map(|rate| Quota::new(u64::from(rate.amount), rate.per, u64::from(rate.burst)).context("a rate in limits"))
-        .transpose()
 }
 
 fn settings(config: &Config) -> Settings {
@@ -340,6 +333,7 @@ fn settings(config: &Config) -> Settings {
             },
             ech: if allow(config.tunnel.ech) { EchRule::Allow } else { EchRule::Refuse },
         },
+        ipv4_first: config.resolver.prefer == config::Family::V4,
         plain_in_tunnels: config.tunnel.plain == config::Plain::Judge,
     }
 }

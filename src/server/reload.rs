@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use anyhow::Context;
 use arc_swap::ArcSwap;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -71,16 +72,14 @@ impl Reloader {
             .chain(identity.signing_key.clone())
             .chain(identity.secret_file.clone())
             .collect();
-        let (policy_watch, mut policy_changed) = Watch::new(policy_paths)?;
-        let (key_watch, mut keys_changed) = Watch::new(key_paths)?;
+        let mut policy_watch = Watch::start(policy_paths).context("cannot watch the policy")?;
+        let mut key_watch = Watch::start(key_paths).context("cannot watch the keys")?;
         let mut hangup = signal(SignalKind::hangup())?;
         Ok(async move {
-            // Held for as long as they are to watch.
-            let _watches = (policy_watch, key_watch);
             loop {
                 tokio::select! {
-                    Some(()) = policy_changed.recv() => self.policy().await,
-                    Some(()) = keys_changed.recv() => self.keys().await,
+                    Some(()) = policy_watch.changed() => self.policy().await,
+                    Some(()) = key_watch.changed() => self.keys().await,
                     Some(()) = hangup.recv() => {
                         tracing::info!("SIGHUP: reloading policy, keys and resolver, and reopening the audit log");
                         log.reopen();
