@@ -20,8 +20,10 @@ pub(super) struct Compact<'a> {
     pub(super) signed: &'a str,
     /// What the header says.
     pub(super) header: Header,
-    claims: &'a str,
-    signature: &'a str,
+    /// The claims, as the bytes of their JSON text.
+    pub(super) claims: Vec<u8>,
+    /// The signature.
+    pub(super) signature: Vec<u8>,
 }
 
 /// What a header may say.
@@ -48,19 +50,9 @@ impl<'a> Compact<'a> {
         Ok(Self {
             signed: &token[..header.len() + 1 + claims.len()],
             header: Header::parse(&decode(header)?)?,
-            claims,
-            signature,
+            claims: decode(claims)?,
+            signature: decode(signature)?,
         })
-    }
-
-    /// The claims, as JSON text.
-    pub(super) fn claims(&self) -> Result<Vec<u8>, TokenError> {
-        decode(self.claims)
-    }
-
-    /// The signature.
-    pub(super) fn signature(&self) -> Result<Vec<u8>, TokenError> {
-        decode(self.signature)
     }
 }
 
