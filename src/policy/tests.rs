@@ -814,7 +814,7 @@ fn texts_that_are_no_documents() {
         ("version: 1\ndenylist: !!binary eA==".into(), "invalid type"),
         (
             "version: 1\n\trules: []".into(),
-            "found character that cannot start any token",
+            "p.yaml:2:1: found a tab character",
         ),
     ] {
         let error = PolicyDocument::parse(&"p.yaml".into(), Format::Yaml, &text).expect_err(&text);
