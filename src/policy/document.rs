@@ -223,7 +223,7 @@ impl PolicyDocument {
     pub fn parse(source: &SourceName, format: Format, text: &str) -> Result<Self, PolicyError> {
         let failed = |path: String, location, problem| Finding {
             source: source.clone(),
-            path,
+            path: path.into(),
             location,
             what: problem,
         };

@@ -28,7 +28,7 @@ pub struct Finding<W> {
     /// In which document.
     pub source: SourceName,
     /// Where in it: `rules[2].hosts[0]`; empty for the whole document.
-    pub path: String,
+    pub path: Box<str>,
     /// Where in its text, once [`Finding::locate`] has looked.
     pub location: Option<Location>,
     /// What it is.
@@ -205,7 +205,7 @@ pub enum Concern {
 }
 
 impl<W> Finding<W> {
-    pub(super) fn new(source: &SourceName, path: impl Into<String>, what: W) -> Self {
+    pub(super) fn new(source: &SourceName, path: impl Into<Box<str>>, what: W) -> Self {
         Self {
             source: source.clone(),
             path: path.into(),
@@ -218,7 +218,7 @@ impl<W> Finding<W> {
     /// Reads the text once more, so do it only for what is shown.
     pub fn locate(findings: &mut [Self], source: &SourceName, text: &str) {
         let mine = || |finding: &&mut Self| finding.source == *source && finding.location.is_none();
-        let paths: Vec<String> = findings
+        let paths: Vec<Box<str>> = findings
             .iter_mut()
             .filter(mine())
             .map(|finding| finding.path.clone())

@@ -171,8 +171,8 @@ pub(super) fn compile(
     if written.hosts.is_none() && written.addresses.is_none() {
         reader.report("", Problem::NoDestination);
     }
-    let hosts = reader.each("hosts", written.hosts.as_deref(), host);
-    let mut ranges = reader.each("addresses", written.addresses.as_deref(), range);
+    let hosts = reader.each("hosts", written.hosts.as_deref(), |raw| host(raw));
+    let mut ranges = reader.each("addresses", written.addresses.as_deref(), |raw| range(raw));
     if written.action == Action::Deny {
         let literals = hosts.iter().filter_map(|pattern| match pattern {
             HostPattern::Exact(Host::Address(address)) => {
@@ -334,19 +334,19 @@ impl Reader<'_> {
     }
 }
 
-fn host(raw: &String) -> Result<HostPattern, Problem> {
+fn host(raw: &str) -> Result<HostPattern, Problem> {
     HostPattern::parse(raw).map_err(|error| match AddressRange::parse(raw) {
-        Ok(_) => Problem::RangeAmongHosts(raw.clone()),
+        Ok(_) => Problem::RangeAmongHosts(raw.to_owned()),
         Err(_) => Problem::Host {
-            raw: raw.clone(),
+            raw: raw.to_owned(),
             error,
         },
     })
 }
 
-fn range(raw: &String) -> Result<AddressRange, Problem> {
+fn range(raw: &str) -> Result<AddressRange, Problem> {
     AddressRange::parse(raw).map_err(|message| Problem::Range {
-        raw: raw.clone(),
+        raw: raw.to_owned(),
         message,
     })
 }

@@ -1,0 +1,120 @@
+//! What a decision and a quota cost. The aim is under 2 µs for a decision among
+//! 10,000 rules, and under 100 ms for building them.
+
+use std::hint::black_box;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use agentport::egress::{AgentId, Ask, Authority, EgressRequest, Subject};
+use agentport::limit::{Quota, RateLimiter};
+use agentport::policy::{Decision, Format, Mode, PolicyDocument, PolicySet, SourceName};
+use criterion::{Criterion, criterion_group, criterion_main};
+
+fn text(rules: usize) -> String {
+    let mut text =
+        "version: 1\ndenylist: [\"*.evil.example\", 203.0.113.0/24]\nrules:\n".to_owned();
+    for n in 0..rules {
+        let host = match n % 2 {
+            0 => format!("api{n}.example.com"),
+            _ => format!("*.zone{n}.example.com"),
+        };
+        text += &format!(
+            "  - {{name: rule-{n}, action: allow, agents: [agent-{n}, bot], hosts: [\"{host}\"], ports: [443]}}\n"
+        );
+    }
+    text
+}
+
+/// One host, with a rule for each agent.
+fn crowded(rules: usize) -> String {
+    let mut text = "version: 1\nrules:\n".to_owned();
+    for n in 0..rules {
+        text += &format!(
+            "  - {{name: rule-{n}, action: allow, agents: [agent-{n}], hosts: [api.example.com]}}\n"
+        );
+    }
+    text
+}
+
+fn parse(text: &str) -> PolicyDocument {
+    PolicyDocument::parse(&SourceName::from("bench"), Format::Yaml, text).expect("a document")
+}
+
+fn build(document: PolicyDocument) -> PolicySet {
+    PolicySet::build(vec![(SourceName::from("bench"), document)], Mode::Enforce).expect("a policy")
+}
+
+fn tunnel(authority: &str) -> EgressRequest {
+    EgressRequest {
+        authority: Authority::parse(authority).expect("an authority"),
+        ask: Ask::Tunnel,
+    }
+}
+
+fn decide(c: &mut Criterion) {
+    let agent = AgentId::parse("bot").expect("an agent");
+    let who = Subject {
+        agent: &agent,
+        tenant: None,
+        destinations: None,
+    };
+    for rules in [10, 10_000] {
+        let set = build(parse(&text(rules)));
+        let mut group = c.benchmark_group(format!("decide/{rules}"));
+        for (name, authority) in [
+            ("exact", "api4.example.com:443"),
+            ("wildcard", "a.b.zone5.example.com:443"),
+            ("miss", "nothing.example.org:443"),
+        ] {
+            let what = tunnel(authority);
+            group.bench_function(name, |b| {
+                b.iter(|| set.decide(black_box(&who), black_box(&what)))
+            });
+        }
+        group.finish();
+    }
+    let set = build(parse(&crowded(10_000)));
+    let agent = AgentId::parse("agent-9999").expect("an agent");
+    let who = Subject {
+        agent: &agent,
+        ..who
+    };
+    let what = tunnel("api.example.com:443");
+    c.bench_function("decide/10000 on one host", |b| {
+        b.iter(|| set.decide(black_box(&who), black_box(&what)));
+    });
+    let Decision::Allow(permit) = set.decide(&who, &what) else {
+        panic!("the rule allows it");
+    };
+    let address: IpAddr = [93, 184, 216, 34].into();
+    c.bench_function("permit/address", |b| {
+        b.iter(|| permit.address(black_box(address)))
+    });
+}
+
+fn reload(c: &mut Criterion) {
+    let text = text(10_000);
+    let document = parse(&text);
+    let mut group = c.benchmark_group("reload/10000");
+    group.sample_size(10);
+    group.bench_function("parse", |b| b.iter(|| parse(black_box(&text))));
+    group.bench_function("build", |b| b.iter(|| build(black_box(document.clone()))));
+    group.finish();
+}
+
+fn limit(c: &mut Criterion) {
+    let quota = Quota::parse("1000000/s").expect("a quota");
+    let limiter: RateLimiter<u64> = RateLimiter::new(quota, 100_000);
+    let mut now = Duration::ZERO;
+    let mut key = 0;
+    c.bench_function("limit/check", |b| {
+        b.iter(|| {
+            now += Duration::from_micros(1);
+            key = (key + 1) % 10_000;
+            limiter.check(black_box(&key), now)
+        });
+    });
+}
+
+criterion_group!(benches, decide, reload, limit);
+criterion_main!(benches);
