@@ -8,4 +8,5 @@ pub mod clock;
 pub mod names;
 pub mod records;
 pub mod figures;
+pub mod watch;
 pub mod host;

@@ -43,6 +43,9 @@ pub struct ResolverSettings {
     pub search: bool,
     /// How long a lookup may take in all.
     pub timeout: Duration,
+    /// How long one family is waited for once the other has answered: some
+    /// servers never answer for IPv6.
+    pub second_family: Duration,
     /// The shortest and the longest that an answer is kept, whatever it says.
     pub ttl: (Duration, Duration),
     /// The same for the answer that there is none. Failures are kept for the
@@ -60,6 +63,7 @@ impl Default for ResolverSettings {
             servers: Vec::new(),
             search: false,
             timeout: Duration::from_secs(5),
+            second_family: Duration::from_millis(300),
             ttl: (Duration::from_secs(1), Duration::from_secs(300)),
             negative_ttl: (Duration::from_secs(1), Duration::from_secs(30)),
             names: 10_000,
@@ -166,9 +170,6 @@ impl std::fmt::Debug for Resolver {
 
 /// How many names are asked for at once; more wait, within their time.
 const MAX_LOOKUPS: usize = 1024;
-/// How long one family is waited for once the other has answered. Some
-/// servers never answer for IPv6.
-const OTHER_FAMILY: Duration = Duration::from_millis(300);
 
 type Answer = Result<Arc<[IpAddr]>, ResolveError>;
 
@@ -261,7 +262,7 @@ impl Inner {
         let asked = tokio::time::timeout(self.settings.timeout, async {
             // The semaphore is never closed.
             let _slot = self.slots.acquire().await;
-            upstream.ask(&name, self.settings.search).await
+            upstream.ask(&name, &self.settings).await
         });
         let (answer, ttl) = match asked.await {
             Ok(found) => self.judge(found),
@@ -383,12 +384,12 @@ impl Upstream {
         })
     }
 
-    async fn ask(&self, name: &DnsName, search: bool) -> Found {
+    async fn ask(&self, name: &DnsName, settings: &ResolverSettings) -> Found {
         let Ok(itself) = Name::from_ascii(name.as_str()).map(absolute) else {
             return Found::error(ResolveError::Failed, 0);
         };
         let mut candidates = vec![itself];
-        if search {
+        if settings.search {
             let relative = candidates[0].clone();
             let searched = self.search.iter().filter_map(|domain| {
                 let mut name = relative.clone();
@@ -403,7 +404,7 @@ impl Upstream {
         }
         let mut last = Found::error(ResolveError::NotFound, 0);
         for candidate in candidates {
-            last = self.ask_both(candidate).await;
+            last = self.ask_both(candidate, settings.second_family).await;
             // Only a clear "no" leads on: a failure may hide the right answer.
             match last.answer {
                 Err(ResolveError::NotFound | ResolveError::NoAddress) => {}
@@ -414,17 +415,17 @@ impl Upstream {
     }
 
     /// Both families at once.
-    async fn ask_both(&self, name: Name) -> Found {
+    async fn ask_both(&self, name: Name, patience: Duration) -> Found {
         let mut v4 = std::pin::pin!(self.client.lookup(name.clone(), RecordType::A));
         let mut v6 = std::pin::pin!(self.client.lookup(name, RecordType::AAAA));
         tokio::select! {
             v4 = &mut v4 => {
                 let v4 = Half::new(v4);
-                Half::join(&v4, &v4.other(v6).await)
+                Half::join(&v4, &v4.other(v6, patience).await)
             }
             v6 = &mut v6 => {
                 let v6 = Half::new(v6);
-                Half::join(&v6.other(v4).await, &v6)
+                Half::join(&v6.other(v4, patience).await, &v6)
             }
         }
     }
@@ -479,11 +480,15 @@ impl Half {
     }
 
     /// The other half: waited for only so long once this one has addresses.
-    async fn other(&self, other: impl Future<Output = Result<Lookup, NetError>>) -> Self {
+    async fn other(
+        &self,
+        other: impl Future<Output = Result<Lookup, NetError>>,
+        patience: Duration,
+    ) -> Self {
         if self.answer.is_err() {
             return Self::new(other.await);
         }
-        match tokio::time::timeout(OTHER_FAMILY, other).await {
+        match tokio::time::timeout(patience, other).await {
             Ok(answer) => Self::new(answer),
             Err(_) => Self::error(ResolveError::Timeout),
         }

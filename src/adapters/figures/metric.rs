@@ -1,6 +1,6 @@
 //! Counters, gauges and histograms with exemplars, and their text.
 //!
-//! Observing takes no lock and allocates nothing once a label has been seen,
+//! Observing waits for no lock and allocates nothing once a label has been seen,
 //! which the usual client library cannot do for exemplars: it holds a lock and
 //! a hash map for each histogram. The text is that of OpenMetrics 1.0. Which
 //! figures there are is said one floor up.

@@ -96,13 +96,15 @@ impl Server {
     }
 
     fn resolver(&self, clock: &Arc<Held>) -> Resolver {
-        self.resolver_with(clock, Duration::from_secs(20))
+        self.resolver_with(clock, Duration::from_secs(40))
     }
 
     fn resolver_with(&self, clock: &Arc<Held>, timeout: Duration) -> Resolver {
         let settings = ResolverSettings {
             servers: vec![self.address],
             timeout,
+            // No answer is late because the machine is busy.
+            second_family: timeout / 20,
             hosts: None,
             ..ResolverSettings::default()
         };
@@ -414,6 +416,7 @@ async fn the_hosts_file_comes_first_and_is_read_again() {
     let settings = ResolverSettings {
         servers: vec![server.address],
         hosts: Some(path.clone()),
+        second_family: Duration::from_secs(30),
         ..ResolverSettings::default()
     };
     let resolver = Resolver::new(settings, Arc::<Held>::default()).expect("a resolver");
@@ -444,6 +447,11 @@ async fn the_search_list_is_used_only_where_it_is_asked_for() {
         ..ResolverSettings::default()
     };
     let mut upstream = Upstream::new(&settings).expect("an upstream");
+    let settings = |search| ResolverSettings {
+        search,
+        second_family: Duration::from_secs(30),
+        ..ResolverSettings::default()
+    };
     upstream.search = vec![
         Name::from_str("none.").expect("a name"),
         Name::from_str("test.").expect("a name"),
@@ -473,7 +481,7 @@ async fn the_search_list_is_used_only_where_it_is_asked_for() {
         ),
         ("on: nowhere", "nothing", true, Err(ResolveError::NotFound)),
     ] {
-        let found = upstream.ask(&name(text), search).await;
+        let found = upstream.ask(&name(text), &settings(search)).await;
         assert_eq!(found.answer.map(|found| found.to_vec()), expected, "{case}");
     }
 }
