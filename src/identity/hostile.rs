@@ -15,7 +15,7 @@ use crate::egress::{AgentId, Destination, TenantId};
 /// 2026-01-01, a whole number of seconds.
 const NOW: u64 = 1_767_225_600;
 const SECRET: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
-/// Made with `openssl genpkey -algorithm ed25519`, for these tests alone.
+/// The private key of RFC 8037, A.1, as `openssl` writes it.
 const ED25519_PRIVATE: &str = "-----BEGIN PRIVATE KEY-----
 MC4CAQAwBQYDK2VwBCIEIJ1hsZ3v/VpguoRK9JLsLMREScVpezJpGXA7rAMcrn9g
 -----END PRIVATE KEY-----
@@ -759,6 +759,55 @@ fn the_asymmetric_vectors_of_rfc_7515() {
             !key.confirms(message.as_bytes(), &[0; 64]),
             "{algorithm}: all zero"
         );
+    }
+}
+
+/// A 2048-bit key and its signatures over `header.claims`, made with OpenSSL
+/// 3: each holds under its own algorithm and no other.
+#[test]
+fn rsa_as_openssl_writes_it() {
+    let spki = "-----BEGIN PUBLIC KEY-----\nMIIBIjANBgkqhkiG9w0BAQEFAAOCAQ8AMIIBCgKCAQEA4eLZmkXaqHQWB/No/B0e\nJkbQAED65S2QtoowXLSD9lgl/FFhmMO57ADi+dkd4cW0QqBB6K6zMWQW4Suk6cAy\n43zYjT+U/54eyEUBTryxQOABxCkcPeceqpRQW/+RqbLcTeue3Hr6Wl+9igiGk6i2\nMvbjSGCQQwNEYFvXDvDvtT/x5Hva35ss9tkkRLkJ7Bo6aeMIWqw3c1pultWLcliW\nD1XTQGyidI4mQ4jxZuN3fGPjam6z7jHGtF0tmBIj667yRkv3YYmXlEVOC6juGPSS\nRko6Av2nSAmZBYYNKFp7CFKfrDNdhuFRkZH9G/8NagOiE4x98f26pL1rYl2tOSWO\nXwIDAQAB\n-----END PUBLIC KEY-----\n";
+    let pkcs1 = "-----BEGIN RSA PUBLIC KEY-----\nMIIBCgKCAQEA4eLZmkXaqHQWB/No/B0eJkbQAED65S2QtoowXLSD9lgl/FFhmMO5\n7ADi+dkd4cW0QqBB6K6zMWQW4Suk6cAy43zYjT+U/54eyEUBTryxQOABxCkcPece\nqpRQW/+RqbLcTeue3Hr6Wl+9igiGk6i2MvbjSGCQQwNEYFvXDvDvtT/x5Hva35ss\n9tkkRLkJ7Bo6aeMIWqw3c1pultWLcliWD1XTQGyidI4mQ4jxZuN3fGPjam6z7jHG\ntF0tmBIj667yRkv3YYmXlEVOC6juGPSSRko6Av2nSAmZBYYNKFp7CFKfrDNdhuFR\nkZH9G/8NagOiE4x98f26pL1rYl2tOSWOXwIDAQAB\n-----END RSA PUBLIC KEY-----\n";
+    let small = "-----BEGIN PUBLIC KEY-----\nMIGfMA0GCSqGSIb3DQEBAQUAA4GNADCBiQKBgQDVYIiCID/znQUEfdnLSfQQXHzp\neUpJFM+7i/vuo1EdC1mxMuWtSnx+Iezo5LLtcetZGXSrj0Ho7ftsBY8Bgho4ca9l\ntcuTzVmZJXHVPc8DlLwM8vE2rpWPT1sSa580qSNMw3TYOd8+kOmGQ2jib2QiI5jN\nCuawW1PUrWMTGnggDQIDAQAB\n-----END PUBLIC KEY-----\n";
+    let key = VerifyingKey::from_pem(spki).expect("a key");
+    assert_eq!(key.algorithm(), Algorithm::Rs256);
+    assert_eq!(VerifyingKey::from_pem(pkcs1).expect("a key").id(), key.id());
+    assert_eq!(
+        VerifyingKey::from_pem(small).expect_err("small"),
+        KeyError::RsaSize(1024)
+    );
+    let jwks: Value = serde_json::from_str(&public_jwks([&key])).expect("JSON");
+    let signatures = [
+        (
+            "RS256",
+            "PCO-vqmucCozb-PCNs1k2IV8rGUSMxOSm-H1uK2GlSFx5lcQSd-BhuKqM1SUvgOfzF5jo-w53XqQpdcfwcbPmH3MCOAwYTLk9ZcCneqOqK9zb_riztZnVuXlzlyCcuJlJ4ZBagPy_Xq9wMDKhVIWQ-1D8Sfkfdhk_R_cVl_82LLF58N-pNDV677whmOYMcdgWcX0YABCwRm8VR9kD7iLYzA1-ShRlr9IUoaUeAyNq6C7OAWPVlUFTVoRJQvRPJEgI_01LGWY8R8ROgX8udvGm3W8vSq_Ar_yto5G6XYQH4PzhxIyeyYaWOTaq9pZ3PJOK-5Pzfta6aeFrRsyJZzhPw",
+        ),
+        (
+            "RS384",
+            "P45Rv_gnB7tahK2SWqKRJEwUzfMnfbbJiUMA-lj2CYLJh5nwEptNzKphDhC7SKjO3DX2_Q3oJmXRJersmSenKu8p3em8cNoM_2iYci167jhSjskUpj86hYOl7thK007aXR3tT4Z88W4gUMWCZ2uHjRKQVuqg3zAZmRn0xOndjkFYLgHmBTF3fF1bW34Kr_yi6h3WIszRWc2gmq9YmgKNBXFKyXinPsi22c6su1YFWKeht7Gjubxg08eXBs1-XBNBByjslRtrx4pUI6gsnrE1Yd3jPU92vjb7K5ZS4E5qtF1FXy58QGj04b1i8Fphuz-EvXK94Y9kAP3YjpdEGbwGFg",
+        ),
+        (
+            "RS512",
+            "ye-11dUjUtqIDhNwIo-SU9WzN16KEhvG9QIrQNMWuHn-bt3Nc1OukMjxB_0jXKaoyva-xwSJiZff3UcDfb3jEglZnbncT_Cbpi1grCzmuCgKWMtVVlEakigoKhNs7pGYvBsCU8QBAaK4w0kW25nse_A-jL5bKOSXsrp0yyLLJPpqP1n_m-X_CUnnl_HsL7qYtPqQfIoZ4e8_2051QW9hi8KHFEEmeqqiTOXtD_inEOFixLEC3SQMPaJhT-Yy-EzAX2H4SPBlrAE5S3TufPVCxuKAb9KK2KKxefHPyKCP2yzP5IesHQ2Xblx3JTwQGmHheh82GQSMTFg29v7-m-SNWw",
+        ),
+        (
+            "PS256",
+            "qOKj0hOm7bdpPg0gwbxyl0jDWsxmOahgXEXfdeldtHu_AktlgIy-wTriPwO4FIozwrBvN3iMplyECtZgjwqeGCC-xE6MlPuX7rlC1LcP26U65rjBzZ9zwdceFq_XQEPfUSGw1MKcnoi6KTNBoBJGUtcBIHH9FSwFONLgGaoVtcK-F_UokG7oPz-uNO0fPu2gUVf1OwwX-cqIUpBNvAtOXpy-ScUv-y6xa6dHI-5G2H4s9wL6KNk-dAF6wXHC8q4qgx_TyBchGy9-SXEfYflwZZ5JnIo0RDj0XIINaWlS91g1PKE8rFi6nzDN78yWUxVa5fDeo5JH2Ajgp9cT8gFK8w",
+        ),
+    ];
+    for (algorithm, _) in signatures {
+        let mut jwk = jwks["keys"][0].clone();
+        jwk["alg"] = algorithm.into();
+        let key = VerifyingKey::from_jwk(&jwk.to_string()).expect(algorithm);
+        assert_eq!(key.algorithm().as_str(), algorithm);
+        for (other, signature) in signatures {
+            let signature = URL_SAFE_NO_PAD.decode(signature).expect("base64");
+            assert_eq!(
+                key.confirms(b"header.claims", &signature),
+                algorithm == other,
+                "{other} by a key for {algorithm}"
+            );
+        }
     }
 }
 

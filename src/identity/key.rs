@@ -72,6 +72,9 @@ pub enum KeyError {
     /// An elliptic curve other than P-256.
     #[error("the key is on a curve other than P-256")]
     UnsupportedCurve,
+    /// An RSA private key, of which nothing here has any use.
+    #[error("this is an RSA private key: write its public half, from `openssl pkey -pubout`")]
+    RsaPrivate,
     /// A private key whose parts contradict each other.
     #[error("the private key is damaged")]
     DamagedPrivateKey,
@@ -110,7 +113,9 @@ pub enum KeyError {
     #[error("a key id must have 1 to 256 bytes")]
     BadKid,
     /// The private half is needed.
-    #[error("an Ed25519 private key is needed here: make one with `agentport keys generate`")]
+    #[error(
+        "an Ed25519 private key is needed here: make one with `openssl genpkey -algorithm ed25519`"
+    )]
     NotPrivate,
     /// The machine gives no random numbers.
     #[error("the system gives no random numbers")]
@@ -118,9 +123,9 @@ pub enum KeyError {
 }
 
 impl VerifyingKey {
-    /// A shared secret, for HS256. The UTF-8 bytes of the text are the HMAC
-    /// key as they are: hexadecimal digits are not decoded, so that any JWT
-    /// library given the same text agrees.
+    /// A shared secret, for HS256, as `AGENTPORT_JWKS_SECRET` holds it. The
+    /// UTF-8 bytes of the text are the HMAC key as they are: hexadecimal digits
+    /// are not decoded, so that any JWT library given the same text agrees.
     ///
     /// # Errors
     /// [`KeyError::ShortSecret`] under 32 bytes, [`KeyError::PaddedSecret`].
@@ -205,9 +210,9 @@ impl VerifyingKey {
         Ok(Self::new(id, algorithm, Material::Rsa { n, e }))
     }
 
-    /// The one key of a PEM text: `PUBLIC KEY`, `RSA PUBLIC KEY`, or a PKCS#8
-    /// `PRIVATE KEY`, of which the public half is taken. An RSA key is for
-    /// RS256; a JWK can name another algorithm.
+    /// The one key of a PEM text: `PUBLIC KEY`, `RSA PUBLIC KEY`, or an
+    /// Ed25519 or P-256 `PRIVATE KEY` in PKCS#8, of which the public half is
+    /// taken. An RSA key is for RS256; a JWK can name another algorithm.
     ///
     /// # Errors
     /// [`KeyError`], which says what to write.
@@ -237,13 +242,7 @@ impl VerifyingKey {
                 let point = pair.public_key().as_ref().try_into();
                 Self::from_p256(point.map_err(|_| KeyError::DamagedPrivateKey)?)
             }
-            PrivateKind::Rsa => {
-                let pair = signature::RsaKeyPair::from_pkcs8(der).map_err(damaged)?;
-                match pem::rsa_public(pair.public().as_ref()) {
-                    Some(PemKey::Rsa(n, e)) => Self::from_rsa(n, e, Algorithm::Rs256),
-                    _ => Err(KeyError::DamagedPrivateKey),
-                }
-            }
+            PrivateKind::Rsa => Err(KeyError::RsaPrivate),
         }
     }
 
