@@ -151,9 +151,7 @@ fn explain(settings: &SettingsArgs, args: &ExplainArgs) -> anyhow::Result<ExitCo
     };
     let loaded = read(settings, &args.policy)?;
     let mut explanation = loaded.set.explain(&subject, &request, &args.address);
-    for source in &loaded.sources {
-        explanation.locate(&source.name, &source.text);
-    }
+    explanation.locate(|name| loaded.sources.iter().find(|source| source.name == *name).map(|source| source.text.as_str()));
     match args.format {
         Output::Text => super::give(&format!("{explanation}\n")),
         Output::Json => super::give(&format!("{}\n", serde_json::to_string(&explanation)?)),

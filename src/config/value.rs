@@ -312,6 +312,14 @@ fn push(errors: &mut Vec<ConfigError>, node: &Node, key: &str, message: String) 
     });
 }
 
+/// Reads a time as the configuration writes it: `250ms`, `10s`, `15m`, `1h`.
+///
+/// # Errors
+/// What to write instead.
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
+    Duration::from_text(text)
+}
+
 impl FromText for Duration {
     fn from_text(raw: &str) -> Result<Self, String> {
         const SHAPE: &str = "write a whole number and a unit: 250ms, 10s, 2m, 1h or 1d";
