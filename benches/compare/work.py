@@ -65,7 +65,7 @@ def check(side: Side) -> None:
         return
     status, body = get(side, side.header())
     if status != 200 or body != pattern()[:SMALL]:
-        raise Broken(f"{side.name} answers wrongly: status {status}, {len(body)} bytes: {body[:300]!r}")
+        raise Broken(f"{side.name} answers wrongly: status {status}, {len(body)} bytes: {body[:100]!r}")
     if side.header() is not None:
         status, _ = get(side, None)
         if status != 407:

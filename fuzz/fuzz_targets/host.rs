@@ -7,7 +7,11 @@ use libfuzzer_sys::fuzz_target;
 fuzz_target!(|raw: &str| {
     if let Ok(host) = Host::parse(raw) {
         let form = host.to_string();
-        assert_eq!(Host::parse(&form).as_ref(), Ok(&host), "{raw:?} as {form:?}");
+        assert_eq!(
+            Host::parse(&form).as_ref(),
+            Ok(&host),
+            "{raw:?} as {form:?}"
+        );
         if let Host::Name(name) = &host {
             let name = name.as_str();
             assert!(!name.is_empty() && name.len() <= 253, "{name:?}");

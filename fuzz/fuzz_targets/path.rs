@@ -14,7 +14,9 @@ fuzz_target!(|raw: &str| {
     for view in &views {
         assert!(view.starts_with('/'), "{raw:?} has the view {view:?}");
         assert!(
-            !view.split('/').any(|segment| segment == "." || segment == ".."),
+            !view
+                .split('/')
+                .any(|segment| segment == "." || segment == ".."),
             "{raw:?} has the view {view:?}"
         );
         assert!(
@@ -27,6 +29,9 @@ fuzz_target!(|raw: &str| {
     // An allow rule is never wider than a deny rule with the same pattern.
     for glob in ["/", "/a", "/*", "/a/**", "/**/a", "/*/a*"] {
         let glob = PathGlob::parse(glob).expect("a valid pattern");
-        assert!(!glob.matches_all(&path) || glob.matches_any(&path), "{raw:?}");
+        assert!(
+            !glob.matches_all(&path) || glob.matches_any(&path),
+            "{raw:?}"
+        );
     }
 });

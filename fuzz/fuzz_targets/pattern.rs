@@ -23,7 +23,11 @@ fuzz_target!(|raw: &str| {
         }
     }
     if let Ok(range) = AddressRange::parse(raw) {
-        assert_eq!(AddressRange::parse(&range.to_string()), Ok(range), "{raw:?}");
+        assert_eq!(
+            AddressRange::parse(&range.to_string()),
+            Ok(range),
+            "{raw:?}"
+        );
     }
     if let Ok(destination) = Destination::parse(raw) {
         let form = destination.to_string();
