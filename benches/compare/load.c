@@ -208,6 +208,7 @@ struct client {
     uint64_t offset;        /* place of the next one in the pattern */
     bool close_after;       /* the answer said `Connection: close` */
     bool busy;
+    bool reused;            /* has carried a request before this one */
 };
 
 static void queue(struct client *c, const char *format, ...) __attribute__((format(printf, 2, 3)));
@@ -232,6 +233,11 @@ static bool flush(struct client *c)
         ssize_t n = send(c->fd, c->out + c->out_sent, c->out_length - c->out_sent, MSG_NOSIGNAL);
         if (n < 0 && errno == EAGAIN)
             return false;
+        /* A connection that was closed meanwhile says so when it is read. */
+        if (n < 0 && (errno == EPIPE || errno == ECONNRESET)) {
+            c->out_sent = c->out_length;
+            return true;
+        }
         if (n < 0)
             die("send: %s", strerror(errno));
         c->out_sent += (size_t)n;
@@ -566,16 +572,27 @@ static int run_idle(const struct options *o)
 
 /* ---- latency: a fixed rate ---------------------------------------------- */
 
+/* Whether the far side has closed, with nothing left to read. */
+static bool is_gone(struct client *c)
+{
+    char byte;
+    ssize_t n = recv(c->fd, &byte, 1, MSG_PEEK);
+    return n == 0 || (n < 0 && errno != EAGAIN);
+}
+
 static void send_get(struct client *c, const struct options *o, int epoll, double due)
 {
     c->busy = true;
-    if (c->phase == CLOSED) {
-        start(c, o, epoll);
-        queue_get(c, o);
-    } else {
+    c->reused = c->phase != CLOSED && !is_gone(c);
+    if (c->phase != CLOSED && !c->reused)
+        stop(c);
+    if (c->reused) {
         queue_get(c, o);
         flush(c);
         c->phase = HEAD;
+    } else {
+        start(c, o, epoll);
+        queue_get(c, o);
     }
     c->started = due;
 }
@@ -585,7 +602,7 @@ static int run_latency(const struct options *o)
     int epoll = new_epoll();
     struct client *clients = new_clients(o->connections);
     struct samples times = {0};
-    uint64_t due_count = (uint64_t)(o->rate * o->seconds), sent = 0;
+    uint64_t due_count = (uint64_t)(o->rate * o->seconds), sent = 0, again = 0;
     double begin = now() + 0.05;
     while (times.length < due_count) {
         double due = begin + (double)sent / o->rate, t = now();
@@ -626,6 +643,14 @@ static int run_latency(const struct options *o)
                 continue;
             }
             if (c->phase == HEAD) {
+                /* Closed before it saw the request, which so goes out again
+                 * (RFC 9112 section 9.3.1). */
+                if (c->reused && is_gone(c)) {
+                    stop(c);
+                    send_get(c, o, epoll, c->started);
+                    again++;
+                    continue;
+                }
                 if (!read_head(c))
                     continue;
                 read_framing(c);
@@ -643,7 +668,8 @@ static int run_latency(const struct options *o)
             }
         }
     }
-    printf("{\"completed\": %zu, \"seconds\": %.6f, ", times.length, now() - begin);
+    printf("{\"completed\": %zu, \"sent_again\": %" PRIu64 ", \"seconds\": %.6f, ", times.length, again,
+           now() - begin);
     print_latencies(&times);
     puts("}");
     return 0;

@@ -122,6 +122,8 @@ def pace(side: Side, scale: Scale) -> dict[str, float]:
         "--path", "/small", "--bytes", str(SMALL),
     ], request=True)
     cpu = side.cpu_seconds() - before
+    if side.keeps_alive and result["sent_again"]:
+        raise Broken(f"{side.name} closed {result['sent_again']} kept-alive connections under a request")
     return {
         "p50_us": result["p50_us"],
         "p99_us": result["p99_us"],
