@@ -262,6 +262,7 @@ impl AuditTrail {
         let mut closing = self.record.clone();
         if let Some(record) = &mut closing {
             record.event = AuditEvent::TunnelClosed;
+            record.status = Some(200);
             record.reason = TunnelEnd::Aborted.code();
         }
         self.edit(|record| {
