@@ -51,14 +51,20 @@ impl Fields {
 
     fn read_to(raw: &Value, at: &str, depth: usize, mistakes: &mut Mistakes) -> Self {
         let Some(members) = raw.as_object() else {
-            mistakes.add(at, "write an object of fields: {\"name\": {\"type\": \"string\"}}");
+            mistakes.add(
+                at,
+                "write an object of fields: {\"name\": {\"type\": \"string\"}}",
+            );
             return Self::default();
         };
         let mut fields = BTreeMap::new();
         for (name, raw) in members {
             let at = format!("{at}.{name}");
             if !is_field_name(name) {
-                mistakes.add(&at, "name a field with letters, digits, _ and -, at most 64");
+                mistakes.add(
+                    &at,
+                    "name a field with letters, digits, _ and -, at most 64",
+                );
             }
             if let Some(field) = Field::read(raw, &at, depth, mistakes) {
                 fields.insert(name.clone(), field);
@@ -100,16 +106,23 @@ impl Fields {
     ) {
         for (name, field) in &self.0 {
             match members.get(name) {
-                Some(value) => field.kind.check(value, &format!("{at}.{name}"), closed, faults),
+                Some(value) => field
+                    .kind
+                    .check(value, &format!("{at}.{name}"), closed, faults),
                 None if field.required => {
-                    faults.push(format!("{at}.{name}: is required; give {}", field.kind.name()));
+                    faults.push(format!(
+                        "{at}.{name}: is required; give {}",
+                        field.kind.name()
+                    ));
                 }
                 None => {}
             }
         }
         if closed {
             for name in members.keys().filter(|name| !self.0.contains_key(*name)) {
-                faults.push(format!("{at}.{name}: the skill takes no such field; leave it out"));
+                faults.push(format!(
+                    "{at}.{name}: the skill takes no such field; leave it out"
+                ));
             }
         }
     }
@@ -156,7 +169,10 @@ impl Kind {
         let items = reader.take("items");
         let at = reader.at().to_owned();
         if depth == 0 {
-            reader.mistake("type", "fields nest at most 8 deep; make this one a plain object");
+            reader.mistake(
+                "type",
+                "fields nest at most 8 deep; make this one a plain object",
+            );
             return None;
         }
         if properties.is_some() && name != "object" {
@@ -171,9 +187,11 @@ impl Kind {
             "number" => Self::Number,
             "integer" => Self::Integer,
             "boolean" => Self::Boolean,
-            "object" => Self::Object(properties.map(|raw| {
-                Fields::read_to(raw, &format!("{at}.properties"), depth - 1, mistakes)
-            })),
+            "object" => {
+                Self::Object(properties.map(|raw| {
+                    Fields::read_to(raw, &format!("{at}.properties"), depth - 1, mistakes)
+                }))
+            }
             "array" => match items {
                 None => Self::Array(None),
                 Some(raw) => {
@@ -233,7 +251,11 @@ impl Kind {
                 }
             }
             (kind, other) => {
-                faults.push(format!("{at}: give {}, not {}", kind.name(), name_of(other)));
+                faults.push(format!(
+                    "{at}: give {}, not {}",
+                    kind.name(),
+                    name_of(other)
+                ));
             }
         }
     }
@@ -314,8 +336,16 @@ mod tests {
                 json!({"s": "", "n": 0.5, "i": 1.0, "b": true, "o": {"x": ""}, "a": [1, 2]}),
                 vec![],
             ),
-            ("what is required is missing", json!({}), vec!["input.s: is required; give a string"]),
-            ("not an object", json!([]), vec!["input: give an object, not an array"]),
+            (
+                "what is required is missing",
+                json!({}),
+                vec!["input.s: is required; give a string"],
+            ),
+            (
+                "not an object",
+                json!([]),
+                vec!["input: give an object, not an array"],
+            ),
             (
                 "each of the wrong type",
                 json!({"s": 1, "i": 0.5, "b": "true", "o": {"x": null}, "a": [1, "2"]}),
@@ -335,7 +365,11 @@ mod tests {
         ] {
             assert_eq!(fields.check(&value, "input", true), faults, "{case}");
         }
-        assert!(fields.check(&json!({"s": "", "z": 1}), "output", false).is_empty());
+        assert!(
+            fields
+                .check(&json!({"s": "", "z": 1}), "output", false)
+                .is_empty()
+        );
     }
 
     #[test]

@@ -145,7 +145,11 @@ impl Catalog {
         let mut mistakes = Mistakes::default();
         let catalog = Self::read(&raw, &mut mistakes);
         let lines = mistakes.into_lines();
-        if lines.is_empty() { Ok(catalog) } else { Err(lines) }
+        if lines.is_empty() {
+            Ok(catalog)
+        } else {
+            Err(lines)
+        }
     }
 
     fn read(raw: &Value, mistakes: &mut Mistakes) -> Self {
@@ -322,7 +326,9 @@ impl HttpRuntime {
             .required_string("url", "write \"https://host/path/{input}\"")
             .and_then(|raw| {
                 let parsed = UrlTemplate::parse(&raw);
-                parsed.map_err(|e| reader.mistake("url", &e.to_string())).ok()
+                parsed
+                    .map_err(|e| reader.mistake("url", &e.to_string()))
+                    .ok()
             });
         if let Some(url) = &url {
             for name in url.inputs() {
@@ -332,7 +338,9 @@ impl HttpRuntime {
         let headers = read_headers(reader, inputs);
         let body = reader.take("body").and_then(|raw| {
             let parsed = JsonTemplate::parse(raw);
-            parsed.map_err(|e| reader.mistake("body", &e.to_string())).ok()
+            parsed
+                .map_err(|e| reader.mistake("body", &e.to_string()))
+                .ok()
         });
         for (name, alone) in body.iter().flat_map(JsonTemplate::inputs) {
             if !alone {
@@ -367,7 +375,10 @@ fn read_headers(reader: &mut Reader<'_, '_>, inputs: &Fields) -> Vec<(HeaderName
         return Vec::new();
     };
     let Some(members) = raw.as_object() else {
-        reader.mistake("headers", "write an object: {\"accept\": \"application/json\"}");
+        reader.mistake(
+            "headers",
+            "write an object: {\"accept\": \"application/json\"}",
+        );
         return Vec::new();
     };
     let mut headers = Vec::new();
@@ -421,7 +432,10 @@ fn check_scalar(reader: &mut Reader<'_, '_>, place: &str, name: &str, inputs: &F
         None => reader.mistake(place, &undeclared(name)),
         Some(field) if !field.kind.is_scalar() => reader.mistake(
             place,
-            &format!("the input \"{name}\" is {}, which no text can hold", field.kind.name()),
+            &format!(
+                "the input \"{name}\" is {}, which no text can hold",
+                field.kind.name()
+            ),
         ),
         Some(field) if !field.required => reader.mistake(
             place,
@@ -487,7 +501,11 @@ fn read_command(reader: &mut Reader<'_, '_>, raw: &Value) -> Option<Vec<String>>
     let words: Option<Vec<String>> = raw.as_array().and_then(|words| {
         words
             .iter()
-            .map(|word| word.as_str().filter(|w| !w.contains('\0')).map(str::to_owned))
+            .map(|word| {
+                word.as_str()
+                    .filter(|w| !w.contains('\0'))
+                    .map(str::to_owned)
+            })
             .collect()
     });
     let words = words.filter(|words| words.first().is_some_and(|program| !program.is_empty()));
@@ -531,7 +549,11 @@ mod tests {
         let process = |runtime: Value| json!({"skills": [{"id": "a", "version": "1.0.0", "runtime": runtime}]});
         for (case, raw, wanted) in [
             ("not an object", json!([]), vec!["write an object"]),
-            ("nothing", json!({}), vec!["skills: is missing; write \"skills\": [ … ]"]),
+            (
+                "nothing",
+                json!({}),
+                vec!["skills: is missing; write \"skills\": [ … ]"],
+            ),
             (
                 "an unknown key",
                 json!({"skills": [], "skill": []}),
@@ -562,13 +584,17 @@ mod tests {
                 json!({"skills": [
                     {"id": "a", "version": "1.0.0", "runtime": {"language": "python", "entrypoint": "a.py"}},
                     {"id": "a", "version": "1.0.0", "runtime": {"language": "python", "entrypoint": "b.py"}}]}),
-                vec!["skills[1]: a 1.0.0 stands in the manifest twice; give this one another version"],
+                vec![
+                    "skills[1]: a 1.0.0 stands in the manifest twice; give this one another version",
+                ],
             ),
             (
                 "a type that is none",
                 json!({"skills": [{"id": "a", "version": "1.0.0", "inputs": {"x": {"type": "text"}},
                     "runtime": {"language": "python", "entrypoint": "a.py"}}]}),
-                vec!["skills[0].inputs.x.type: \"text\" is no type; write one of string, number, integer, boolean, object, array"],
+                vec![
+                    "skills[0].inputs.x.type: \"text\" is no type; write one of string, number, integer, boolean, object, array",
+                ],
             ),
             (
                 "no runtime that there is",
@@ -578,16 +604,22 @@ mod tests {
             (
                 "an input that nobody declared",
                 http(&json!({"type": "http", "url": "https://h.example/{y}"})),
-                vec!["skills[0].runtime.url: names the input \"y\", which inputs does not have; declare it"],
+                vec![
+                    "skills[0].runtime.url: names the input \"y\", which inputs does not have; declare it",
+                ],
             ),
             (
                 "an input as host",
                 http(&json!({"type": "http", "url": "https://{x}/"})),
-                vec!["skills[0].runtime.url: inputs may stand only in path and query; write the scheme and host plainly"],
+                vec![
+                    "skills[0].runtime.url: inputs may stand only in path and query; write the scheme and host plainly",
+                ],
             ),
             (
                 "a list in a URL, an optional input in a header",
-                http(&json!({"type": "http", "url": "https://h.example/{l}", "headers": {"x-o": "{o}"}})),
+                http(
+                    &json!({"type": "http", "url": "https://h.example/{l}", "headers": {"x-o": "{o}"}}),
+                ),
                 vec![
                     "skills[0].runtime.url: the input \"l\" is an array, which no text can hold",
                     "skills[0].runtime.headers.x-o: the input \"o\" may be left out; make it required to use it here",
@@ -610,7 +642,9 @@ mod tests {
             (
                 "an empty command",
                 process(json!({"type": "process", "command": []})),
-                vec!["skills[0].runtime.command: write the program and its arguments: [\"python3\", \"skill.py\"]"],
+                vec![
+                    "skills[0].runtime.command: write the program and its arguments: [\"python3\", \"skill.py\"]",
+                ],
             ),
             (
                 "no command, no such network, too little memory",
@@ -624,16 +658,21 @@ mod tests {
         ] {
             assert_eq!(mistakes(&raw), wanted, "{case}");
         }
-        assert!(mistakes(&http(&json!({"type": "http", "method": "POST",
+        assert!(
+            mistakes(&http(&json!({"type": "http", "method": "POST",
             "url": "https://h.example/{x}?q={x}", "headers": {"accept": "text/plain"},
             "body": {"x": "{o}"}, "response": "text", "timeout_ms": 1000})))
-        .is_empty());
+            .is_empty()
+        );
     }
 
     #[test]
     fn a_member_that_stands_twice_is_refused() {
         let lines = Catalog::parse(br#"{"skills": [], "skills": []}"#).expect_err("twice");
-        assert!(lines[0].contains("the member \"skills\" stands twice"), "{lines:?}");
+        assert!(
+            lines[0].contains("the member \"skills\" stands twice"),
+            "{lines:?}"
+        );
     }
 
     #[test]

@@ -132,7 +132,10 @@ impl<'v, 'm> Reader<'v, 'm> {
             .as_u64()
             .filter(|n| (least..=most).contains(n));
         if found.is_none() {
-            self.mistake(name, &format!("write a whole number from {least} to {most}"));
+            self.mistake(
+                name,
+                &format!("write a whole number from {least} to {most}"),
+            );
         }
         found
     }

@@ -107,9 +107,8 @@ impl Template {
     /// # Errors
     /// [`TemplateError::Header`].
     pub(crate) fn header(&self, inputs: &Map<String, Value>) -> Result<HeaderValue, TemplateError> {
-        HeaderValue::try_from(self.render(inputs)).map_err(|_| {
-            TemplateError::Header(self.inputs().collect::<Vec<_>>().join(", "))
-        })
+        HeaderValue::try_from(self.render(inputs))
+            .map_err(|_| TemplateError::Header(self.inputs().collect::<Vec<_>>().join(", ")))
     }
 }
 
@@ -130,7 +129,9 @@ impl UrlTemplate {
     pub(crate) fn parse(raw: &str) -> Result<Self, TemplateError> {
         let authority_end = raw.find("://").map_or(0, |at| {
             let from = at + "://".len();
-            raw[from..].find(['/', '?']).map_or(raw.len(), |end| from + end)
+            raw[from..]
+                .find(['/', '?'])
+                .map_or(raw.len(), |end| from + end)
         });
         if raw[..authority_end].contains(['{', '}']) {
             return Err(TemplateError::Authority);
@@ -320,14 +321,24 @@ mod tests {
     fn an_input_never_moves_the_request() {
         let url = UrlTemplate::parse("https://api.example.com/u/{user}/x?q={q}").expect("good");
         for (case, user, q, rendered) in [
-            ("plain", json!("a"), json!("b"), Ok("https://api.example.com:443/u/a/x?q=b")),
+            (
+                "plain",
+                json!("a"),
+                json!("b"),
+                Ok("https://api.example.com:443/u/a/x?q=b"),
+            ),
             (
                 "everything is encoded",
                 json!("a/../b?#@"),
                 json!("1&r=2#"),
                 Ok("https://api.example.com:443/u/a%2F..%2Fb%3F%23%40/x?q=1%26r%3D2%23"),
             ),
-            ("numbers", json!(7), json!(true), Ok("https://api.example.com:443/u/7/x?q=true")),
+            (
+                "numbers",
+                json!(7),
+                json!(true),
+                Ok("https://api.example.com:443/u/7/x?q=true"),
+            ),
             ("a dot segment", json!(".."), json!(""), Err(())),
             ("nothing", json!(""), json!(""), Err(())),
             ("a control character", json!("\u{0}"), json!(""), Err(())),
@@ -361,7 +372,8 @@ mod tests {
 
     #[test]
     fn a_body_keeps_types_and_leaves_out_what_is_not_given() {
-        let raw = json!({"n": "{n}", "text": "n is {n}, {{braces}}", "gone": "{o}", "l": ["{o}", 1]});
+        let raw =
+            json!({"n": "{n}", "text": "n is {n}, {{braces}}", "gone": "{o}", "l": ["{o}", 1]});
         let template = JsonTemplate::parse(&raw).expect("good");
         assert_eq!(
             template.render(&inputs(json!({"n": 3}))),
@@ -373,6 +385,9 @@ mod tests {
     fn a_header_takes_no_line_break() {
         let template = Template::parse("id {x}").expect("good");
         assert!(template.header(&inputs(json!({"x": "a\r\nb: c"}))).is_err());
-        assert_eq!(template.header(&inputs(json!({"x": "a"}))).expect("good"), "id a");
+        assert_eq!(
+            template.header(&inputs(json!({"x": "a"}))).expect("good"),
+            "id a"
+        );
     }
 }

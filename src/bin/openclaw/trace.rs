@@ -79,11 +79,27 @@ mod tests {
         let span = "00f067aa0ba902b7";
         for (case, header, continued) in [
             ("version 00", format!("00-{trace}-{span}-01"), true),
-            ("a later version with more fields", format!("01-{trace}-{span}-01-x"), true),
-            ("version 00 with more fields", format!("00-{trace}-{span}-01-x"), false),
+            (
+                "a later version with more fields",
+                format!("01-{trace}-{span}-01-x"),
+                true,
+            ),
+            (
+                "version 00 with more fields",
+                format!("00-{trace}-{span}-01-x"),
+                false,
+            ),
             ("version ff", format!("ff-{trace}-{span}-01"), false),
-            ("a trace of zeroes", format!("00-{}-{span}-01", "0".repeat(32)), false),
-            ("upper case", format!("00-{}-{span}-01", trace.to_uppercase()), false),
+            (
+                "a trace of zeroes",
+                format!("00-{}-{span}-01", "0".repeat(32)),
+                false,
+            ),
+            (
+                "upper case",
+                format!("00-{}-{span}-01", trace.to_uppercase()),
+                false,
+            ),
             ("nothing", String::new(), false),
         ] {
             let got = TraceId::continue_or_new(Some(&header));

@@ -117,7 +117,11 @@ impl Bridge {
             Err(error) => return Err(EgressError::Target(error.to_string())),
         };
         let traceparent = self.trace.traceparent();
-        let mut upstream = self.egress.route.connect(&target, Some(&traceparent)).await?;
+        let mut upstream = self
+            .egress
+            .route
+            .connect(&target, Some(&traceparent))
+            .await?;
         let upgrade = hyper::upgrade::on(&mut request);
         // From here the skill has its 200; an error can only close the tunnel.
         tunnels
@@ -149,6 +153,8 @@ impl Bridge {
         }
         let (mut head, body) = request.into_parts();
         strip_hop_by_hop(&mut head.headers);
+        // The skill may speak HTTP/1.0; what it speaks is not passed on.
+        head.version = http::Version::HTTP_11;
         head.headers.remove("traceparent");
         // hyper writes it from the URL, so the two cannot differ.
         head.headers.remove(header::HOST);
@@ -204,7 +210,10 @@ impl Bridge {
             header::CONTENT_TYPE,
             header::HeaderValue::from_static("application/json"),
         );
-        headers.insert(header::CONNECTION, header::HeaderValue::from_static("close"));
+        headers.insert(
+            header::CONNECTION,
+            header::HeaderValue::from_static("close"),
+        );
         if let EgressError::Refused(refusal) = error
             && let Ok(reason) = header::HeaderValue::try_from(&refusal.reason)
         {
@@ -262,7 +271,10 @@ mod tests {
             ("http2-settings", "AAA"),
             ("accept", "*/*"),
         ] {
-            headers.insert(HeaderName::from_static(name), HeaderValue::from_static(value));
+            headers.insert(
+                HeaderName::from_static(name),
+                HeaderValue::from_static(value),
+            );
         }
         strip_hop_by_hop(&mut headers);
         let left: Vec<_> = headers.keys().map(HeaderName::as_str).collect();

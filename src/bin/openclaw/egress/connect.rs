@@ -177,8 +177,9 @@ impl Route {
         };
         let config = self.trust.config().map_err(|e| failed(e.to_string()))?;
         let name = match &target.host {
-            Host::Name(name) => ServerName::try_from(name.as_str().to_owned())
-                .map_err(|e| failed(e.to_string()))?,
+            Host::Name(name) => {
+                ServerName::try_from(name.as_str().to_owned()).map_err(|e| failed(e.to_string()))?
+            }
             Host::Address(address) => ServerName::from(*address),
         };
         let handshake = TlsConnector::from(config).connect(name, stream);
@@ -383,10 +384,26 @@ mod tests {
     #[test]
     fn what_a_gateways_url_may_be() {
         for (case, raw, shown) in [
-            ("in clear", "http://Gateway:8080", Some("http://gateway:8080")),
-            ("a slash at the end", "http://127.0.0.1:8080/", Some("http://127.0.0.1:8080")),
-            ("over TLS", "https://gateway.dmz.svc", Some("https://gateway.dmz.svc:443")),
-            ("a socket", "unix:/run/agentport.sock", Some("unix:/run/agentport.sock")),
+            (
+                "in clear",
+                "http://Gateway:8080",
+                Some("http://gateway:8080"),
+            ),
+            (
+                "a slash at the end",
+                "http://127.0.0.1:8080/",
+                Some("http://127.0.0.1:8080"),
+            ),
+            (
+                "over TLS",
+                "https://gateway.dmz.svc",
+                Some("https://gateway.dmz.svc:443"),
+            ),
+            (
+                "a socket",
+                "unix:/run/agentport.sock",
+                Some("unix:/run/agentport.sock"),
+            ),
             ("a relative socket", "unix:agentport.sock", None),
             ("a credential", "http://agent:token@gateway:8080", None),
             ("a path", "http://gateway:8080/proxy", None),

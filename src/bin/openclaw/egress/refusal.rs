@@ -133,25 +133,40 @@ mod tests {
     #[test]
     fn reads_body_before_header_before_status() {
         let mut headers = HeaderMap::new();
-        let body = br#"{"error":"refused","reason":"no_rule","rule":null,"hint":"ask","request_id":"r1"}"#;
+        let body =
+            br#"{"error":"refused","reason":"no_rule","rule":null,"hint":"ask","request_id":"r1"}"#;
         headers.insert(REASON_HEADER, HeaderValue::from_static("by_header"));
         headers.insert("retry-after", HeaderValue::from_static("7"));
         let full = Refusal::read(StatusCode::FORBIDDEN, &headers, body, "a.example:443");
-        assert_eq!((full.reason.as_str(), full.rule.as_deref()), ("no_rule", None));
+        assert_eq!(
+            (full.reason.as_str(), full.rule.as_deref()),
+            ("no_rule", None)
+        );
         assert_eq!(full.hint.as_deref(), Some("ask"));
         assert_eq!(full.request_id.as_deref(), Some("r1"));
         assert_eq!(full.retry_after, Some(7));
         let by_header = Refusal::read(StatusCode::FORBIDDEN, &headers, b"<html>", "a.example:443");
         assert_eq!(by_header.reason, "by_header");
-        let bare = Refusal::read(StatusCode::PROXY_AUTHENTICATION_REQUIRED, &HeaderMap::new(), b"", "a:1");
-        assert_eq!((bare.reason.as_str(), bare.code()), ("credential_required", "egress_unauthenticated"));
+        let bare = Refusal::read(
+            StatusCode::PROXY_AUTHENTICATION_REQUIRED,
+            &HeaderMap::new(),
+            b"",
+            "a:1",
+        );
+        assert_eq!(
+            (bare.reason.as_str(), bare.code()),
+            ("credential_required", "egress_unauthenticated")
+        );
     }
 
     #[test]
     fn an_origins_refusal_is_not_the_gateways() {
         let mut headers = HeaderMap::new();
         assert!(!Refusal::is_gateways(StatusCode::FORBIDDEN, &headers));
-        assert!(Refusal::is_gateways(StatusCode::PROXY_AUTHENTICATION_REQUIRED, &headers));
+        assert!(Refusal::is_gateways(
+            StatusCode::PROXY_AUTHENTICATION_REQUIRED,
+            &headers
+        ));
         headers.insert(REASON_HEADER, HeaderValue::from_static("x"));
         assert!(Refusal::is_gateways(StatusCode::FORBIDDEN, &headers));
         assert!(!Refusal::is_gateways(StatusCode::OK, &headers));

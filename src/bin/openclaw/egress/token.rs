@@ -112,14 +112,6 @@ impl TokenSource {
         Ok(Self::File(file))
     }
 
-    /// The file, where there is one.
-    pub(crate) fn path(&self) -> Option<&Path> {
-        match self {
-            Self::None | Self::Fixed(_) => None,
-            Self::File(file) => Some(&file.path),
-        }
-    }
-
     fn current(&self, now: SystemTime) -> Result<Option<Token>, TokenError> {
         match self {
             Self::None => Ok(None),
@@ -287,10 +279,16 @@ mod tests {
         std::fs::write(&path, format!("{first}\n")).expect("written");
         let source = TokenSource::file(path.clone(), UNIX_EPOCH).expect("a token");
         assert_eq!(sent(&source, 100).as_ref(), Some(&first));
-        assert_eq!(source.agent_id(UNIX_EPOCH).expect("named").as_str(), "bot-01");
+        assert_eq!(
+            source.agent_id(UNIX_EPOCH).expect("named").as_str(),
+            "bot-01"
+        );
         std::fs::write(&path, &second).expect("written");
         assert_eq!(sent(&source, 101).as_ref(), Some(&second));
-        assert_eq!(source.agent_id(UNIX_EPOCH).expect("named").as_str(), "bot-02");
+        assert_eq!(
+            source.agent_id(UNIX_EPOCH).expect("named").as_str(),
+            "bot-02"
+        );
         std::fs::write(&path, "two words").expect("written");
         assert_eq!(sent(&source, 1999).as_ref(), Some(&second));
         assert_eq!(sent(&source, 2000), None);
@@ -303,7 +301,10 @@ mod tests {
         let source = TokenSource::fixed("secret-token").expect("a token");
         assert!(!format!("{source:?}").contains("secret-token"));
         assert_eq!(source.redact("Bearer secret-token!"), "Bearer [token]!");
-        let value = source.authorization(UNIX_EPOCH).expect("good").expect("there");
+        let value = source
+            .authorization(UNIX_EPOCH)
+            .expect("good")
+            .expect("there");
         assert!(!format!("{value:?}").contains("secret-token"));
     }
 }
