@@ -127,7 +127,7 @@ impl Route {
         traceparent: Option<&str>,
     ) -> Result<Box<dyn Duplex>, EgressError> {
         match &self.way {
-            Way::Direct => dial(target).await.map(boxed),
+            Way::Direct => self.dial_direct(target).await,
             Way::Gateway { endpoint, token } => {
                 let stream = self.dial_gateway(endpoint).await?;
                 tunnel(stream, target, token, traceparent).await
@@ -145,6 +145,16 @@ impl Route {
         self.wrap_in_tls(stream, target).await
     }
 
+    async fn dial_direct(&self, target: &Authority) -> Result<Box<dyn Duplex>, EgressError> {
+        match dial(target).await {
+            Ok(stream) => Ok(boxed(stream)),
+            Err(detail) => Err(EgressError::Unreachable {
+                destination: target.to_string(),
+                detail,
+            }),
+        }
+    }
+
     async fn dial_gateway(&self, endpoint: &Endpoint) -> Result<Box<dyn Duplex>, EgressError> {
         let gateway_down = |detail: String| EgressError::GatewayUnreachable {
             endpoint: endpoint.to_string(),
@@ -153,11 +163,11 @@ impl Route {
         match endpoint {
             Endpoint::Tcp(authority) => match dial(authority).await {
                 Ok(stream) => Ok(boxed(stream)),
-                Err(error) => Err(gateway_down(error.to_string())),
+                Err(detail) => Err(gateway_down(detail)),
             },
             Endpoint::Tls(authority) => match dial(authority).await {
                 Ok(stream) => self.wrap_in_tls(boxed(stream), authority).await,
-                Err(error) => Err(gateway_down(error.to_string())),
+                Err(detail) => Err(gateway_down(detail)),
             },
             Endpoint::Unix(path) => match UnixStream::connect(path).await {
                 Ok(stream) => Ok(boxed(stream)),
@@ -195,11 +205,8 @@ fn boxed(stream: impl Duplex + 'static) -> Box<dyn Duplex> {
     Box::new(stream)
 }
 
-async fn dial(target: &Authority) -> Result<TcpStream, EgressError> {
-    let unreachable = |detail: String| EgressError::Unreachable {
-        destination: target.to_string(),
-        detail,
-    };
+/// A TCP connection, or what happened in its place.
+async fn dial(target: &Authority) -> Result<TcpStream, String> {
     let dialling = async {
         match &target.host {
             Host::Name(name) => TcpStream::connect((name.as_str(), target.port)).await,
@@ -213,8 +220,8 @@ async fn dial(target: &Authority) -> Result<TcpStream, EgressError> {
             stream.set_nodelay(true).ok();
             Ok(stream)
         }
-        Ok(Err(error)) => Err(unreachable(error.to_string())),
-        Err(_) => Err(unreachable("no answer within 10 s".to_owned())),
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(_) => Err("no answer within 10 s".to_owned()),
     }
 }
 
@@ -311,7 +318,9 @@ impl tower_service::Service<Uri> for Connector {
                 (Scheme::Http, Way::Gateway { endpoint, .. }) => {
                     Ok(Link::new(route.dial_gateway(endpoint).await?, true))
                 }
-                (Scheme::Http, Way::Direct) => Ok(Link::new(boxed(dial(&target).await?), false)),
+                (Scheme::Http, Way::Direct) => {
+                    Ok(Link::new(route.dial_direct(&target).await?, false))
+                }
             }
         })
     }
