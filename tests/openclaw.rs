@@ -331,6 +331,7 @@ json.dump({
     "capabilities": [line.split()[1] for line in open("/proc/self/status")
                      if line.startswith(("CapPrm", "CapEff", "CapBnd", "CapInh", "CapAmb"))],
     "open": sorted(int(fd) for fd in os.listdir("/proc/self/fd"))[:3],
+    "settings": os.access("/proc/sys/kernel/core_pattern", os.W_OK),
     "arguments": [open("/proc/%s/cmdline" % pid).read() for pid in os.listdir("/proc") if pid.isdigit()],
 }, sys.stdout)
 "#;
@@ -373,6 +374,7 @@ fn a_process_skill_reaches_nothing() {
         assert_eq!(output["got"], json!({}), "{id}");
         assert_eq!(output["mine"], "private");
         assert_eq!(output["pid"], 1, "it sees nobody but itself");
+        assert_eq!(output["settings"], false);
         assert_eq!(output["arguments"].as_array().map(Vec::len), Some(1));
         for set in output["capabilities"].as_array().expect("a list") {
             assert_eq!(set, "0000000000000000", "{id}");
@@ -762,8 +764,9 @@ fn a_unix_socket_needs_no_key() {
     let home = Home::new(json!([]));
     let socket = home.path("agent.sock");
     let mut command = home.run_with(&gateway);
-    command.env("OPENCLAW_AGENT_ID", "named");
-    command.args(["--listen", &format!("unix:{}", socket.display())]);
+    command
+        .env("OPENCLAW_AGENT_ID", "named")
+        .env("OPENCLAW_LISTEN", format!("unix:{}", socket.display()));
     let agent = Agent::start(command);
     let stream = UnixStream::connect(&socket).expect("it listens");
     let headers = [("host", "anything"), ("content-type", "application/json")];
@@ -805,7 +808,8 @@ fn what_it_refuses_to_start_with() {
     let gateway = "http://127.0.0.1:1";
     let python = || json!([python_skill("a", json!({}))]);
     let good = || Home::new(json!([]));
-    let cases: Vec<(&str, Home, Vec<(&str, String)>, &str)> = vec![
+    type Environment = Vec<(&'static str, String)>;
+    let cases: Vec<(&str, Home, Environment, &str)> = vec![
         (
             "no gateway",
             good(),
@@ -823,7 +827,7 @@ fn what_it_refuses_to_start_with() {
             good(),
             vec![
                 ("AGENTPORT_URL", gateway.into()),
-                ("OPENCLAW_LISTEN_OVERRIDE", "0.0.0.0:0".into()),
+                ("OPENCLAW_LISTEN", "0.0.0.0:0".into()),
             ],
             "without an API key anybody who reaches 0.0.0.0:0 could run skills",
         ),
@@ -870,11 +874,7 @@ fn what_it_refuses_to_start_with() {
     for (case, home, environment, wanted) in cases {
         let mut command = home.run();
         for (name, value) in environment {
-            if name == "OPENCLAW_LISTEN_OVERRIDE" {
-                command.args(["--listen", &value]);
-            } else {
-                command.env(name, value);
-            }
+            command.env(name, value);
         }
         let output = output(command);
         assert!(!output.status.success(), "{case}");
@@ -939,6 +939,6 @@ fn the_shipped_skills_are_good() {
     let agent = Agent::start(command);
     let body = json!({"input": {"query": "text-statistics of to be or not"}});
     let reply = agent.post("/v1/agents/openclaw/invoke", body);
-    let text = "text-statistics says: 4 words, 1 lines, 15 characters";
+    let text = "text-statistics says: 4 words, 1 lines, 12 characters";
     assert_eq!(reply.body["output"]["text"], text, "{}", reply.text);
 }

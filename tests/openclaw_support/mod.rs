@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex};
@@ -14,16 +14,17 @@ use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 /// Long enough for a busy machine; nothing waits for it unless it fails.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The credential that must be seen by the gateway and by nobody else.
-pub const TOKEN: &str = "eyJhbGciOiJFZERTQSJ9.eyJhZ2VudF9pZCI6ImJvdC0wMSJ9.c2VjcmV0LXNpZ25hdHVyZQ";
+pub(crate) const TOKEN: &str =
+    "eyJhbGciOiJFZERTQSJ9.eyJhZ2VudF9pZCI6ImJvdC0wMSJ9.c2VjcmV0LXNpZ25hdHVyZQ";
 
 /// A directory with a manifest in `skills/` and room beside it.
-pub struct Home(tempfile::TempDir);
+pub(crate) struct Home(tempfile::TempDir);
 
 impl Home {
-    pub fn new(skills: Value) -> Self {
+    pub(crate) fn new(skills: Value) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         std::fs::create_dir(dir.path().join("skills")).expect("a directory");
         let home = Self(dir);
@@ -34,25 +35,26 @@ impl Home {
         home
     }
 
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.0.path().join(name)
     }
 
-    pub fn write(&self, name: &str, text: &str) {
+    pub(crate) fn write(&self, name: &str, text: &str) {
         std::fs::write(self.path(name), text).expect("written");
     }
 
     /// `openclaw run` with nothing of this process's environment.
-    pub fn run(&self) -> Command {
+    pub(crate) fn run(&self) -> Command {
         let mut command = openclaw();
         command
-            .args(["run", "--listen", "127.0.0.1:0", "--manifest"])
-            .arg(self.path("skills/manifest.json"));
+            .args(["run", "--manifest"])
+            .arg(self.path("skills/manifest.json"))
+            .env("OPENCLAW_LISTEN", "127.0.0.1:0");
         command
     }
 
     /// The same, with a gateway and a token.
-    pub fn run_with(&self, gateway: &Gateway) -> Command {
+    pub(crate) fn run_with(&self, gateway: &Gateway) -> Command {
         let mut command = self.run();
         command
             .env("AGENTPORT_URL", format!("http://{}", gateway.address))
@@ -61,17 +63,17 @@ impl Home {
     }
 }
 
-pub fn openclaw() -> Command {
+pub(crate) fn openclaw() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_openclaw"));
     command.env_clear();
     command
 }
 
-pub fn http_skill(id: &str, url: &str) -> Value {
+pub(crate) fn http_skill(id: &str, url: &str) -> Value {
     json!({"id": id, "version": "1.0.0", "runtime": {"type": "http", "url": url}})
 }
 
-pub fn python_skill(id: &str, more: Value) -> Value {
+pub(crate) fn python_skill(id: &str, more: Value) -> Value {
     let mut runtime = json!({"type": "process", "command": ["python3", "skill.py"]});
     for (name, value) in more.as_object().expect("an object") {
         runtime[name] = value.clone();
@@ -80,14 +82,14 @@ pub fn python_skill(id: &str, more: Value) -> Value {
 }
 
 /// A running agent, killed with the test.
-pub struct Agent {
+pub(crate) struct Agent {
     child: Child,
-    pub address: String,
+    pub(crate) address: String,
     log: Arc<(Mutex<Vec<String>>, Condvar)>,
 }
 
 impl Agent {
-    pub fn start(mut command: Command) -> Self {
+    pub(crate) fn start(mut command: Command) -> Self {
         let mut child = command
             .stdout(Stdio::piped())
             .spawn()
@@ -112,7 +114,7 @@ impl Agent {
     }
 
     /// The first log record that fits; each line must be JSON.
-    pub fn await_log(&self, fits: impl Fn(&Value) -> bool) -> Value {
+    pub(crate) fn await_log(&self, fits: impl Fn(&Value) -> bool) -> Value {
         let (lines, changed) = &*self.log;
         let mut found = None;
         let lines = lines.lock().expect("unpoisoned");
@@ -128,46 +130,52 @@ impl Agent {
         found.unwrap_or_else(|| panic!("no such record in {:#?}", *waited.0))
     }
 
-    pub fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         self.log.0.lock().expect("unpoisoned").join("\n")
     }
 
-    pub fn request(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> Reply {
+    pub(crate) fn request(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &str,
+    ) -> Reply {
         let stream = TcpStream::connect(&self.address).expect("the agent listens");
         exchange(stream, method, path, headers, body)
     }
 
-    pub fn post(&self, path: &str, body: Value) -> Reply {
+    pub(crate) fn post(&self, path: &str, body: Value) -> Reply {
         let json = [("host", "localhost"), ("content-type", "application/json")];
         self.request("POST", path, &json, &body.to_string())
     }
 
-    pub fn get(&self, path: &str) -> Reply {
+    pub(crate) fn get(&self, path: &str) -> Reply {
         self.request("GET", path, &[("host", "localhost")], "")
     }
 
-    pub fn invoke(&self, skill: &str, input: Value) -> Reply {
+    pub(crate) fn invoke(&self, skill: &str, input: Value) -> Reply {
         self.post(
             &format!("/v1/skills/{skill}/invoke"),
             json!({ "input": input }),
         )
     }
 
-    pub fn memory(&self, agent: &str) -> Vec<Value> {
+    pub(crate) fn memory(&self, agent: &str) -> Vec<Value> {
         let reply = self.get(&format!("/v1/agents/{agent}/memory"));
         reply.body["entries"].as_array().expect("a list").clone()
     }
 
-    pub fn id(&self) -> u32 {
+    pub(crate) fn id(&self) -> u32 {
         self.child.id()
     }
 
-    pub fn terminate(&self) {
+    pub(crate) fn terminate(&self) {
         let id = i32::try_from(self.child.id()).expect("a process id");
         kill(Pid::from_raw(id), Signal::SIGTERM).expect("it runs");
     }
 
-    pub fn wait(mut self) -> ExitStatus {
+    pub(crate) fn wait(mut self) -> ExitStatus {
         self.child.wait().expect("it ends")
     }
 }
@@ -180,19 +188,19 @@ impl Drop for Agent {
 }
 
 /// A run that is expected to refuse to start.
-pub fn output(mut command: Command) -> Output {
+pub(crate) fn output(mut command: Command) -> Output {
     command.output().expect("it starts")
 }
 
 #[derive(Debug)]
-pub struct Reply {
-    pub status: u16,
-    pub head: String,
-    pub text: String,
-    pub body: Value,
+pub(crate) struct Reply {
+    pub(crate) status: u16,
+    pub(crate) head: String,
+    pub(crate) text: String,
+    pub(crate) body: Value,
 }
 
-pub fn exchange(
+pub(crate) fn exchange(
     mut stream: impl Read + Write,
     method: &str,
     path: &str,
@@ -219,13 +227,13 @@ pub fn exchange(
 
 /// What the gateway was asked.
 #[derive(Clone, Debug)]
-pub struct Asked {
-    pub line: String,
-    pub headers: HashMap<String, String>,
+pub(crate) struct Asked {
+    pub(crate) line: String,
+    pub(crate) headers: HashMap<String, String>,
 }
 
 /// What it does about it.
-pub enum Answer {
+pub(crate) enum Answer {
     /// Itself, in clear text.
     Say(u16, &'static str, Value),
     /// A tunnel to there, whatever was asked for.
@@ -235,14 +243,14 @@ pub enum Answer {
 }
 
 /// A forward proxy that does as the test says.
-pub struct Gateway {
-    pub address: SocketAddr,
+pub(crate) struct Gateway {
+    pub(crate) address: SocketAddr,
     asked: Arc<Mutex<Vec<Asked>>>,
     seen: Mutex<Receiver<()>>,
 }
 
 impl Gateway {
-    pub fn start(answer: impl Fn(&Asked) -> Answer + Send + Sync + 'static) -> Self {
+    pub(crate) fn start(answer: impl Fn(&Asked) -> Answer + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let address = listener.local_addr().expect("bound");
         let asked: Arc<Mutex<Vec<Asked>>> = Arc::default();
@@ -262,7 +270,7 @@ impl Gateway {
     }
 
     /// One that refuses everything, as AgentPort does.
-    pub fn refusing(reason: &'static str) -> Self {
+    pub(crate) fn refusing(reason: &'static str) -> Self {
         Self::start(move |_| {
             let body = json!({"error": "refused", "reason": reason, "rule": "deny-all",
                 "destination": "x", "hint": "ask your operator", "request_id": "r-1"});
@@ -270,12 +278,12 @@ impl Gateway {
         })
     }
 
-    pub fn asked(&self) -> Vec<Asked> {
+    pub(crate) fn asked(&self) -> Vec<Asked> {
         self.asked.lock().expect("unpoisoned").clone()
     }
 
     /// Until one more request has come.
-    pub fn await_request(&self) {
+    pub(crate) fn await_request(&self) {
         let seen = self.seen.lock().expect("unpoisoned");
         seen.recv_timeout(PATIENCE).expect("a request");
     }
@@ -351,16 +359,16 @@ fn splice(one: &TcpStream, other: &TcpStream) {
 }
 
 /// A listener that nobody may contact.
-pub struct Untouched(TcpListener);
+pub(crate) struct Untouched(TcpListener);
 
 impl Untouched {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         listener.set_nonblocking(true).expect("a socket");
         Self(listener)
     }
 
-    pub fn port(&self) -> u16 {
+    pub(crate) fn port(&self) -> u16 {
         self.0.local_addr().expect("bound").port()
     }
 }
@@ -374,7 +382,7 @@ impl Drop for Untouched {
 }
 
 /// Whether a process of this machine has `marker` among its arguments.
-pub fn process_runs(marker: &str) -> bool {
+pub(crate) fn process_runs(marker: &str) -> bool {
     std::fs::read_dir("/proc")
         .expect("procfs")
         .filter_map(Result::ok)
@@ -382,10 +390,6 @@ pub fn process_runs(marker: &str) -> bool {
         .any(|line| String::from_utf8_lossy(&line).contains(marker))
 }
 
-pub fn stderr(output: &Output) -> String {
+pub(crate) fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
-}
-
-pub fn write_file(path: &Path, text: &str) {
-    std::fs::write(path, text).expect("written");
 }

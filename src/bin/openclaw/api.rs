@@ -35,7 +35,7 @@ const MAX_PAGE: usize = 200;
 /// Who may use the API.
 pub(crate) enum Access {
     /// Whoever shows the key.
-    Key(ApiKey),
+    Key(Box<ApiKey>),
     /// Whoever reaches the loopback listener, under a loopback name only: a web
     /// page whose name was pointed here must not read the memory.
     Loopback,

@@ -174,6 +174,12 @@ async fn prepare_sandbox(
     if networks.is_empty() {
         return Ok(None);
     }
+    if nix::unistd::geteuid().is_root() {
+        tracing::warn!(
+            event = "running_as_root",
+            "process skills are confined, but share the agent's user: run it as another"
+        );
+    }
     let directories = skill_directories(&run.manifest, &run.secret_files())?;
     let sandbox = Sandbox::prepare(run.sandbox, directories).await?;
     let with_gateway = networks.iter().find(|(_, n)| *n == Network::Gateway);
@@ -247,7 +253,7 @@ async fn bind(run: &Run) -> anyhow::Result<Listener> {
 fn access(run: &Run) -> anyhow::Result<Access> {
     match (run.api_key()?, &run.listen) {
         (Some(key), _) => ApiKey::new(&key)
-            .map(Access::Key)
+            .map(|key| Access::Key(Box::new(key)))
             .context("no random numbers are to be had"),
         (None, Listen::Unix(_)) => Ok(Access::Socket),
         (None, Listen::Tcp(address)) if address.ip().is_loopback() => Ok(Access::Loopback),

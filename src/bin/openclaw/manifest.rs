@@ -2,6 +2,7 @@
 //! give, and how they run. Reads text, never a file, and starts nothing.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -172,17 +173,22 @@ impl Catalog {
             let Some(skill) = Skill::read(raw, &at, mistakes) else {
                 continue;
             };
-            let versions = catalog.0.entry(skill.id.clone()).or_default();
-            if versions.contains_key(&skill.version) {
-                mistakes.add(
+            match catalog
+                .0
+                .entry(skill.id.clone())
+                .or_default()
+                .entry(skill.version)
+            {
+                Entry::Vacant(place) => {
+                    place.insert(Arc::new(skill));
+                }
+                Entry::Occupied(_) => mistakes.add(
                     &at,
                     &format!(
                         "{} {} stands in the manifest twice; give this one another version",
                         skill.id, skill.version
                     ),
-                );
-            } else {
-                versions.insert(skill.version, Arc::new(skill));
+                ),
             }
         }
         catalog

@@ -377,7 +377,7 @@ impl Skills {
         if finished.exit_code != 0 {
             // What it could not get past is the better answer.
             return Err(match refusals.into_iter().next_back() {
-                Some(refusal) => EgressError::Refused(refusal).into(),
+                Some(refusal) => EgressError::Refused(Box::new(refusal)).into(),
                 None => SkillError::Exit(finished.exit_code),
             });
         }

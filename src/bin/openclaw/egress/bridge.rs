@@ -178,7 +178,7 @@ impl Bridge {
             EgressError::Refused(refusal) => {
                 let mut refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
                 if refusals.len() < MAX_REFUSALS {
-                    refusals.push(refusal.clone());
+                    refusals.push(Refusal::clone(refusal));
                 }
                 let mut body = json!(refusal);
                 body["error"] = refusal.code().into();

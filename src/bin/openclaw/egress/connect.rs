@@ -271,10 +271,9 @@ async fn tunnel(
         let body = Limited::new(body, MAX_REFUSAL_BYTES).collect().await;
         // A refusal whose body breaks off is still a refusal.
         let body = body.map(|b| b.to_bytes()).unwrap_or_default();
-        Err(EgressError::Refused(
-            Refusal::read(head.status, &head.headers, &body, &destination)
-                .redacted(|text| token.redact(text)),
-        ))
+        let refusal = Refusal::read(head.status, &head.headers, &body, &destination);
+        let refusal = refusal.redacted(|text| token.redact(text));
+        Err(EgressError::Refused(Box::new(refusal)))
     };
     match tokio::time::timeout(CONNECT_TIMEOUT, exchange).await {
         Ok(result) => result,

@@ -48,7 +48,7 @@ pub(crate) type Body = UnsyncBoxBody<Bytes, BoxError>;
 pub(crate) enum EgressError {
     /// The gateway said no, and why.
     #[error("the gateway refused {}: {}", .0.destination, .0.reason)]
-    Refused(Refusal),
+    Refused(Box<Refusal>),
     /// There is no credential to show.
     #[error("{0}")]
     Token(String),
@@ -171,10 +171,9 @@ impl Egress {
             let (head, body) = response.into_parts();
             let body = Limited::new(body, MAX_REFUSAL_BYTES).collect().await;
             let body = body.map(|b| b.to_bytes()).unwrap_or_default();
-            return Err(EgressError::Refused(
-                Refusal::read(head.status, &head.headers, &body, &destination)
-                    .redacted(|text| self.redact(text)),
-            ));
+            let refusal = Refusal::read(head.status, &head.headers, &body, &destination);
+            let refusal = refusal.redacted(|text| self.redact(text));
+            return Err(EgressError::Refused(Box::new(refusal)));
         }
         Ok(response)
     }

@@ -318,9 +318,13 @@ impl Sandbox {
 fn control(mut ours: StdUnixStream, spec: &Spec) -> Result<UnixStream, SandboxError> {
     let spec = serde_json::to_vec(spec).map_err(std::io::Error::other)?;
     let length = u32::try_from(spec.len()).map_err(std::io::Error::other)?;
-    // A few kilobytes at most, which the socket's buffer takes at once.
-    ours.write_all(&length.to_be_bytes())?;
-    ours.write_all(&spec)?;
+    let sent = [&length.to_be_bytes()[..], &spec].concat();
+    // A few kilobytes at most, which the socket's buffer takes at once. A first
+    // process that is gone already has left its reason to read.
+    match ours.write_all(&sent) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => return Err(error.into()),
+        Ok(()) | Err(_) => {}
+    }
     ours.set_nonblocking(true)?;
     Ok(UnixStream::from_std(ours)?)
 }

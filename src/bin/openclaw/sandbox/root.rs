@@ -241,11 +241,13 @@ fn tmpfs(target: &Path, options: &str) -> Result<(), String> {
     .map_err(|e| format!("no file system in memory: {e}"))
 }
 
-/// The skill's own processes and nobody else's. In a container whose `/proc` is
+/// The skill's own processes and nobody else's, and the kernel's settings to
+/// read only: where the agent runs as root, they would be the skill's to change.
+/// In a container whose `/proc` is
 /// partly covered the kernel refuses; then the skill has none, which hides more.
 fn mount_proc(target: &Path) -> Result<(), String> {
     fs::create_dir_all(target).map_err(|e| format!("/proc: {e}"))?;
-    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    let flags = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     match mount(Some("proc"), target, Some("proc"), flags, NOTHING) {
         Ok(()) | Err(nix::Error::EPERM) => Ok(()),
         Err(e) => Err(format!("/proc: {e}")),
