@@ -24,6 +24,7 @@ pub use settings::{
 pub use value::{
     AuditPath, AuthFailureStatus, BasicUser, ByteSize, Endpoint, Family, Fsync, Listener,
     LogFormat, LogLevel, Overflow, Plain, Secret, Threads, TrustedKey, UnixMode, Verdict,
+    parse_duration,
 };
 
 #[cfg(test)]

@@ -8,9 +8,9 @@ use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::policy::Mode;
 use crate::egress::{Authority, Destination, DnsName};
 use crate::limit::{Quota, QuotaError};
+use crate::policy::Mode;
 
 use super::error::{ConfigError, nearest};
 use super::tree::{Node, Value};
@@ -310,6 +310,14 @@ fn push(errors: &mut Vec<ConfigError>, node: &Node, key: &str, message: String) 
         key: Some(key.to_owned()),
         message,
     });
+}
+
+/// Reads a time as the configuration writes it: `250ms`, `10s`, `15m`, `1h`.
+///
+/// # Errors
+/// What to write instead.
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
+    Duration::from_text(text)
 }
 
 impl FromText for Duration {
