@@ -7,7 +7,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
-use crate::audit::Mode;
+use crate::policy::Mode;
 use crate::limit::Quota;
 
 const SECRET: &str = "0123456789abcdef0123456789abcdef";

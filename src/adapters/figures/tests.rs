@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::adapters::records::{AuditLogSettings, StreamWriter};
-use crate::audit::Mode;
+use crate::policy::Mode;
 use crate::egress::RequestId;
 
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
