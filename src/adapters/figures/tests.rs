@@ -133,7 +133,7 @@ fn events_become_figures() {
         "agentport_requests_total{decision=\"would_deny\",reason=\"host_denied\",listener=\"egress\"} 1",
         "agentport_decisions_total{decision=\"allow\",reason=\"ok\"} 1",
         "agentport_decisions_total{decision=\"would_deny\",reason=\"host_denied\"} 1",
-        "agentport_decision_seconds_bucket{le=\"1e-6\"} 1",
+        "agentport_decision_seconds_bucket{le=\"0.000001\"} 1",
         "agentport_jwt_validation_seconds_count{outcome=\"ok\"} 1",
         "agentport_jwt_cache_total{result=\"hit\"} 1",
         "agentport_jwt_cache_total{result=\"miss\"} 1",
@@ -172,17 +172,18 @@ fn exemplars_name_the_trace_and_the_skill() {
         " 0.0015 1700000000.0015"
     );
     assert!(text.lines().any(|line| line == end), "{text}");
-    let jwt = "agentport_jwt_validation_seconds_bucket{le=\"5e-5\",outcome=\"ok\"} 1 # {trace_id=";
+    let jwt =
+        "agentport_jwt_validation_seconds_bucket{le=\"0.00005\",outcome=\"ok\"} 1 # {trace_id=";
     assert!(text.lines().any(|line| line.starts_with(jwt)), "{text}");
     let decision = format!(
-        "agentport_decision_seconds_bucket{{le=\"5e-6\"}} 2 # {{trace_id=\"{TRACE}\"}} 3e-6 "
+        "agentport_decision_seconds_bucket{{le=\"0.000005\"}} 2 # {{trace_id=\"{TRACE}\"}} 0.000003 "
     );
     assert!(
         text.lines().any(|line| line.starts_with(&decision)),
         "{text}"
     );
     // Nothing is said of an observation without a trace.
-    let untraced = "agentport_decision_seconds_bucket{le=\"1e-6\"} 1";
+    let untraced = "agentport_decision_seconds_bucket{le=\"0.000001\"} 1";
     assert!(text.lines().any(|line| line == untraced), "{text}");
 }
 
@@ -287,17 +288,18 @@ fn check(text: &str) {
             let mut words = comment.splitn(3, ' ');
             let (word, name, rest) = (words.next(), words.next(), words.next());
             let (name, rest) = (name.expect("a name"), rest.expect("a text"));
+            if family != name {
+                assert!(!seen.contains(&name.to_owned()), "twice: {name}");
+                seen.push(name.to_owned());
+                (family, kind) = (name.to_owned(), String::new());
+            }
             match word.expect("a word") {
                 "TYPE" => {
-                    assert!(!seen.contains(&name.to_owned()), "twice: {name}");
-                    seen.push(name.to_owned());
-                    (family, kind) = (name.to_owned(), rest.to_owned());
+                    assert_eq!(kind, "", "two types: {name}");
+                    kind = rest.to_owned();
                 }
-                "UNIT" => assert!(
-                    family == name && name.ends_with(&format!("_{rest}")),
-                    "{line}"
-                ),
-                "HELP" => assert_eq!(family, name),
+                "UNIT" => assert!(name.ends_with(&format!("_{rest}")), "{line}"),
+                "HELP" => assert!(rest.ends_with('.') && !rest.ends_with(".."), "{line}"),
                 other => panic!("{other}"),
             }
             continue;
