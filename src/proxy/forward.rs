@@ -749,12 +749,11 @@ fn denial_of(error: &Error, exchange: &Exchange) -> Option<Denial> {
             ErrorSource::Internal | ErrorSource::Unset => Cause::Internal,
         },
     };
-    let mut denial = Denial::new(cause).detail(error.etype().as_str());
-    denial.destination = exchange
-        .request
-        .as_ref()
-        .map(|request| request.authority.clone());
-    Some(denial)
+    let denial = Denial::new(cause).detail(error.etype().as_str());
+    Some(match &exchange.request {
+        Some(request) => denial.towards(&request.authority),
+        None => denial,
+    })
 }
 
 fn upstream_cause(error: &Error) -> Option<Cause> {
