@@ -1,1 +1,12 @@
-//! The machine: files and their watching, names, sinks, figures and the clock.
+//! The machine: the clock, names, records, figures, files and their watching,
+//! and what the process is given by its host.
+//!
+//! Everything that `gate` asks for as a trait is answered here. Nothing here
+//! decides whether a request may pass.
+
+pub mod clock;
+pub mod names;
+pub mod records;
+pub mod figures;
+pub mod watch;
+pub mod host;

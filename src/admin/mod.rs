@@ -1,1 +1,205 @@
-//! Health, figures and keys, for operators.
+//! Health, figures and keys, for operators: the admin listener, and the few
+//! of its pages that the egress listener shows to anybody.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use serde_json::json;
+use tokio::net::{TcpListener, UnixListener};
+
+use crate::adapters::figures::{Figures, OPENMETRICS};
+use crate::adapters::records::AuditLog;
+use crate::config::Listener;
+use crate::gate::ports::PolicySource;
+use crate::identity::{CachedVerifier, public_jwks};
+use crate::proxy::{LocalPages, Page};
+
+/// What stands in the way of good service, beside being up.
+#[derive(Debug, Default)]
+pub struct Readiness {
+    policy: Mutex<Option<String>>,
+    keys: Mutex<Option<String>>,
+}
+
+impl Readiness {
+    /// How the last reading of the policy went.
+    pub fn policy_is(&self, outcome: Result<(), String>) {
+        *self.policy.lock().unwrap_or_else(PoisonError::into_inner) = outcome.err();
+    }
+
+    /// How the last reading of the keys went.
+    pub fn keys_are(&self, outcome: Result<(), String>) {
+        *self.keys.lock().unwrap_or_else(PoisonError::into_inner) = outcome.err();
+    }
+
+    fn problems(&self) -> (Option<String>, Option<String>) {
+        let policy = self.policy.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let keys = self.keys.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        (policy, keys)
+    }
+}
+
+/// The admin pages.
+#[derive(Clone)]
+pub struct Admin {
+    figures: Arc<Figures>,
+    readiness: Arc<Readiness>,
+    log: Arc<AuditLog>,
+    policy: Arc<dyn PolicySource>,
+    tokens: Arc<CachedVerifier>,
+}
+
+/// The admin listener, bound.
+pub struct BoundAdmin(Socket);
+
+enum Socket {
+    Tcp(TcpListener),
+    Unix(UnixListener, PathBuf),
+}
+
+/// Binds the admin listener.
+///
+/// # Errors
+/// With the address.
+pub async fn bind(listener: &Listener) -> Result<BoundAdmin, String> {
+    match listener {
+        Listener::Tcp(address) => TcpListener::bind(address)
+            .await
+            .map(|listener| BoundAdmin(Socket::Tcp(listener)))
+            .map_err(|error| format!("cannot listen on {address} (listen.admin): {error}")),
+        Listener::Unix(path) => {
+            // A socket that nobody listens on was left behind.
+            if path.exists() && std::os::unix::net::UnixStream::connect(path).is_err() {
+                let _ = std::fs::remove_file(path);
+            }
+            UnixListener::bind(path)
+                .map(|listener| BoundAdmin(Socket::Unix(listener, path.clone())))
+                .map_err(|error| format!("cannot listen on {} (listen.admin): {error}", path.display()))
+        }
+    }
+}
+
+impl BoundAdmin {
+    /// Where it listens.
+    #[must_use]
+    pub fn address(&self) -> Option<SocketAddr> {
+        match &self.0 {
+            Socket::Tcp(listener) => listener.local_addr().ok(),
+            Socket::Unix(..) => None,
+        }
+    }
+}
+
+impl Admin {
+    /// The pages over these parts.
+    #[must_use]
+    pub fn new(
+        figures: Arc<Figures>,
+        readiness: Arc<Readiness>,
+        log: Arc<AuditLog>,
+        policy: Arc<dyn PolicySource>,
+        tokens: Arc<CachedVerifier>,
+    ) -> Self {
+        Self { figures, readiness, log, policy, tokens }
+    }
+
+    /// Serves the admin listener for ever.
+    pub async fn serve(self, listener: BoundAdmin) {
+        let router = Router::new()
+            .route("/health", get(page))
+            .route("/healthz", get(page))
+            .route("/ready", get(page))
+            .route("/readyz", get(page))
+            .route("/.well-known/jwks.json", get(page))
+            .route("/metrics", get(metrics))
+            .with_state(self);
+        let served = match listener.0 {
+            Socket::Tcp(listener) => axum::serve(listener, router).await,
+            Socket::Unix(listener, path) => {
+                let served = axum::serve(listener, router).await;
+                let _ = std::fs::remove_file(path);
+                served
+            }
+        };
+        if let Err(error) = served {
+            tracing::error!(%error, "the admin listener has failed");
+        }
+    }
+
+    fn health(&self) -> Page {
+        let body = json!({
+            "status": "up",
+            "service": "agentport",
+            "version": env!("CARGO_PKG_VERSION"),
+            "policy_version": self.policy.current().digest().as_ref(),
+        });
+        page_of(200, &body)
+    }
+
+    /// Ready unless records cannot be written; a policy or a key that was
+    /// refused is shown, and the last good one serves on.
+    fn ready(&self) -> Page {
+        let (policy, keys) = self.readiness.problems();
+        let state = self.log.state();
+        let ready = !state.failing;
+        let body = json!({
+            "ready": ready,
+            "policy": {
+                "version": self.policy.current().digest().as_ref(),
+                "rules": self.policy.current().rule_count(),
+                "refused": policy,
+            },
+            "keys": { "refused": keys },
+            "audit": { "failing": state.failing, "queue": state.depth },
+        });
+        page_of(if ready { 200 } else { 503 }, &body)
+    }
+
+    fn jwks(&self) -> Page {
+        Page {
+            status: 200,
+            media_type: "application/jwk-set+json",
+            body: public_jwks(self.tokens.keys().iter()).into_bytes(),
+        }
+    }
+}
+
+fn page_of(status: u16, body: &serde_json::Value) -> Page {
+    let mut body = body.to_string().into_bytes();
+    body.push(b'\n');
+    Page { status, media_type: "application/json", body }
+}
+
+impl LocalPages for Admin {
+    fn page(&self, path: &str) -> Option<Page> {
+        match path {
+            "/health" | "/healthz" => Some(self.health()),
+            "/.well-known/jwks.json" => Some(self.jwks()),
+            _ => None,
+        }
+    }
+}
+
+async fn page(State(admin): State<Admin>, uri: axum::http::Uri) -> Response {
+    let page = match uri.path() {
+        "/ready" | "/readyz" => Some(admin.ready()),
+        path => admin.page(path),
+    };
+    match page {
+        Some(page) => {
+            let status = StatusCode::from_u16(page.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+            (status, [(header::CONTENT_TYPE, page.media_type), (header::CACHE_CONTROL, "no-store")], page.body).into_response()
+        }
+        None => StatusCode::NOT_FOUND.into_response(),
+    }
+}
+
+async fn metrics(State(admin): State<Admin>) -> Response {
+    ([(header::CONTENT_TYPE, OPENMETRICS)], admin.figures.encode()).into_response()
+}

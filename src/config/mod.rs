@@ -1,1 +1,31 @@
-//! The configuration, as written and as checked.
+//! The gateway's configuration, from text to settings that fit together.
+//!
+//! Raw, then cooked: [`Sources`] are the file's text, the environment and the
+//! flags, as written. [`Config::load`] lays them over one another and over the
+//! defaults, reads every key, and gives either a [`Config`] or every mistake at
+//! once, each with its place and what to write.
+//!
+//! The list of keys is `reference.yaml`, the commented file that
+//! [`Config::reference`] prints: what it does not name is unknown, and what it
+//! says is the default. Nothing here opens a file; paths are only names.
+
+mod error;
+mod tree;
+mod value;
+mod settings;
+mod load;
+
+pub use error::{ConfigError, Place};
+pub use load::{Override, Purpose, Sources};
+pub use settings::{
+    Agent, Audit, Config, Identity, Limits, Listen, Log, Resolver, ResolverCache, Timeouts,
+    TokenCache, TunnelDefaults,
+};
+pub use value::{
+    AuditPath, AuthFailureStatus, BasicUser, ByteSize, Endpoint, Family, Fsync, Listener,
+    LogFormat, LogLevel, Overflow, Plain, Secret, Threads, TrustedKey, UnixMode, Verdict,
+    parse_duration,
+};
+
+#[cfg(test)]
+mod tests;

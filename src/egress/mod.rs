@@ -4,6 +4,9 @@
 //! Nothing here decides, does I/O or asks the time.
 
 mod address;
+mod canonical;
+pub mod head;
+pub mod hello;
 mod host;
 mod id;
 mod path;
@@ -12,6 +15,7 @@ mod request;
 mod target;
 
 pub use address::{AddressClass, classify, embedded_ipv4};
+pub use canonical::{Canonical, canonical};
 pub use host::{Authority, AuthorityError, DnsName, Host, HostError};
 pub use id::{AgentId, IdError, RequestId, TenantId};
 pub use path::{PathError, PathGlob, PathGlobError, RequestPath};

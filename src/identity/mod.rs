@@ -1,1 +1,48 @@
-//! Who is asking: tokens, keys and what they say. Never reads a file or asks the time.
+//! Who is asking: keys, tokens and what they say.
+//!
+//! A token is a JWT in its compact form (RFC 7515, RFC 7519), checked as
+//! strictly as RFC 8725 asks: the key decides the algorithm, one spelling of a
+//! token is accepted, and whatever could be read in two ways is refused.
+//!
+//! Never reads a file, opens a socket or asks the time: texts and `now` are
+//! passed in. What policy makes of a [`Principal`] lives in `policy`, and
+//! where a credential stands in a request is known to `proxy`.
+//!
+//! The signatures are *ring*'s. The common JWT crates read the system's clock
+//! and parse leniently (repeated members, `crit`, any `typ`), so that all of
+//! their checks would have to be made a second time here; one of them serves
+//! the tests as a second opinion instead.
+
+mod algorithm;
+mod cache;
+mod claims;
+mod compact;
+mod credential;
+mod error;
+mod issue;
+mod json;
+mod jwk;
+mod key;
+mod keys;
+mod pem;
+mod principal;
+mod verify;
+
+pub use algorithm::Algorithm;
+pub use cache::{CacheSettings, CachedVerifier};
+pub use claims::MAX_ACTORS;
+pub use credential::{Credential, CredentialError, MAX_CREDENTIAL_BYTES};
+pub use error::{Facts, TokenError};
+pub use issue::{
+    IssueError, IssueRequest, MAX_LIFETIME, SigningKey, TokenIssuer, generate_ed25519,
+};
+pub use jwk::{KeySet, public_jwks};
+pub use key::{KeyError, MIN_SECRET_BYTES, VerifyingKey};
+pub use keys::{AgentClaim, TrustedIssuer, VerifyingKeys};
+pub use principal::Principal;
+pub use verify::{TokenVerifier, VerifierSettings};
+
+#[cfg(test)]
+mod hostile;
+#[cfg(test)]
+mod second_opinion;

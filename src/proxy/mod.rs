@@ -1,1 +1,210 @@
 //! The wire: listeners, connections, CONNECT, tunnels and forwarded requests.
+//!
+//! Our own loop owns every client connection. It reads a request's head by our
+//! own strict parser, serves `CONNECT` itself, and hands everything else, with
+//! its target in one canonical form, to Pingora's `HttpProxy`. The bytes inside
+//! a tunnel, where they are clear text, come back to the same loop. So there is
+//! one parser, one gate and one record for each way in.
+
+mod conn;
+mod connect;
+mod dial;
+mod forward;
+mod listener;
+mod local;
+mod refusal;
+mod relay;
+mod serve;
+mod tunnels;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use pingora::apps::HttpServerOptions;
+use pingora::protocols::http::v2::server::H2Options;
+use pingora::proxy::HttpProxy;
+use pingora::server::configuration::ServerConf;
+use tokio::sync::{Semaphore, watch};
+
+pub use listener::{Accepting, Bound, ListenAddress, bind};
+pub use local::{LocalPages, Page};
+pub use tunnels::OpenTunnels;
+
+use crate::egress::Authority;
+use crate::gate::Gate;
+use crate::policy::{EchRule, SniRule, TlsRule, TlsUse};
+use forward::Forward;
+
+/// What the wire needs to know of the configuration. Times are how long to
+/// wait, sizes are in bytes.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// For a whole request head.
+    pub header_timeout: Duration,
+    /// For the next request on a connection.
+    pub keepalive_timeout: Duration,
+    /// Between two reads of a body.
+    pub body_timeout: Duration,
+    /// For a connection to a destination.
+    pub connect_timeout: Duration,
+    /// For the head of a destination's answer, and between two parts of it.
+    pub response_timeout: Duration,
+    /// For a pooled connection to a destination that nobody uses.
+    pub upstream_idle: Duration,
+    /// For a tunnel in which nothing moves.
+    pub tunnel_idle: Duration,
+    /// For an upgraded connection in which nothing moves.
+    pub websocket_idle: Duration,
+    /// For the first bytes in a tunnel.
+    pub client_hello_timeout: Duration,
+    /// The most bytes of a request head.
+    pub header_bytes: usize,
+    /// The most bytes of a request target, at most 8 KiB.
+    pub target_bytes: usize,
+    /// The most bytes of a request body.
+    pub body_bytes: Option<u64>,
+    /// Requests served at once.
+    pub in_flight: usize,
+    /// Tunnels open at once.
+    pub tunnels: usize,
+    /// Connections to destinations kept open without use.
+    pub upstream_pool: usize,
+    /// PEM bundle that destinations' certificates are checked against; the
+    /// system's where none is given.
+    pub upstream_ca: Option<String>,
+    /// Worker threads.
+    pub threads: usize,
+    /// The agent behind the gateway.
+    pub agent: Option<FrontedAgent>,
+    /// What every tunnel may carry, whatever its rule says.
+    pub every_tunnel: TlsRule,
+    /// Whether IPv4 addresses are tried before IPv6 ones.
+    pub ipv4_first: bool,
+    /// Whether clear-text HTTP in a tunnel is judged request by request, or
+    /// refused.
+    pub plain_in_tunnels: bool,
+}
+
+impl Settings {
+    /// A rule's own word on tunnels, or what is configured for all of them,
+    /// whichever lets more pass.
+    fn loosest(&self, rule: TlsRule) -> TlsRule {
+        let all = self.every_tunnel;
+        TlsRule {
+            tls: if all.tls == TlsUse::Any { all.tls } else { rule.tls },
+            sni: match (all.sni, rule.sni) {
+                (SniRule::Any, _) | (_, SniRule::Any) => SniRule::Any,
+                (SniRule::Optional, _) | (_, SniRule::Optional) => SniRule::Optional,
+                (SniRule::Match, SniRule::Match) => SniRule::Match,
+            },
+            ech: if all.ech == EchRule::Allow { all.ech } else { rule.ech },
+        }
+    }
+}
+
+/// An agent whose API is reached through the gateway.
+#[derive(Clone, Debug)]
+pub struct FrontedAgent {
+    /// The host that policy judges.
+    pub name: crate::egress::DnsName,
+    /// Where it listens.
+    pub endpoint: AgentEndpoint,
+}
+
+/// Where an agent behind the gateway listens.
+#[derive(Clone, Debug)]
+pub enum AgentEndpoint {
+    /// At this host and port, which are not judged.
+    Tcp(Authority),
+    /// On a Unix socket, by its path.
+    Unix(String),
+}
+
+/// What every connection shares.
+pub struct Shared {
+    gate: Gate,
+    settings: Settings,
+    tunnels: OpenTunnels,
+    in_flight: Arc<Semaphore>,
+    tunnel_slots: Arc<Semaphore>,
+    pages: Arc<dyn LocalPages>,
+    /// 128 random bits.
+    random: fn() -> u128,
+    /// What tells this process's `Via` from others'.
+    instance: String,
+    /// Keeps tenants' and agents' pooled connections apart.
+    pool_key: std::hash::RandomState,
+}
+
+/// The wire, ready to serve connections.
+pub struct Wire {
+    shared: Arc<Shared>,
+    proxy: Arc<HttpProxy<Forward>>,
+    shutdown: watch::Receiver<bool>,
+}
+
+impl Wire {
+    /// Puts the wire together. `shutdown` turns true when no more is to begin.
+    #[must_use]
+    pub fn new(
+        gate: Gate,
+        settings: Settings,
+        pages: Arc<dyn LocalPages>,
+        random: fn() -> u128,
+        shutdown: watch::Receiver<bool>,
+    ) -> Self {
+        let conf = Arc::new(ServerConf {
+            threads: settings.threads,
+            upstream_keepalive_pool_size: settings.upstream_pool,
+            ca_file: settings.upstream_ca.clone(),
+            // Walking on to the next address is a retry; there are at most
+            // eight, and only what provably reached nobody is tried again.
+            max_retries: 8,
+            ..ServerConf::default()
+        });
+        let shared = Arc::new(Shared {
+            in_flight: Arc::new(Semaphore::new(settings.in_flight)),
+            tunnel_slots: Arc::new(Semaphore::new(settings.tunnels)),
+            tunnels: OpenTunnels::default(),
+            gate,
+            settings,
+            pages,
+            random,
+            instance: format!("{}-{:08x}", crate::gate::PSEUDONYM, u32::try_from(random() & 0xffff_ffff).unwrap_or(0)),
+            pool_key: std::hash::RandomState::new(),
+        });
+        let mut proxy = pingora::proxy::http_proxy(&conf, Forward::new(Arc::clone(&shared)));
+        let mut options = HttpServerOptions::default();
+        options.h2_idle_timeout = Some(shared.settings.keepalive_timeout);
+        proxy.server_options = Some(options);
+        let mut h2 = H2Options::new();
+        h2.max_header_list_size(u32::try_from(shared.settings.header_bytes).unwrap_or(u32::MAX));
+        h2.max_concurrent_streams(256);
+        proxy.h2_options = Some(h2);
+        Self { shared, proxy: Arc::new(proxy), shutdown }
+    }
+
+    /// The tunnels that are open.
+    #[must_use]
+    pub fn tunnels(&self) -> &OpenTunnels {
+        &self.shared.tunnels
+    }
+
+    /// The gate that all pass.
+    #[must_use]
+    pub fn gate(&self) -> &Gate {
+        &self.shared.gate
+    }
+
+    /// Puts every open tunnel to the policy now in force, and ends those that
+    /// it refuses. Gives how many.
+    pub fn judge_again(&self) -> usize {
+        self.shared.tunnels.judge_again(&self.shared.gate)
+    }
+
+    /// Wakes idle connections so that they close; called when going down.
+    pub async fn stop_idle(&self) {
+        use pingora::apps::HttpServerApp;
+        self.proxy.http_cleanup().await;
+    }
+}

@@ -1,1 +1,356 @@
-//! Builds the gateway from its configuration, binds, serves and drains.
+//! Builds the gateway from its configuration, binds every listener before it
+//! serves any, reloads, and drains.
+
+pub mod load;
+mod reload;
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
+
+use crate::adapters::clock::SystemClock;
+use crate::adapters::figures::Figures;
+use crate::adapters::host;
+use crate::adapters::names::{Resolver, ResolverSettings};
+use crate::adapters::records::{self, AuditLog, AuditLogSettings, Durability, FileWriter, Rotation, StreamWriter};
+use crate::admin::{Admin, Readiness};
+use crate::config::{self, AuditPath, BasicUser, Config, Endpoint, Fsync, Listener, Overflow, Threads, Verdict};
+use crate::gate::ports::Clock;
+use crate::gate::{Gate, GateParts, Limits, OwnListeners, StormSettings, TunnelEnd};
+use crate::identity::{CacheSettings, CachedVerifier, TokenVerifier, VerifierSettings};
+use crate::policy::{EchRule, SniRule, TlsRule, TlsUse};
+use crate::proxy::{Accepting, AgentEndpoint, Bound, FrontedAgent, ListenAddress, Settings, Wire, bind};
+
+use reload::{PolicyInForce, Reloader};
+
+/// How many keys each quota remembers.
+const LIMIT_KEYS: usize = 100_000;
+
+/// A gateway that is bound and does not serve yet.
+pub struct Gateway {
+    config: Arc<Config>,
+    wire: Arc<Wire>,
+    egress: Vec<Bound>,
+    admin: Option<(crate::admin::BoundAdmin, Admin)>,
+    log: Arc<AuditLog>,
+    reloader: Reloader,
+    stop: watch::Sender<bool>,
+}
+
+/// Where a gateway listens, with the ports that the system chose.
+#[derive(Clone, Debug, Default)]
+pub struct Addresses {
+    /// The egress listeners.
+    pub egress: Vec<SocketAddr>,
+    /// The admin listener.
+    pub admin: Option<SocketAddr>,
+}
+
+/// The threads a configuration asks for.
+#[must_use]
+pub fn threads(config: &Config) -> usize {
+    match config.threads {
+        Threads::Auto => host::processors().get(),
+        Threads::Count(count) => count,
+    }
+}
+
+impl Gateway {
+    /// Loads everything and binds every listener. Nothing is served before
+    /// [`Gateway::run`]; what cannot work is said here.
+    ///
+    /// # Errors
+    /// With what is wrong, where, and what to write.
+    pub async fn bind(config: Config) -> anyhow::Result<Self> {
+        let config = Arc::new(config);
+        for warning in &config.warnings {
+            tracing::warn!("{warning}");
+        }
+        let figures = Arc::new(Figures::new(env!("CARGO_PKG_VERSION")));
+        raise_open_files(&figures, &config);
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+        let policy = load::policy(&config).context("the policy is not valid")?;
+        let keys = load::keys(&config).context("the keys are not valid")?;
+        if keys.is_empty() {
+            bail!("there is no key to verify tokens with: set AGENTPORT_JWKS_SECRET or identity.keys");
+        }
+        if let Some(bundle) = &config.upstream_ca {
+            check_bundle(bundle)?;
+        }
+        let log = Arc::new(open_log(&config)?);
+        figures.follow(Arc::clone(&log));
+
+        let (stop, stopped) = watch::channel(false);
+        let mut egress = Vec::new();
+        for listener in &config.listen.egress {
+            let address = match listener {
+                Listener::Tcp(address) => ListenAddress::Tcp(*address),
+                Listener::Unix(path) => ListenAddress::Unix(path.clone(), config.listen.unix_mode.bits()),
+            };
+            egress.push(bind(&address).await.map_err(anyhow::Error::msg)?);
+        }
+        let admin_listener = match &config.listen.admin {
+            Some(listener) => Some(crate::admin::bind(listener).await.map_err(anyhow::Error::msg)?),
+            None => None,
+        };
+        let mut own = OwnListeners {
+            sockets: egress.iter().filter_map(Bound::address).collect(),
+            local: host::interface_addresses().unwrap_or_default(),
+        };
+        own.sockets.extend(admin_listener.as_ref().and_then(crate::admin::BoundAdmin::address));
+
+        figures.policy_loaded(policy.digest(), clock.wall());
+        let in_force = Arc::new(PolicyInForce::new(policy));
+        let verifier = TokenVerifier::new(keys, VerifierSettings {
+            leeway: config.identity.leeway,
+            max_token_bytes: usize::try_from(config.identity.max_token.bytes()).unwrap_or(usize::MAX),
+        });
+        let tokens = Arc::new(CachedVerifier::new(verifier, CacheSettings {
+            lifetime: config.identity.cache.ttl,
+            capacity: config.identity.cache.entries,
+        }));
+        let names = Arc::new(resolver(&config, &clock)?);
+        let gate = Gate::new(GateParts {
+            policy: Arc::clone(&in_force) as _,
+            tokens: Arc::clone(&tokens),
+            match_basic_user: config.identity.basic_user == BasicUser::Match,
+            names: Arc::clone(&names) as _,
+            sink: Arc::clone(&log) as _,
+            observe: Arc::clone(&figures) as _,
+            clock: Arc::clone(&clock),
+            limits: Limits {
+                per_agent: config.limits.requests_per_agent,
+                per_source: config.limits.requests_per_source,
+                tunnels_per_agent: config.limits.tunnels_per_agent,
+            },
+            limit_keys: LIMIT_KEYS,
+            own,
+            bad_credential_status: config.auth_failure_status.code(),
+            storms: StormSettings::default(),
+        });
+        let readiness = Arc::new(Readiness::default());
+        let admin = Admin::new(Arc::clone(&figures), Arc::clone(&readiness), Arc::clone(&log), Arc::clone(&in_force) as _, Arc::clone(&tokens));
+        let wire = Arc::new(Wire::new(gate, settings(&config), Arc::new(admin.clone()), host::random_bits, stopped));
+        let reloader = Reloader::new(Arc::clone(&config), in_force, tokens, Arc::clone(&wire), figures, readiness, clock, names);
+        Ok(Self {
+            config,
+            wire,
+            egress,
+            admin: admin_listener.map(|listener| (listener, admin)),
+            log,
+            reloader,
+            stop,
+        })
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn addresses(&self) -> Addresses {
+        Addresses {
+            egress: self.egress.iter().filter_map(Bound::address).collect(),
+            admin: self.admin.as_ref().and_then(|(listener, _)| listener.address()),
+        }
+    }
+
+    /// Serves until `until` comes back, then drains: no new connection is
+    /// taken, requests and tunnels get `timeouts.drain` to end, and every
+    /// record is written.
+    ///
+    /// # Errors
+    /// Where a file could not be watched, or records could not be written.
+    pub async fn run(self, until: impl Future<Output = ()>) -> anyhow::Result<()> {
+        let Self { config, wire, egress, admin, log, reloader, stop } = self;
+        let pid_file = write_pid_file(config.pid_file.as_deref())?;
+        let reloading = tokio::spawn(reloader.run(Arc::clone(&log))?);
+        let mut background = JoinSet::new();
+        if let Some((listener, admin)) = admin {
+            background.spawn(admin.serve(listener));
+        }
+        background.spawn(write_repeated(Arc::clone(&wire)));
+        let connections = config.limits.connections;
+        let mut room = Vec::new();
+        let mut accepting = JoinSet::new();
+        for bound in egress {
+            let slots = Arc::new(Semaphore::new(connections));
+            room.push(Arc::clone(&slots));
+            let accept = Accepting::new(
+                Arc::clone(&wire),
+                slots,
+                config.limits.connections_per_source,
+                stop.subscribe(),
+            );
+            accepting.spawn(accept.run(bound));
+        }
+        tracing::info!(version = env!("CARGO_PKG_VERSION"), threads = threads(&config), "serving");
+        until.await;
+
+        tracing::info!(drain = ?config.timeouts.drain, tunnels = wire.tunnels().len(), "draining");
+        let _ = stop.send(true);
+        while accepting.join_next().await.is_some() {}
+        wire.stop_idle().await;
+        let all_gone = async {
+            for slots in &room {
+                let every = u32::try_from(connections).unwrap_or(u32::MAX);
+                let _ = slots.acquire_many(every).await;
+            }
+        };
+        tokio::pin!(all_gone);
+        if tokio::time::timeout(config.timeouts.drain, &mut all_gone).await.is_err() {
+            tracing::warn!(tunnels = wire.tunnels().len(), "the time to drain is over; what is open is cut");
+            wire.tunnels().end_all(TunnelEnd::Drained);
+            // What was cut still writes its records.
+            let _ = tokio::time::timeout(Duration::from_secs(1), &mut all_gone).await;
+        }
+        reloading.abort();
+        background.shutdown().await;
+        wire.gate().write_repeated(true);
+        drop(pid_file);
+        let closed = tokio::task::spawn_blocking(move || log.close(Duration::from_secs(10))).await;
+        closed.context("the audit log's thread failed")?.context("the audit log could not be finished")?;
+        tracing::info!("stopped");
+        Ok(())
+    }
+}
+
+/// Writes the counts of refusals that were held back.
+async fn write_repeated(wire: Arc<Wire>) {
+    let mut tick = tokio::time::interval(Duration::from_secs(5));
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tick.tick().await;
+        wire.gate().write_repeated(false);
+    }
+}
+
+fn raise_open_files(figures: &Figures, config: &Config) {
+    match host::raise_open_file_limit() {
+        Ok(limit) => {
+            figures.open_file_limit(limit.after);
+            tracing::info!(before = limit.before, after = limit.after, "open files");
+            // A tunnel takes two descriptors.
+            let wanted = (config.limits.connections + config.limits.tunnels) as u64;
+            if limit.after < wanted {
+                tracing::warn!(
+                    limit = limit.after,
+                    wanted,
+                    "the limit of open files is below limits.connections + limits.tunnels: raise it with `ulimit -n`, LimitNOFILE= or --ulimit nofile"
+                );
+            }
+        }
+        Err(error) => tracing::warn!(%error, "cannot raise the limit of open files"),
+    }
+}
+
+fn check_bundle(bundle: &Path) -> anyhow::Result<()> {
+    // Pingora would panic over a bundle that it cannot read.
+    let text = std::fs::read_to_string(bundle).with_context(|| format!("upstream_ca: {}", bundle.display()))?;
+    if !text.contains("-----BEGIN CERTIFICATE-----") {
+        bail!("upstream_ca: {}: there is no PEM certificate in it", bundle.display());
+    }
+    Ok(())
+}
+
+fn open_log(config: &Config) -> anyhow::Result<AuditLog> {
+    let audit = &config.audit;
+    let rotation = audit.max_bytes.map(|size| Rotation {
+        max_bytes: size.bytes(),
+        keep: u32::try_from(audit.keep).unwrap_or(u32::MAX),
+    });
+    let destination: Box<dyn records::RecordWriter> = match &audit.path {
+        AuditPath::Stdout => Box::new(StreamWriter::stdout()?),
+        AuditPath::File(path) => Box::new(FileWriter::open(path, rotation).context("audit.path")?),
+    };
+    let settings = AuditLogSettings {
+        capacity: audit.queue,
+        overflow: match audit.overflow {
+            Overflow::Block => records::Overflow::Block,
+            Overflow::Deny => records::Overflow::Deny,
+        },
+        durability: match audit.fsync {
+            Fsync::None => Durability::None,
+            Fsync::Batch => Durability::Batch,
+            Fsync::Interval => Durability::Interval(Duration::from_secs(1)),
+        },
+    };
+    AuditLog::start(settings, destination).context("the audit log cannot be started")
+}
+
+fn resolver(config: &Config, clock: &Arc<dyn Clock>) -> anyhow::Result<Resolver> {
+    let written = &config.resolver;
+    let settings = ResolverSettings {
+        servers: written.servers.clone(),
+        search: written.search,
+        timeout: written.timeout,
+        ttl: (written.cache.min_ttl, written.cache.max_ttl),
+        negative_ttl: (Duration::from_secs(1).min(written.cache.negative_ttl), written.cache.negative_ttl),
+        names: written.cache.entries,
+        ..ResolverSettings::default()
+    };
+    Resolver::new(settings, Arc::clone(clock)).context("the resolver cannot be set up")
+}
+
+fn settings(config: &Config) -> Settings {
+    let bytes = |size: config::ByteSize| usize::try_from(size.bytes()).unwrap_or(usize::MAX);
+    let allow = |verdict: Verdict| verdict == Verdict::Allow;
+    Settings {
+        header_timeout: config.timeouts.header,
+        keepalive_timeout: config.timeouts.keepalive,
+        body_timeout: config.timeouts.body,
+        connect_timeout: config.timeouts.connect,
+        response_timeout: config.timeouts.response,
+        upstream_idle: config.timeouts.upstream_idle,
+        tunnel_idle: config.timeouts.tunnel_idle,
+        websocket_idle: config.timeouts.websocket_idle,
+        client_hello_timeout: config.timeouts.client_hello,
+        header_bytes: bytes(config.limits.header_bytes),
+        target_bytes: bytes(config.limits.target_bytes),
+        body_bytes: config.limits.body_bytes.map(config::ByteSize::bytes),
+        in_flight: config.limits.in_flight,
+        tunnels: config.limits.tunnels,
+        upstream_pool: config.limits.upstream_pool,
+        upstream_ca: config.upstream_ca.as_ref().map(|path| path.display().to_string()),
+        threads: threads(config),
+        agent: config.agent.upstream.as_ref().map(|upstream| FrontedAgent {
+            name: config.agent.name.clone(),
+            endpoint: match upstream {
+                Endpoint::Tcp(authority) => AgentEndpoint::Tcp(authority.clone()),
+                Endpoint::Unix(path) => AgentEndpoint::Unix(path.display().to_string()),
+            },
+        }),
+        every_tunnel: TlsRule {
+            tls: if allow(config.tunnel.opaque) { TlsUse::Any } else { TlsUse::Strict },
+            sni: if allow(config.tunnel.other_sni) {
+                SniRule::Any
+            } else if allow(config.tunnel.no_sni) {
+                SniRule::Optional
+            } else {
+                SniRule::Match
+            },
+            ech: if allow(config.tunnel.ech) { EchRule::Allow } else { EchRule::Refuse },
+        },
+        ipv4_first: config.resolver.prefer == config::Family::V4,
+        plain_in_tunnels: config.tunnel.plain == config::Plain::Judge,
+    }
+}
+
+/// The file with this process's number, which goes when the gateway does.
+struct PidFile(PathBuf);
+
+impl Drop for PidFile {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+fn write_pid_file(path: Option<&Path>) -> anyhow::Result<Option<PidFile>> {
+    let Some(path) = path else {
+        return Ok(None);
+    };
+    std::fs::write(path, format!("{}\n", std::process::id())).with_context(|| format!("pid_file: {}", path.display()))?;
+    Ok(Some(PidFile(path.to_owned())))
+}

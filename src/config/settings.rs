@@ -1,0 +1,582 @@
+//! The settings, section by section: what each is, how far it may go, and
+//! which must fit together. Where they were written is `load`'s business.
+
+use std::net::SocketAddr;
+use std::num::NonZeroU32;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::policy::Mode;
+use crate::egress::{Destination, DnsName};
+use crate::limit::Quota;
+
+use super::load::{Purpose, Reader};
+use super::value::{
+    AuditPath, AuthFailureStatus, BasicUser, ByteSize, Endpoint, Family, Fsync, Listener,
+    LogFormat, LogLevel, Overflow, Plain, Secret, Threads, TrustedKey, UnixMode, Verdict,
+};
+
+/// The gateway's settings, all of them read and fitting together. Made by
+/// [`Config::load`] alone.
+///
+/// `Debug` shows no secret.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Config {
+    /// Where the gateway listens.
+    pub listen: Listen,
+    /// The policy: a file, or a directory. `None` where
+    /// [`Config::allowed_destinations`] is the whole policy.
+    pub policy: Option<PathBuf>,
+    /// What every agent may reach, beside the policy. Empty: nothing more.
+    pub allowed_destinations: Vec<Destination>,
+    /// Whether decisions bind, where no policy says it.
+    pub mode: Mode,
+    /// Who is asking.
+    pub identity: Identity,
+    /// Names to addresses.
+    pub resolver: Resolver,
+    /// How long things may take.
+    pub timeouts: Timeouts,
+    /// How much, and how many at once.
+    pub limits: Limits,
+    /// What may happen inside a tunnel, where no rule says otherwise.
+    pub tunnel: TunnelDefaults,
+    /// The audit log.
+    pub audit: Audit,
+    /// What the gateway says of itself.
+    pub log: Log,
+    /// The agent behind the gateway.
+    pub agent: Agent,
+    /// Worker threads.
+    pub threads: Threads,
+    /// Where the process writes its number.
+    pub pid_file: Option<PathBuf>,
+    /// A PEM bundle that upstream TLS is checked against, beside the system's
+    /// roots.
+    pub upstream_ca: Option<PathBuf>,
+    /// What a bad credential is answered with.
+    pub auth_failure_status: AuthFailureStatus,
+    /// What is allowed and worth a second look, for the log at start.
+    pub warnings: Vec<String>,
+    /// The settings as YAML; see [`Config::show`].
+    pub(super) shown: String,
+}
+
+/// Where the gateway listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Listen {
+    /// Where agents come in; at least one, each once.
+    pub egress: Vec<Listener>,
+    /// The permissions of Unix sockets.
+    pub unix_mode: UnixMode,
+    /// Metrics, health and readiness; `None` for no such listener.
+    pub admin: Option<Listener>,
+}
+
+/// Who is asking, and what may be issued.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Identity {
+    /// The secret for HS256 tokens, from `AGENTPORT_JWKS_SECRET`. Never set
+    /// together with [`Identity::secret_file`].
+    pub secret: Option<Secret>,
+    /// A file that holds it.
+    pub secret_file: Option<PathBuf>,
+    /// Keys of those who issue tokens.
+    pub keys: Vec<TrustedKey>,
+    /// `iss` of AgentPort's own tokens.
+    pub issuer: String,
+    /// `aud` of AgentPort's own tokens.
+    pub audience: String,
+    /// How far clocks may differ.
+    pub leeway: Duration,
+    /// The longest token that is looked at.
+    pub max_token: ByteSize,
+    /// Tokens that held.
+    pub cache: TokenCache,
+    /// Which user name may stand beside a token in Basic.
+    pub basic_user: BasicUser,
+    /// The private key that `issue-token` signs with, PEM. Its public half
+    /// verifies: a gateway with a signing key has a key.
+    pub signing_key: Option<PathBuf>,
+    /// How long an issued token lives.
+    pub token_ttl: Duration,
+    /// The longest life that may be asked for; at least `token_ttl`.
+    pub max_token_ttl: Duration,
+}
+
+/// The cache of tokens that held.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct TokenCache {
+    /// How long one is remembered; zero switches the cache off.
+    pub ttl: Duration,
+    /// The most that are remembered.
+    pub entries: usize,
+}
+
+/// Names to addresses.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Resolver {
+    /// DNS servers; empty means the system's.
+    pub servers: Vec<SocketAddr>,
+    /// The most that one lookup may take.
+    pub timeout: Duration,
+    /// Answers that are kept.
+    pub cache: ResolverCache,
+    /// Whether the system's search list completes short names.
+    pub search: bool,
+    /// The family that is dialled first (RFC 8305).
+    pub prefer: Family,
+}
+
+/// The cache of answers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ResolverCache {
+    /// The most names that are kept.
+    pub entries: usize,
+    /// An answer is kept at least so long.
+    pub min_ttl: Duration,
+    /// An answer is kept at most so long; at least `min_ttl`.
+    pub max_ttl: Duration,
+    /// That a name has no address is kept so long.
+    pub negative_ttl: Duration,
+}
+
+/// How long things may take. None is zero but `drain` and `upstream_idle`,
+/// which may be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Timeouts {
+    /// A request's head.
+    pub header: Duration,
+    /// A client's connection between two requests.
+    pub keepalive: Duration,
+    /// Between two bytes of a body.
+    pub body: Duration,
+    /// Connecting to a destination, all addresses together.
+    pub connect: Duration,
+    /// The destination's first byte.
+    pub response: Duration,
+    /// A pooled connection that nobody uses.
+    pub upstream_idle: Duration,
+    /// A tunnel in which nothing moves.
+    pub tunnel_idle: Duration,
+    /// The first bytes inside a tunnel.
+    pub client_hello: Duration,
+    /// A WebSocket on which nothing moves.
+    pub websocket_idle: Duration,
+    /// How long the end waits for requests and tunnels.
+    pub drain: Duration,
+}
+
+/// How much, and how many at once. `None` sets no limit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Limits {
+    /// A request's head.
+    pub header_bytes: ByteSize,
+    /// A request's target; at most `header_bytes`.
+    pub target_bytes: ByteSize,
+    /// A request's body.
+    pub body_bytes: Option<ByteSize>,
+    /// Connections on one listener.
+    pub connections: usize,
+    /// Requests at one time, tunnels not counted.
+    pub in_flight: usize,
+    /// Open tunnels.
+    pub tunnels: usize,
+    /// Requests of one agent.
+    pub requests_per_agent: Option<Quota>,
+    /// Requests from one source address.
+    pub requests_per_source: Option<Quota>,
+    /// Open tunnels of one agent.
+    pub tunnels_per_agent: Option<NonZeroU32>,
+    /// Connections of one source address.
+    pub connections_per_source: Option<NonZeroU32>,
+    /// Idle connections kept to destinations; zero keeps none.
+    pub upstream_pool: usize,
+}
+
+/// What may happen inside a tunnel, where no rule says otherwise.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct TunnelDefaults {
+    /// TLS without a server name (RFC 6066, 3).
+    pub no_sni: Verdict,
+    /// TLS whose server name is not the tunnel's host.
+    pub other_sni: Verdict,
+    /// TLS with Encrypted Client Hello.
+    pub ech: Verdict,
+    /// HTTP in clear.
+    pub plain: Plain,
+    /// Bytes that are neither TLS nor HTTP.
+    pub opaque: Verdict,
+}
+
+/// The audit log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Audit {
+    /// Where records go.
+    pub path: AuditPath,
+    /// Records that may wait to be written.
+    pub queue: usize,
+    /// What happens when so many wait.
+    pub overflow: Overflow,
+    /// Whether records are forced to disk.
+    pub fsync: Fsync,
+    /// The size at which a file is rotated; `None` for never.
+    pub max_bytes: Option<ByteSize>,
+    /// How many rotated files are kept.
+    pub keep: usize,
+}
+
+/// What the gateway says of itself, on standard error.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Log {
+    /// How much.
+    pub level: LogLevel,
+    /// How.
+    pub format: LogFormat,
+}
+
+/// The agent behind the gateway.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Agent {
+    /// Where its API listens; `None` where there is no such agent.
+    pub upstream: Option<Endpoint>,
+    /// The name by which policy speaks of it.
+    pub name: DnsName,
+}
+
+/// How small and how large a value may be, where more than zero is not
+/// enough, zero is, or a large one is a slip. Empty stands for no upper bound.
+pub(super) const BOUNDS: &[(&str, &str, &str)] = &[
+    ("identity.leeway", "0s", "5m"),
+    ("identity.max_token", "256", "32KiB"),
+    ("identity.cache.ttl", "0s", "1h"),
+    ("identity.token_ttl", "1s", ""),
+    ("identity.max_token_ttl", "1s", ""),
+    ("resolver.timeout", "10ms", "1m"),
+    ("resolver.cache.min_ttl", "0s", "1h"),
+    ("resolver.cache.max_ttl", "0s", "1d"),
+    ("resolver.cache.negative_ttl", "0s", "5m"),
+    ("timeouts.upstream_idle", "0s", ""),
+    ("timeouts.drain", "0s", ""),
+    // Tokens of 5 kB are in use, so less than this would refuse real clients.
+    ("limits.header_bytes", "8KiB", "1MiB"),
+    // `egress::MAX_TARGET_BYTES` is the most that is ever parsed.
+    ("limits.target_bytes", "256", "8KiB"),
+    ("limits.upstream_pool", "0", ""),
+    ("audit.max_bytes", "64KiB", ""),
+    ("audit.keep", "0", "1000"),
+    ("threads", "1", "1024"),
+];
+
+/// Reads every field of a section by its own name, and takes those after the
+/// semicolon as they have been read before. All are read before the first that
+/// is missing ends it, so that no mistake hides another.
+macro_rules! section {
+    ($read:ident, $section:literal, $kind:ident {
+        $($field:ident),* $(,)? $(; $($inner:ident),*)?
+    }) => {{
+        $(let $field = $read.value(concat!($section, ".", stringify!($field)));)*
+        Some($kind { $($field: $field?,)* $($($inner: $inner?,)*)? })
+    }};
+}
+
+pub(super) fn config(read: &mut Reader<'_>, purpose: Purpose) -> Option<Config> {
+    let listen = listen(read);
+    let policy = policy(read);
+    let allowed_destinations = read.value("allowed_destinations");
+    let mode = read.value("mode");
+    let identity = identity(read);
+    let resolver = resolver(read);
+    let timeouts = timeouts(read);
+    let limits = limits(read);
+    let tunnel = tunnel(read);
+    let audit = audit(read);
+    let log = log(read);
+    let agent = agent(read);
+    let threads = read.value("threads");
+    let pid_file = read.value("pid_file");
+    let upstream_ca = read.value("upstream_ca");
+    let auth_failure_status = read.value("auth_failure_status");
+    if let (Purpose::Serve, Some(identity)) = (purpose, &identity) {
+        some_key(read, identity);
+    }
+    let mut config = Config {
+        listen: listen?,
+        policy: policy?,
+        allowed_destinations: allowed_destinations?,
+        mode: mode?,
+        identity: identity?,
+        resolver: resolver?,
+        timeouts: timeouts?,
+        limits: limits?,
+        tunnel: tunnel?,
+        audit: audit?,
+        log: log?,
+        agent: agent?,
+        threads: threads?,
+        pid_file: pid_file?,
+        upstream_ca: upstream_ca?,
+        auth_failure_status: auth_failure_status?,
+        warnings: Vec::new(),
+        shown: String::new(),
+    };
+    if config.identity.max_token > config.limits.header_bytes {
+        let most = config.limits.header_bytes;
+        let message = format!("more than limits.header_bytes: write at most {most}");
+        read.mistake("identity.max_token", message);
+    }
+    config.warnings = warnings(&config);
+    Some(config)
+}
+
+fn listen(read: &mut Reader<'_>) -> Option<Listen> {
+    let listen = section!(
+        read,
+        "listen",
+        Listen {
+            egress,
+            unix_mode,
+            admin
+        }
+    )?;
+    if listen.egress.is_empty() {
+        let message = "the list is empty: write at least one, such as [\"127.0.0.1:8080\"]";
+        read.mistake("listen.egress", message);
+    }
+    for (at, listener) in listen.egress.iter().enumerate() {
+        if listen.egress[..at]
+            .iter()
+            .any(|other| overlap(other, listener))
+        {
+            let key = format!("listen.egress[{at}]");
+            let message = format!("{listener} is taken by an earlier entry: remove one");
+            read.mistake_at("listen.egress", key, message);
+        }
+    }
+    if let Some(admin) = &listen.admin
+        && listen.egress.iter().any(|other| overlap(other, admin))
+    {
+        let message = format!("{admin} is taken by listen.egress: write another port, or off");
+        read.mistake("listen.admin", message);
+    }
+    Some(listen)
+}
+
+/// Whether two listeners cannot both be bound.
+fn overlap(left: &Listener, right: &Listener) -> bool {
+    match (left, right) {
+        (Listener::Tcp(left), Listener::Tcp(right)) => {
+            let one_is_all = left.ip().is_unspecified() || right.ip().is_unspecified();
+            let same = left.ip() == right.ip();
+            let covered = one_is_all && left.is_ipv4() == right.is_ipv4();
+            left.port() != 0 && left.port() == right.port() && (same || covered)
+        }
+        (Listener::Unix(left), Listener::Unix(right)) => left == right,
+        _ => false,
+    }
+}
+
+/// A policy that is only the default does not stand beside the one-line form:
+/// who writes that alone has no such file.
+fn policy(read: &mut Reader<'_>) -> Option<Option<PathBuf>> {
+    let path: PathBuf = read.value("policy")?;
+    let one_line = read.is_written("allowed_destinations");
+    if !read.is_written("policy") && one_line {
+        let list: Option<Vec<Destination>> = read.last("allowed_destinations");
+        if list.is_none_or(|list| !list.is_empty()) {
+            return Some(None);
+        }
+    }
+    Some(Some(path))
+}
+
+fn identity(read: &mut Reader<'_>) -> Option<Identity> {
+    let secret = read.secret();
+    let cache = section!(read, "identity.cache", TokenCache { ttl, entries });
+    let identity = section!(read, "identity", Identity {
+        secret_file, keys, issuer, audience, leeway, max_token, basic_user, signing_key,
+        token_ttl, max_token_ttl;
+        secret, cache
+    })?;
+    if identity.secret.is_some() && identity.secret_file.is_some() {
+        let message = "AGENTPORT_JWKS_SECRET is set too: keep one of them";
+        read.mistake("identity.secret_file", message.to_owned());
+    }
+    if identity.token_ttl > identity.max_token_ttl {
+        let message = "more than identity.max_token_ttl: write at most that";
+        read.mistake("identity.token_ttl", message.to_owned());
+    }
+    Some(identity)
+}
+
+/// A gateway without any key would refuse everybody. Better that it says so.
+fn some_key(read: &mut Reader<'_>, identity: &Identity) {
+    let has_one = identity.secret.is_some()
+        || identity.secret_file.is_some()
+        || identity.signing_key.is_some()
+        || !identity.keys.is_empty();
+    // A secret that is there and bad has been reported.
+    if !has_one {
+        read.missing(
+            "no key, so nobody could pass: set AGENTPORT_JWKS_SECRET (make one with `openssl \
+             rand -hex 32`), or write identity.secret_file or identity.keys",
+        );
+    }
+}
+
+fn resolver(read: &mut Reader<'_>) -> Option<Resolver> {
+    let cache = section!(
+        read,
+        "resolver.cache",
+        ResolverCache {
+            entries,
+            min_ttl,
+            max_ttl,
+            negative_ttl
+        }
+    );
+    if let Some(cache) = &cache
+        && cache.min_ttl > cache.max_ttl
+    {
+        let message = "more than resolver.cache.max_ttl: write at most that";
+        read.mistake("resolver.cache.min_ttl", message.to_owned());
+    }
+    section!(read, "resolver", Resolver { servers, timeout, search, prefer; cache })
+}
+
+fn timeouts(read: &mut Reader<'_>) -> Option<Timeouts> {
+    section!(
+        read,
+        "timeouts",
+        Timeouts {
+            header,
+            keepalive,
+            body,
+            connect,
+            response,
+            upstream_idle,
+            tunnel_idle,
+            client_hello,
+            websocket_idle,
+            drain
+        }
+    )
+}
+
+fn limits(read: &mut Reader<'_>) -> Option<Limits> {
+    let limits = section!(
+        read,
+        "limits",
+        Limits {
+            header_bytes,
+            target_bytes,
+            body_bytes,
+            connections,
+            in_flight,
+            tunnels,
+            requests_per_agent,
+            requests_per_source,
+            tunnels_per_agent,
+            connections_per_source,
+            upstream_pool
+        }
+    )?;
+    if limits.target_bytes > limits.header_bytes {
+        let most = limits.header_bytes;
+        let message = format!("more than limits.header_bytes: write at most {most}");
+        read.mistake("limits.target_bytes", message);
+    }
+    Some(limits)
+}
+
+fn tunnel(read: &mut Reader<'_>) -> Option<TunnelDefaults> {
+    section!(
+        read,
+        "tunnel",
+        TunnelDefaults {
+            no_sni,
+            other_sni,
+            ech,
+            plain,
+            opaque
+        }
+    )
+}
+
+fn audit(read: &mut Reader<'_>) -> Option<Audit> {
+    let audit = section!(
+        read,
+        "audit",
+        Audit {
+            path,
+            queue,
+            overflow,
+            fsync,
+            max_bytes,
+            keep
+        }
+    )?;
+    if audit.path == AuditPath::Stdout && audit.max_bytes.is_some() {
+        let message = "standard output cannot be rotated: write audit.path, or none here";
+        read.mistake("audit.max_bytes", message.to_owned());
+    }
+    Some(audit)
+}
+
+fn log(read: &mut Reader<'_>) -> Option<Log> {
+    section!(read, "log", Log { level, format })
+}
+
+fn agent(read: &mut Reader<'_>) -> Option<Agent> {
+    section!(read, "agent", Agent { upstream, name })
+}
+
+fn warnings(config: &Config) -> Vec<String> {
+    let mut warnings = Vec::new();
+    if config.mode == Mode::Audit {
+        warnings.push("mode is audit: what policy refuses passes, and is only recorded".into());
+    }
+    if let (Some(policy), false) = (&config.policy, config.allowed_destinations.is_empty()) {
+        warnings.push(format!(
+            "allowed_destinations adds to {}: every agent of every tenant may reach them",
+            policy.display()
+        ));
+    }
+    if let Some(Listener::Tcp(admin)) = &config.listen.admin
+        && !admin.ip().is_loopback()
+    {
+        warnings.push(format!(
+            "listen.admin is {admin}, which is not loopback: keep agents away from it"
+        ));
+    }
+    let others_write = config.listen.unix_mode.bits() & 0o002 != 0;
+    if others_write
+        && config
+            .listen
+            .egress
+            .iter()
+            .any(|l| matches!(l, Listener::Unix(_)))
+    {
+        warnings.push("listen.unix_mode lets every user of this machine connect".into());
+    }
+    if config.tunnel.opaque == Verdict::Allow {
+        warnings.push(
+            "tunnel.opaque is allow: what is neither TLS nor HTTP passes unseen, where no rule \
+             says otherwise"
+                .into(),
+        );
+    }
+    warnings
+}

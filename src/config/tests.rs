@@ -1,0 +1,893 @@
+//! What configurations mean, and what is said of those that mean nothing.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::audit::Mode;
+use crate::limit::Quota;
+
+const SECRET: &str = "0123456789abcdef0123456789abcdef";
+
+fn load(
+    file: &str,
+    environment: &[(&str, &str)],
+    flags: &[(&str, &str, &str)],
+    purpose: Purpose,
+) -> Result<Config, Vec<ConfigError>> {
+    let sources = Sources {
+        file: Some(("config.yaml", file)),
+        environment: environment
+            .iter()
+            .map(|(name, value)| (name.into(), value.into()))
+            .collect(),
+        flags: flags
+            .iter()
+            .map(|(flag, key, value)| Override {
+                flag: (*flag).to_owned(),
+                key: (*key).to_owned(),
+                value: (*value).to_owned(),
+            })
+            .collect(),
+    };
+    Config::load(&sources, purpose)
+}
+
+fn from_file(file: &str) -> Config {
+    load(file, &[], &[], Purpose::Command).expect("the file is right")
+}
+
+fn from_environment(environment: &[(&str, &str)]) -> Config {
+    load("", environment, &[], Purpose::Command).expect("the environment is right")
+}
+
+fn messages(result: Result<Config, Vec<ConfigError>>) -> Vec<String> {
+    let errors = result.expect_err("the configuration is wrong");
+    errors.iter().map(ToString::to_string).collect()
+}
+
+/// The settings, without where they were written.
+fn settings_of(mut config: Config) -> Config {
+    config.shown.clear();
+    config
+}
+
+#[test]
+fn the_shipped_example_is_the_reference_and_changes_nothing() {
+    let example = include_str!("../../policies/agentport.yaml");
+    assert_eq!(example, Config::reference());
+    let nothing = from_file("");
+    assert_eq!(
+        settings_of(from_file(example)),
+        settings_of(nothing.clone())
+    );
+    assert_eq!(nothing.warnings, Vec::<String>::new());
+}
+
+#[test]
+fn defaults_are_what_the_manual_says() {
+    let config = from_file("");
+    let listener: Listener = Listener::Tcp(([127, 0, 0, 1], 8080).into());
+    assert_eq!(config.listen.egress, [listener]);
+    let admin = Listener::Tcp(([127, 0, 0, 1], 9090).into());
+    assert_eq!(config.listen.admin, Some(admin));
+    assert_eq!(config.listen.unix_mode.bits(), 0o660);
+    let policy = Some(PathBuf::from("/etc/agentport/policy.json"));
+    assert_eq!(config.policy, policy);
+    assert_eq!(config.mode, Mode::Enforce);
+    assert_eq!(config.tunnel.no_sni, Verdict::Refuse);
+    assert_eq!(config.tunnel.other_sni, Verdict::Refuse);
+    assert_eq!(config.tunnel.ech, Verdict::Refuse);
+    assert_eq!(config.tunnel.opaque, Verdict::Refuse);
+    assert_eq!(config.tunnel.plain, Plain::Judge);
+    assert_eq!(config.identity.leeway, Duration::from_secs(30));
+    assert_eq!(config.identity.max_token.bytes(), 8192);
+    assert_eq!(config.limits.header_bytes.bytes(), 32768);
+    assert_eq!(config.limits.body_bytes, None);
+    assert_eq!(config.timeouts.drain, Duration::from_secs(60));
+    assert_eq!(config.timeouts.response, Duration::from_secs(120));
+    assert_eq!(config.audit.path, AuditPath::Stdout);
+    assert_eq!(config.audit.overflow, Overflow::Block);
+    assert_eq!(config.auth_failure_status.code(), 403);
+    assert_eq!(config.threads, Threads::Auto);
+    assert_eq!(config.agent.upstream, None);
+    assert_eq!(config.agent.name.as_str(), "openclaw.agent");
+}
+
+#[test]
+fn the_environment_outweighs_the_file_and_a_flag_both() {
+    let file = "timeouts: {connect: 1s, header: 1s, body: 1s}";
+    let environment = [
+        ("AGENTPORT_TIMEOUTS_HEADER", "2s"),
+        ("AGENTPORT_TIMEOUTS_BODY", "2s"),
+    ];
+    let flags = [("--body", "timeouts.body", "3s")];
+    let config = load(file, &environment, &flags, Purpose::Command).expect("right");
+    let seconds = |duration: Duration| duration.as_secs();
+    assert_eq!(seconds(config.timeouts.connect), 1);
+    assert_eq!(seconds(config.timeouts.header), 2);
+    assert_eq!(seconds(config.timeouts.body), 3);
+    assert_eq!(seconds(config.timeouts.response), 120);
+}
+
+#[test]
+fn every_key_can_be_written_in_the_environment_as_in_the_file() {
+    // What `show` prints is every key with its value: each is put into its
+    // variable, and the same settings must come out.
+    let defaults = from_file("");
+    let mut section: Vec<&str> = Vec::new();
+    let mut seen = 0;
+    for line in defaults.show().lines() {
+        let line = line.split("  # ").next().unwrap_or(line);
+        let depth = (line.len() - line.trim_start().len()) / 2;
+        section.truncate(depth);
+        let (word, value) = line.trim().split_once(':').expect("a key");
+        if value.is_empty() {
+            section.push(word);
+            continue;
+        }
+        let key = [section.as_slice(), &[word]].concat().join(".");
+        let name = Config::variable(&key);
+        let value = value.trim();
+        let value = match value.starts_with('"') {
+            true => serde_json::from_str(value).expect("a string"),
+            false => value.to_owned(),
+        };
+        let config = from_environment(&[(&name, &value)]);
+        let place = format!("# environment {name}");
+        assert!(config.show().contains(&place), "{name}");
+        assert_eq!(settings_of(config), settings_of(defaults.clone()), "{name}");
+        seen += 1;
+    }
+    assert!(seen > 60, "only {seen} keys");
+}
+
+#[test]
+fn lists_may_have_commas_in_the_environment_or_be_written_as_yaml() {
+    for value in [
+        "10.0.0.1:1,unix:/run/a.sock",
+        "10.0.0.1:1, unix:/run/a.sock",
+        r#"["10.0.0.1:1", "unix:/run/a.sock"]"#,
+    ] {
+        let config = from_environment(&[("AGENTPORT_LISTEN_EGRESS", value)]);
+        let tcp = Listener::Tcp(([10, 0, 0, 1], 1).into());
+        let unix = Listener::Unix("/run/a.sock".into());
+        assert_eq!(config.listen.egress, [tcp, unix], "{value}");
+    }
+    let keys = "[{file: /a.pem, issuer: https://i.example}, /b.pem]";
+    let config = from_environment(&[("AGENTPORT_IDENTITY_KEYS", keys)]);
+    let key = |file: &str, issuer: Option<&str>| TrustedKey {
+        file: file.into(),
+        issuer: issuer.map(str::to_owned),
+        audience: None,
+    };
+    let expected = [
+        key("/a.pem", Some("https://i.example")),
+        key("/b.pem", None),
+    ];
+    assert_eq!(config.identity.keys, expected);
+}
+
+#[test]
+fn other_names_of_settings() {
+    let threads = |environment: &[(&str, &str)]| from_environment(environment).threads;
+    assert_eq!(threads(&[("GOMAXPROCS", "2")]), Threads::Count(2));
+    let both = [("AGENTPORT_THREADS", "3"), ("GOMAXPROCS", "2")];
+    assert_eq!(threads(&both), Threads::Count(3), "its own name outweighs");
+    let nginx = |config: Config| config.limits.body_bytes.map(ByteSize::bytes);
+    let size = Some(10 << 20);
+    assert_eq!(nginx(from_file("client_max_body_size: 10m")), size);
+    assert_eq!(
+        nginx(from_file("limits: {client_max_body_size: 10MiB}")),
+        size
+    );
+    let name = "AGENTPORT_CLIENT_MAX_BODY_SIZE";
+    assert_eq!(nginx(from_environment(&[(name, "10485760")])), size);
+}
+
+#[test]
+fn the_one_line_policy_replaces_the_default_path_and_no_other() {
+    let line = ("ALLOWED_DESTINATIONS", "api.openai.com,api.github.com");
+    let config = from_environment(&[line]);
+    assert_eq!(config.policy, None);
+    assert_eq!(config.allowed_destinations.len(), 2);
+    assert_eq!(config.warnings, Vec::<String>::new());
+
+    let config = from_environment(&[line, ("AGENTPORT_POLICY", "/p.yaml")]);
+    assert_eq!(config.policy, Some("/p.yaml".into()));
+    assert_eq!(config.allowed_destinations.len(), 2);
+    assert_eq!(
+        config.warnings,
+        ["allowed_destinations adds to /p.yaml: every agent of every tenant may reach them"]
+    );
+
+    let config = from_file("allowed_destinations: []");
+    assert!(config.policy.is_some(), "an empty list replaces nothing");
+}
+
+#[test]
+fn json_is_read_too() {
+    let config = from_file(
+        "{\n\t\"mode\": \"audit\",\n\t\"threads\": 4,\n\t\"listen\": {\"admin\": null}\n}\n",
+    );
+    assert_eq!(config.mode, Mode::Audit);
+    assert_eq!(config.threads, Threads::Count(4));
+    assert_eq!(config.listen.admin, None);
+}
+
+#[test]
+fn rates() {
+    let rate = |text: &str| {
+        let file = format!("limits: {{requests_per_agent: \"{text}\"}}");
+        from_file(&file).limits.requests_per_agent
+    };
+    let of = |amount, seconds, burst| {
+        let period = Duration::from_secs(seconds);
+        Some(Quota::new(amount, period, burst).expect("a quota"))
+    };
+    assert_eq!(rate("100/s"), of(100, 1, 100));
+    assert_eq!(rate("6000/m"), of(6000, 60, 6000));
+    assert_eq!(rate("1/h burst 5"), of(1, 3600, 5));
+    assert_eq!(rate("none"), None);
+}
+
+#[test]
+fn a_section_in_which_all_is_commented_out_is_none() {
+    let config = from_file("timeouts:\n  # connect: 1s\nmode: audit\n");
+    assert_eq!(config.mode, Mode::Audit);
+}
+
+/// Files, and what is said of each.
+#[test]
+fn mistakes_in_the_file() {
+    for (case, file, expected) in [
+        (
+            "a key that is spelled wrong",
+            "timeouts:\n  conect: 5s\n",
+            "config.yaml:2:3: timeouts.conect: unknown key: did you mean timeouts.connect?",
+        ),
+        (
+            "a key in the wrong section",
+            "connect: 5s",
+            "config.yaml:1:1: connect: unknown key: did you mean timeouts.connect?",
+        ),
+        (
+            "a key that is like no other",
+            "frobnicate_everything: 1",
+            "config.yaml:1:1: frobnicate_everything: unknown key: remove it; \
+             policies/agentport.yaml lists those there are",
+        ),
+        (
+            "a secret in the file",
+            "identity:\n  secret: hunter2hunter2\n",
+            "config.yaml:2:3: identity.secret: secrets do not stand in this file: write \
+             identity.secret_file, or set AGENTPORT_JWKS_SECRET",
+        ),
+        (
+            "a worker count",
+            "workers: 4",
+            "config.yaml:1:1: workers: unknown key: write threads",
+        ),
+        (
+            "a duration without a unit",
+            "timeouts: {connect: 5}",
+            "config.yaml:1:21: timeouts.connect: \"5\": the unit is missing: write 5s for seconds",
+        ),
+        (
+            "a duration with a fraction",
+            "timeouts: {connect: 1.5s}",
+            "config.yaml:1:21: timeouts.connect: \"1.5s\": write a whole number and a unit: \
+             250ms, 10s, 2m, 1h or 1d",
+        ),
+        (
+            "a duration below zero",
+            "timeouts: {connect: -5s}",
+            "config.yaml:1:21: timeouts.connect: \"-5s\": write a whole number and a unit: \
+             250ms, 10s, 2m, 1h or 1d",
+        ),
+        (
+            "a duration of nothing",
+            "timeouts: {connect: 0s}",
+            "config.yaml:1:21: timeouts.connect: \"0s\": write more than zero",
+        ),
+        (
+            "a duration without end",
+            "timeouts: {connect: 99999999999999d}",
+            "config.yaml:1:21: timeouts.connect: \"99999999999999d\": too long: write at most 365d",
+        ),
+        (
+            "a duration out of its bounds",
+            "identity: {leeway: 1h}",
+            "config.yaml:1:20: identity.leeway: \"1h\": write 0s to 5m",
+        ),
+        (
+            "a duration that is too small",
+            "identity: {token_ttl: 1ms}",
+            "config.yaml:1:23: identity.token_ttl: \"1ms\": write 1s or more",
+        ),
+        (
+            "a size in thousands",
+            "limits: {body_bytes: 10MB}",
+            "config.yaml:1:22: limits.body_bytes: \"10MB\": write 10MiB",
+        ),
+        (
+            "a size of nothing",
+            "limits: {body_bytes: 0}",
+            "config.yaml:1:22: limits.body_bytes: \"0\": write more than zero",
+        ),
+        (
+            "a size that is too large for a head",
+            "limits: {header_bytes: 1GiB}",
+            "config.yaml:1:24: limits.header_bytes: \"1GiB\": write 8KiB to 1MiB",
+        ),
+        (
+            "a rate without a time",
+            "limits: {requests_per_agent: 100}",
+            "config.yaml:1:30: limits.requests_per_agent: \"100\": write 100/s, 6000/m or 10/s \
+             burst 20",
+        ),
+        (
+            "a rate of nothing",
+            "limits: {requests_per_agent: 0/s}",
+            "config.yaml:1:30: limits.requests_per_agent: \"0/s\": nothing would pass: write more than \
+             zero, or none",
+        ),
+        (
+            "a word that is none of the words",
+            "mode: enforced",
+            "config.yaml:1:7: mode: \"enforced\": write enforce or audit",
+        ),
+        (
+            "YAML's other booleans",
+            "resolver: {search: yes}",
+            "config.yaml:1:20: resolver.search: \"yes\": write true or false",
+        ),
+        (
+            "a port alone",
+            "listen: {egress: [8080]}",
+            "config.yaml:1:19: listen.egress[0]: \"8080\": write 127.0.0.1:8080, or 0.0.0.0:8080 \
+             for every interface",
+        ),
+        (
+            "a name to listen on",
+            "listen: {admin: \"localhost:9090\"}",
+            "config.yaml:1:17: listen.admin: \"localhost:9090\": write the address: \
+             127.0.0.1:9090",
+        ),
+        (
+            "nothing to listen on",
+            "listen: {egress: []}",
+            "config.yaml:1:18: listen.egress: the list is empty: write at least one, such as \
+             [\"127.0.0.1:8080\"]",
+        ),
+        (
+            "one listener twice",
+            "listen: {egress: [\"127.0.0.1:1\", \"0.0.0.0:1\"]}",
+            "config.yaml:1:18: listen.egress[1]: 0.0.0.0:1 is taken by an earlier entry: remove \
+             one",
+        ),
+        (
+            "the admin listener on the egress port",
+            "listen:\n  admin: 127.0.0.1:8080\n",
+            "config.yaml:2:10: listen.admin: 127.0.0.1:8080 is taken by listen.egress: write \
+             another port, or off",
+        ),
+        (
+            "permissions that are not octal",
+            "listen: {unix_mode: 432x}",
+            "config.yaml:1:21: listen.unix_mode: \"432x\": write permissions in octal, such as \
+             0660",
+        ),
+        (
+            "a URL where a host and port belong",
+            "agent: {upstream: \"http://agent:7070/v1\"}",
+            "config.yaml:1:19: agent.upstream: \"http://agent:7070/v1\": write the host and port \
+             only, here \"agent:7070\"",
+        ),
+        (
+            "a host with a star in the wrong place",
+            "allowed_destinations: [\"*api.com\"]",
+            "config.yaml:1:24: allowed_destinations[0]: \"*api.com\": a star may only be the \
+             whole first label: write \"*.api.com\"",
+        ),
+        (
+            "a value where a section belongs",
+            "timeouts: 5s",
+            "config.yaml:1:11: timeouts: write keys and values here, each on its line: `key: \
+             value`",
+        ),
+        (
+            "a list where a value belongs",
+            "mode: [audit]",
+            "config.yaml:1:7: mode: a list is written: write one value",
+        ),
+        (
+            "no value",
+            "mode:\npolicy: /p",
+            "config.yaml:1:5: mode: no value is written: write one, or remove the key",
+        ),
+        (
+            "no list",
+            "listen: {egress: ~}",
+            "config.yaml:1:18: listen.egress: write a list: [one, two]",
+        ),
+        (
+            "a key written twice",
+            "mode: audit\nmode: enforce\n",
+            "config.yaml:2:1: \"mode\" is written twice, first at config.yaml:1:1: remove one",
+        ),
+        (
+            "a key and its other name",
+            "limits: {body_bytes: 1MiB}\nclient_max_body_size: 2MiB\n",
+            "config.yaml:2:23: client_max_body_size: the same as limits.body_bytes, which \
+             config.yaml:1:22 sets too: remove one",
+        ),
+        (
+            "a trusted key without a file",
+            "identity:\n  keys:\n    - issuer: x\n",
+            "config.yaml:3:7: identity.keys[0]: file is missing: write file: PATH",
+        ),
+        (
+            "a trusted key with a word spelled wrong",
+            "identity:\n  keys:\n    - file: /a\n      isuer: x\n",
+            "config.yaml:4:7: identity.keys[0].isuer: unknown key: did you mean issuer?",
+        ),
+        (
+            "an anchor",
+            "mode: &m audit",
+            "config.yaml:1:10: anchors, aliases and tags are refused: write the value itself",
+        ),
+        (
+            "a tag",
+            "mode: !!str audit",
+            "config.yaml:1:13: anchors, aliases and tags are refused: write the value itself",
+        ),
+        (
+            "two documents",
+            "mode: audit\n---\nmode: enforce\n",
+            "config.yaml:2:1: a second document begins: write one document",
+        ),
+        (
+            "what is deep",
+            "[[[[[[[[[[1]]]]]]]]]]",
+            "config.yaml:1:10: nested too deeply",
+        ),
+        (
+            "a token longer than a head",
+            "identity: {max_token: 16KiB}\nlimits: {header_bytes: 8KiB}\n",
+            "config.yaml:1:23: identity.max_token: more than limits.header_bytes: write at most \
+             8KiB",
+        ),
+        (
+            "a token that lives longer than any may",
+            "identity:\n  token_ttl: 48h\n",
+            "config.yaml:2:14: identity.token_ttl: more than identity.max_token_ttl: write at \
+             most that",
+        ),
+        (
+            "an answer that is kept longer than any may",
+            "resolver: {cache: {min_ttl: 10m}}",
+            "config.yaml:1:29: resolver.cache.min_ttl: more than resolver.cache.max_ttl: write \
+             at most that",
+        ),
+        (
+            "rotating standard output",
+            "audit: {max_bytes: 1MiB}",
+            "config.yaml:1:20: audit.max_bytes: standard output cannot be rotated: write \
+             audit.path, or none here",
+        ),
+    ] {
+        let found = messages(load(file, &[], &[], Purpose::Command));
+        assert_eq!(found, [expected], "{case}");
+    }
+}
+
+#[test]
+fn yaml_that_is_none_says_where() {
+    let found = messages(load("mode: [audit\n", &[], &[], Purpose::Command));
+    assert_eq!(found.len(), 1);
+    assert!(found[0].starts_with("config.yaml:"), "{found:?}");
+    assert!(found[0].contains("not valid YAML"), "{found:?}");
+    let large = format!("# {}", "a".repeat(1024 * 1024));
+    let found = messages(load(&large, &[], &[], Purpose::Command));
+    let expected = "config.yaml:1:1: the file is larger than 1MiB: give the configuration, not \
+                    the policy";
+    assert_eq!(found, [expected]);
+}
+
+/// Environments, and what is said of each.
+#[test]
+fn mistakes_in_the_environment() {
+    for (case, name, value, expected) in [
+        (
+            "a variable that is spelled wrong",
+            "AGENTPORT_TIMEOUT_CONNECT",
+            "5s",
+            "environment AGENTPORT_TIMEOUT_CONNECT: unknown variable: did you mean \
+             AGENTPORT_TIMEOUTS_CONNECT?",
+        ),
+        (
+            "the secret's name spelled wrong",
+            "AGENTPORT_JWK_SECRET",
+            SECRET,
+            "environment AGENTPORT_JWK_SECRET: unknown variable: did you mean \
+             AGENTPORT_JWKS_SECRET?",
+        ),
+        (
+            "a variable like no other",
+            "AGENTPORT_FROBNICATE_EVERYTHING",
+            "1",
+            "environment AGENTPORT_FROBNICATE_EVERYTHING: unknown variable: unset it; \
+             policies/agentport.yaml lists the keys",
+        ),
+        (
+            "a variable of a section",
+            "AGENTPORT_TIMEOUTS",
+            "5s",
+            "environment AGENTPORT_TIMEOUTS: unknown variable: unset it; \
+             policies/agentport.yaml lists the keys",
+        ),
+        (
+            "a wrong value",
+            "AGENTPORT_TIMEOUTS_CONNECT",
+            "5",
+            "environment AGENTPORT_TIMEOUTS_CONNECT: timeouts.connect: \"5\": the unit is \
+             missing: write 5s for seconds",
+        ),
+        (
+            "an empty variable",
+            "ALLOWED_DESTINATIONS",
+            "",
+            "environment ALLOWED_DESTINATIONS: is empty: give it a value, or unset it",
+        ),
+        (
+            "an empty entry",
+            "ALLOWED_DESTINATIONS",
+            "a.example,",
+            "environment ALLOWED_DESTINATIONS: allowed_destinations[1]: \"\": write a host, \
+             *.suffix, or a range of addresses",
+        ),
+        (
+            "a URL among the destinations",
+            "ALLOWED_DESTINATIONS",
+            "a.example,https://b.example/x",
+            "environment ALLOWED_DESTINATIONS: allowed_destinations[1]: \
+             \"https://b.example/x\": write the host only, here \"b.example\"",
+        ),
+        (
+            "threads of nothing",
+            "GOMAXPROCS",
+            "0",
+            "environment GOMAXPROCS: threads: \"0\": write 1 to 1024",
+        ),
+        (
+            "a list that does not end",
+            "AGENTPORT_LISTEN_EGRESS",
+            "[\"a",
+            "environment AGENTPORT_LISTEN_EGRESS: listen.egress: not valid YAML: while scanning \
+             a quoted scalar, found unexpected end of stream",
+        ),
+        (
+            "a secret that is short",
+            "AGENTPORT_JWKS_SECRET",
+            "hunter2",
+            "environment AGENTPORT_JWKS_SECRET: has 7 bytes and needs 32: make one with \
+             `openssl rand -hex 32`",
+        ),
+        (
+            "a secret with the line feed of its file",
+            "AGENTPORT_JWKS_SECRET",
+            "0123456789abcdef0123456789abcdef\n",
+            "environment AGENTPORT_JWKS_SECRET: has white space at its start or end: remove it",
+        ),
+    ] {
+        let found = messages(load("", &[(name, value)], &[], Purpose::Command));
+        assert_eq!(found, [expected], "{case}");
+    }
+}
+
+#[test]
+fn two_names_of_one_setting_in_one_environment() {
+    let environment = [
+        ("ALLOWED_DESTINATIONS", "a.example"),
+        ("AGENTPORT_ALLOWED_DESTINATIONS", "b.example"),
+    ];
+    assert_eq!(
+        messages(load("", &environment, &[], Purpose::Command)),
+        [
+            "environment AGENTPORT_ALLOWED_DESTINATIONS: ALLOWED_DESTINATIONS is set too, and is \
+          the same: unset one"
+        ]
+    );
+    let environment = [("AGENTPORT_JWKS_SECRET", SECRET)];
+    let file = "identity:\n  secret_file: /run/secrets/jwt\n";
+    assert_eq!(
+        messages(load(file, &environment, &[], Purpose::Command)),
+        [
+            "config.yaml:2:16: identity.secret_file: AGENTPORT_JWKS_SECRET is set too: keep one \
+          of them"
+        ]
+    );
+}
+
+#[test]
+fn variables_of_others_are_left_alone() {
+    let environment = [
+        ("PATH", "/bin"),
+        ("AGENTPORTER", "1"),
+        ("AGENTPORT_URL", "http://gateway:8080"),
+        ("AGENTPORT_TOKEN", "a.b.c"),
+        ("AGENTPORT_TOKEN_FILE", "/run/token"),
+        ("AGENTPORT_CA_FILE", "/ca.pem"),
+        ("AGENTPORT_CONFIG", "/c.yaml"),
+        ("AGENTPORT_LICENSE", ""),
+        // A Kubernetes Service named agentport, and one named agentport-peers.
+        ("AGENTPORT_SERVICE_HOST", "10.0.0.1"),
+        ("AGENTPORT_SERVICE_PORT", "8080"),
+        ("AGENTPORT_SERVICE_PORT_HTTP", "8080"),
+        ("AGENTPORT_PORT", "tcp://10.0.0.1:8080"),
+        ("AGENTPORT_PORT_8080_TCP", "tcp://10.0.0.1:8080"),
+        ("AGENTPORT_PORT_8080_TCP_PROTO", "tcp"),
+        ("AGENTPORT_PORT_8080_TCP_ADDR", "10.0.0.1"),
+        ("AGENTPORT_PEERS_SERVICE_HOST", "10.0.0.2"),
+        ("AGENTPORT_PEERS_PORT", "tcp://10.0.0.2:8443"),
+        ("AGENTPORT_PEERS_PORT_8443_TCP_PORT", "8443"),
+    ];
+    let config = from_environment(&environment);
+    assert_eq!(settings_of(config), settings_of(from_file("")));
+    // What only begins like one is a mistake.
+    let found = messages(load(
+        "",
+        &[("AGENTPORT_PORT", "8080")],
+        &[],
+        Purpose::Command,
+    ));
+    assert_eq!(found.len(), 1);
+}
+
+#[cfg(unix)]
+#[test]
+fn bytes_that_are_no_text() {
+    use std::os::unix::ffi::OsStringExt as _;
+    let sources = Sources {
+        environment: vec![
+            ("AGENTPORT_MODE".into(), OsString::from_vec(vec![0xff])),
+            (OsString::from_vec(vec![0xfe]), "x".into()),
+        ],
+        ..Sources::default()
+    };
+    let found = messages(Config::load(&sources, Purpose::Command));
+    assert_eq!(found, ["environment AGENTPORT_MODE: is not UTF-8"]);
+}
+
+#[test]
+fn mistakes_on_the_command_line() {
+    let flags = [
+        ("--listen", "listen.egress", "nowhere"),
+        ("--set", "moed", "audit"),
+    ];
+    assert_eq!(
+        messages(load("", &[], &flags, Purpose::Command)),
+        [
+            "flag --listen: listen.egress[0]: \"nowhere\": write address:port, [IPv6]:port or \
+             unix:/path",
+            "flag --set: moed: unknown key: did you mean mode?",
+        ]
+    );
+}
+
+#[test]
+fn every_mistake_is_reported_at_once_and_in_order() {
+    let file = "mode: x\ntimeouts:\n  connect: 5\n  heder: 1s\nlisten: {egress: [a, b]}\n";
+    let environment = [("AGENTPORT_MODE", "y"), ("AGENTPORT_NOPE_NOPE", "1")];
+    let flags = [("--mode", "mode", "z")];
+    let found = messages(load(file, &environment, &flags, Purpose::Serve));
+    let places: Vec<&str> = found
+        .iter()
+        .map(|message| message.split(": ").next().unwrap_or_default())
+        .collect();
+    assert_eq!(
+        places,
+        [
+            "config.yaml:1:7",
+            "config.yaml:3:12",
+            "config.yaml:4:3",
+            "config.yaml:5:19",
+            "config.yaml:5:22",
+            "environment AGENTPORT_MODE",
+            "environment AGENTPORT_NOPE_NOPE",
+            "flag --mode",
+            "configuration",
+        ]
+    );
+}
+
+#[test]
+fn a_broken_file_does_not_hide_the_environment() {
+    let found = messages(load(
+        "a: [",
+        &[("AGENTPORT_MODE", "y")],
+        &[],
+        Purpose::Command,
+    ));
+    assert_eq!(found.len(), 2, "{found:?}");
+}
+
+#[test]
+fn a_mistake_that_a_variable_hides_is_one() {
+    let environment = [("AGENTPORT_MODE", "audit")];
+    let found = messages(load("mode: x", &environment, &[], Purpose::Command));
+    assert_eq!(
+        found,
+        ["config.yaml:1:7: mode: \"x\": write enforce or audit"]
+    );
+}
+
+#[test]
+fn a_gateway_without_a_key_does_not_serve() {
+    let expected = "configuration: no key, so nobody could pass: set AGENTPORT_JWKS_SECRET (make \
+                    one with `openssl rand -hex 32`), or write identity.secret_file or \
+                    identity.keys";
+    assert_eq!(messages(load("", &[], &[], Purpose::Serve)), [expected]);
+    for file in [
+        "identity: {secret_file: /run/secrets/jwt}",
+        "identity: {keys: [/etc/agentport/keys]}",
+        "identity: {signing_key: /etc/agentport/key.pem}",
+    ] {
+        assert!(load(file, &[], &[], Purpose::Serve).is_ok(), "{file}");
+    }
+    let secret = [("AGENTPORT_JWKS_SECRET", SECRET)];
+    let config = load("", &secret, &[], Purpose::Serve).expect("a key");
+    let read = config.identity.secret.as_ref().map(Secret::reveal);
+    assert_eq!(read, Some(SECRET));
+}
+
+#[test]
+fn a_secret_is_never_shown() {
+    let secret = [("AGENTPORT_JWKS_SECRET", SECRET)];
+    let config = load("", &secret, &[], Purpose::Serve).expect("a key");
+    assert!(
+        config
+            .show()
+            .contains("# AGENTPORT_JWKS_SECRET: [redacted]")
+    );
+    for text in [config.show().to_owned(), format!("{config:?}")] {
+        assert!(!text.contains(SECRET), "{text}");
+    }
+    let json = serde_json::to_string(&config.identity.secret).expect("JSON");
+    assert_eq!(json, "\"[redacted]\"");
+    // Too short to use, and a secret all the same.
+    let short = [("AGENTPORT_JWKS_SECRET", "hunter2")];
+    let found = messages(load("", &short, &[], Purpose::Serve));
+    assert!(found.iter().all(|message| !message.contains("hunter2")));
+}
+
+#[test]
+fn warnings() {
+    for (file, expected) in [
+        (
+            "mode: audit",
+            "mode is audit: what policy refuses passes, and is only recorded",
+        ),
+        (
+            "listen: {admin: \"0.0.0.0:9090\"}",
+            "listen.admin is 0.0.0.0:9090, which is not loopback: keep agents away from it",
+        ),
+        (
+            "listen: {egress: [\"unix:/run/a.sock\"], unix_mode: 0666}",
+            "listen.unix_mode lets every user of this machine connect",
+        ),
+        (
+            "tunnel: {opaque: allow}",
+            "tunnel.opaque is allow: what is neither TLS nor HTTP passes unseen, where no rule \
+             says otherwise",
+        ),
+    ] {
+        assert_eq!(from_file(file).warnings, [expected]);
+    }
+}
+
+#[test]
+fn what_is_shown_names_its_source_and_reads_back() {
+    let file = "timeouts:\n  connect: 250ms\nidentity:\n  keys:\n    - {file: \"/a b.pem\", issuer: \"null\"}\n    - /c.pem\nlisten: {admin: ~}\n";
+    let environment = [
+        ("ALLOWED_DESTINATIONS", "*.example.com,10.0.0.0/8"),
+        ("AGENTPORT_LIMITS_REQUESTS_PER_AGENT", "10/s burst 20"),
+    ];
+    let flags = [("--audit", "audit.path", "/var/log/agent \"port\".log")];
+    let config = load(file, &environment, &flags, Purpose::Command).expect("right");
+    for line in [
+        "  connect: 250ms  # config.yaml:2:12",
+        "  header: 10s  # default",
+        "  admin: none  # config.yaml:7:17",
+        "# policy: not used, as only allowed_destinations is set",
+        "allowed_destinations: \"*.example.com,10.0.0.0/8\"  # environment ALLOWED_DESTINATIONS",
+        "  requests_per_agent: \"10/s burst 20\"  # environment AGENTPORT_LIMITS_REQUESTS_PER_AGENT",
+        "  path: \"/var/log/agent \\\"port\\\".log\"  # flag --audit",
+    ] {
+        let shown = config.show();
+        assert!(shown.lines().any(|shown| shown == line), "{line}\n{shown}");
+    }
+    let again = from_file(config.show());
+    assert_eq!(settings_of(again), settings_of(config));
+}
+
+#[test]
+fn no_two_keys_share_a_variable() {
+    let mut names: Vec<String> = Vec::new();
+    for key in known_keys() {
+        let name = Config::variable(&key);
+        assert!(!names.contains(&name), "{name}");
+        names.push(name);
+    }
+    assert!(names.len() > 60);
+}
+
+/// Every key of the reference, read without the loader.
+fn known_keys() -> Vec<String> {
+    fn gather(path: &str, value: &yaml_serde::Value, keys: &mut Vec<String>) {
+        let Some(map) = value.as_mapping() else {
+            return keys.push(path.to_owned());
+        };
+        for (key, value) in map {
+            let key = key.as_str().expect("a word");
+            let path = match path {
+                "" => key.to_owned(),
+                _ => format!("{path}.{key}"),
+            };
+            gather(&path, value, keys);
+        }
+    }
+    let root = yaml_serde::from_str(Config::reference()).expect("YAML");
+    let mut keys = Vec::new();
+    gather("", &root, &mut keys);
+    keys
+}
+
+#[test]
+fn every_key_of_the_reference_is_read() {
+    // A mapping is no value of any key, so every key that is read complains.
+    for key in known_keys() {
+        let nested = key
+            .split('.')
+            .rev()
+            .fold("{x: 1}".to_owned(), |inner, word| {
+                format!("{{{word}: {inner}}}")
+            });
+        let found = load(&nested, &[], &[], Purpose::Command);
+        let errors = found.expect_err(&key);
+        assert!(
+            errors[0]
+                .key
+                .as_deref()
+                .is_some_and(|k| k.starts_with(&key))
+        );
+    }
+}
+
+proptest! {
+    #[test]
+    fn no_text_makes_it_panic(file in "\\PC*|[a-z:{}\\[\\],\\-&*!|>'\"#%@ \n\t]{0,64}", value in ".*") {
+        let environment = [
+            ("AGENTPORT_TIMEOUTS_CONNECT", value.as_str()),
+            ("AGENTPORT_LISTEN_EGRESS", value.as_str()),
+            ("AGENTPORT_IDENTITY_KEYS", value.as_str()),
+            ("ALLOWED_DESTINATIONS", value.as_str()),
+        ];
+        let flags = [("--x", value.as_str(), value.as_str())];
+        let _ = load(&file, &environment, &flags, Purpose::Serve);
+    }
+
+    #[test]
+    fn no_value_makes_it_panic(value in "\\PC{0,24}|[0-9]{1,25}(ms|s|m|h|d|KiB|GiB|/s)?( burst [0-9]*)?", at in 0_usize..64) {
+        let keys = known_keys();
+        let key = &keys[at % keys.len()];
+        if let Ok(config) = load("", &[(&Config::variable(key), &value)], &[], Purpose::Command) {
+            let again = from_file(config.show());
+            prop_assert_eq!(settings_of(again), settings_of(config));
+        }
+    }
+}

@@ -1,0 +1,397 @@
+//! The head of an HTTP/1 request, byte for byte (RFC 9112).
+//!
+//! Checked here, before any other parser sees it, so that nothing in it can be
+//! read in two ways: one line ending, one length, one host. What is lenient in
+//! the RFC and has been used for smuggling is refused.
+
+use super::target::MAX_TARGET_BYTES;
+
+/// The most header fields a request may have.
+pub const MAX_FIELDS: usize = 200;
+
+/// A request head, borrowed from the bytes it was read from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Head<'a> {
+    /// The method, upper case.
+    pub method: &'a str,
+    /// The request target as it was sent.
+    pub target: &'a str,
+    /// HTTP/1.1, else HTTP/1.0.
+    pub version_11: bool,
+    /// The fields in order: name as sent, value without surrounding blanks.
+    pub fields: Vec<(&'a str, &'a [u8])>,
+    /// How the body is delimited.
+    pub body: BodyLength,
+}
+
+/// How a request's body is delimited (RFC 9112 section 6.3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BodyLength {
+    /// There is none.
+    None,
+    /// `Content-Length`.
+    Bytes(u64),
+    /// `Transfer-Encoding: chunked`.
+    Chunked,
+}
+
+/// How far a head has come in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HeadProgress {
+    /// The empty line has not come yet.
+    Partial,
+    /// The head ends behind this many bytes, its empty line included.
+    Complete(usize),
+}
+
+/// What is wrong with a head.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum HeadError {
+    /// A line feed without a carriage return.
+    #[error("a line ends in a bare line feed; lines end in CRLF")]
+    BareLf,
+    /// A carriage return without a line feed.
+    #[error("a carriage return stands without a line feed")]
+    BareCr,
+    /// The request line is not `METHOD SP target SP HTTP/1.x`.
+    #[error("the request line is not `METHOD target HTTP/1.1`")]
+    RequestLine,
+    /// The method is no upper-case token.
+    #[error("the method is not an upper-case word")]
+    Method,
+    /// Neither HTTP/1.0 nor HTTP/1.1.
+    #[error("the version is neither HTTP/1.1 nor HTTP/1.0")]
+    Version,
+    /// A target over 8 KiB.
+    #[error("the request target is longer than 8 KiB")]
+    TargetTooLong,
+    /// A continuation line (obs-fold).
+    #[error("a header line is folded")]
+    Folded,
+    /// A field name that is no token, or blanks before the colon.
+    #[error("a header field's name is not a token followed by a colon")]
+    FieldName,
+    /// A control character in a value.
+    #[error("a header field's value has a control character")]
+    FieldValue,
+    /// Over [`MAX_FIELDS`].
+    #[error("there are more than 200 header fields")]
+    TooManyFields,
+    /// Two `Host` fields.
+    #[error("there are two Host fields")]
+    TwoHosts,
+    /// No `Host` in HTTP/1.1.
+    #[error("an HTTP/1.1 request needs a Host field")]
+    NoHost,
+    /// Two `Content-Length` fields or a list in one.
+    #[error("there are two Content-Length values")]
+    TwoLengths,
+    /// A `Content-Length` that is not decimal digits.
+    #[error("the Content-Length is not a decimal number")]
+    Length,
+    /// Both `Content-Length` and `Transfer-Encoding`.
+    #[error("there are both Content-Length and Transfer-Encoding")]
+    LengthAndEncoding,
+    /// A `Transfer-Encoding` other than exactly `chunked`.
+    #[error("the Transfer-Encoding is not exactly `chunked`")]
+    Encoding,
+    /// `Transfer-Encoding` in HTTP/1.0.
+    #[error("an HTTP/1.0 request has a Transfer-Encoding")]
+    EncodingIn10,
+    /// Two `Proxy-Authorization` fields.
+    #[error("there are two Proxy-Authorization fields")]
+    TwoCredentials,
+    /// A `CONNECT` that announces a body.
+    #[error("a CONNECT request has a body")]
+    ConnectBody,
+}
+
+/// Looks for the end of a head. `from` is where the last look ended, so that a
+/// head which comes byte by byte is not read over and over.
+///
+/// # Errors
+/// [`HeadError::BareLf`] as soon as one is seen: such a head would never end.
+pub fn progress(bytes: &[u8], from: usize) -> Result<HeadProgress, HeadError> {
+    let mut at = from.saturating_sub(3);
+    while let Some(found) = bytes
+        .get(at..)
+        .and_then(|rest| rest.iter().position(|b| *b == b'\n'))
+    {
+        let lf = at + found;
+        if lf == 0 || bytes[lf - 1] != b'\r' {
+            return Err(HeadError::BareLf);
+        }
+        if lf >= 3 && &bytes[lf - 3..=lf] == b"\r\n\r\n" {
+            return Ok(HeadProgress::Complete(lf + 1));
+        }
+        at = lf + 1;
+    }
+    Ok(HeadProgress::Partial)
+}
+
+/// Parses a complete head, empty line included.
+///
+/// # Errors
+/// [`HeadError`].
+pub fn parse(bytes: &[u8]) -> Result<Head<'_>, HeadError> {
+    let mut lines = Lines(bytes);
+    let (method, target, version_11) = request_line(lines.next_line()?)?;
+    let mut fields = Vec::with_capacity(16);
+    loop {
+        let line = lines.next_line()?;
+        if line.is_empty() {
+            break;
+        }
+        if fields.len() == MAX_FIELDS {
+            return Err(HeadError::TooManyFields);
+        }
+        fields.push(field(line)?);
+    }
+    let body = body_length(&fields, version_11)?;
+    let named = |wanted: &str| {
+        fields
+            .iter()
+            .filter(|(name, _)| name.eq_ignore_ascii_case(wanted))
+            .count()
+    };
+    match named("host") {
+        0 if version_11 && method != "CONNECT" => return Err(HeadError::NoHost),
+        0 | 1 => {}
+        _ => return Err(HeadError::TwoHosts),
+    }
+    if named("proxy-authorization") > 1 {
+        return Err(HeadError::TwoCredentials);
+    }
+    if method == "CONNECT" && !matches!(body, BodyLength::None | BodyLength::Bytes(0)) {
+        return Err(HeadError::ConnectBody);
+    }
+    Ok(Head {
+        method,
+        target,
+        version_11,
+        fields,
+        body,
+    })
+}
+
+impl<'a> Head<'a> {
+    /// The value of the first field of this name, lower case.
+    #[must_use]
+    pub fn field(&self, wanted: &str) -> Option<&'a [u8]> {
+        self.fields
+            .iter()
+            .find(|(name, _)| name.eq_ignore_ascii_case(wanted))
+            .map(|(_, value)| *value)
+    }
+}
+
+struct Lines<'a>(&'a [u8]);
+
+impl<'a> Lines<'a> {
+    /// The next line without its CRLF. A head always ends in an empty one.
+    fn next_line(&mut self) -> Result<&'a [u8], HeadError> {
+        let Some(lf) = self.0.iter().position(|b| *b == b'\n') else {
+            return Err(HeadError::RequestLine);
+        };
+        let (line, rest) = self.0.split_at(lf + 1);
+        self.0 = rest;
+        let line = line.strip_suffix(b"\r\n").ok_or(HeadError::BareLf)?;
+        if line.contains(&b'\r') {
+            return Err(HeadError::BareCr);
+        }
+        Ok(line)
+    }
+}
+
+fn request_line(line: &[u8]) -> Result<(&str, &str, bool), HeadError> {
+    let line = std::str::from_utf8(line).map_err(|_| HeadError::RequestLine)?;
+    let mut words = line.split(' ');
+    let (Some(method), Some(target), Some(version), None) =
+        (words.next(), words.next(), words.next(), words.next())
+    else {
+        return Err(HeadError::RequestLine);
+    };
+    let word = |b: u8| b.is_ascii_uppercase() || b.is_ascii_digit() || matches!(b, b'-' | b'_');
+    if method.is_empty() || method.len() > 32 || !method.bytes().all(word) {
+        return Err(HeadError::Method);
+    }
+    if target.len() > MAX_TARGET_BYTES {
+        return Err(HeadError::TargetTooLong);
+    }
+    if target.is_empty() || !target.bytes().all(|b| (0x21..=0x7e).contains(&b)) {
+        return Err(HeadError::RequestLine);
+    }
+    match version {
+        "HTTP/1.1" => Ok((method, target, true)),
+        "HTTP/1.0" => Ok((method, target, false)),
+        _ => Err(HeadError::Version),
+    }
+}
+
+fn field(line: &[u8]) -> Result<(&str, &[u8]), HeadError> {
+    if matches!(line.first(), Some(b' ' | b'\t')) {
+        return Err(HeadError::Folded);
+    }
+    let colon = line
+        .iter()
+        .position(|b| *b == b':')
+        .ok_or(HeadError::FieldName)?;
+    let (name, value) = (&line[..colon], &line[colon + 1..]);
+    let token = |b: &u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(b);
+    if name.is_empty() || !name.iter().all(token) {
+        return Err(HeadError::FieldName);
+    }
+    if value
+        .iter()
+        .any(|b| (*b < 0x20 && *b != b'\t') || *b == 0x7f)
+    {
+        return Err(HeadError::FieldValue);
+    }
+    let name = std::str::from_utf8(name).map_err(|_| HeadError::FieldName)?;
+    Ok((name, value.trim_ascii()))
+}
+
+fn body_length(fields: &[(&str, &[u8])], version_11: bool) -> Result<BodyLength, HeadError> {
+    let mut length = None;
+    let mut chunked = false;
+    for (name, value) in fields {
+        if name.eq_ignore_ascii_case("content-length") {
+            if length.is_some() || value.contains(&b',') {
+                return Err(HeadError::TwoLengths);
+            }
+            let digits = (1..=18).contains(&value.len()) && value.iter().all(u8::is_ascii_digit);
+            let number = std::str::from_utf8(value)
+                .ok()
+                .and_then(|text| text.parse().ok());
+            length = Some(number.filter(|_| digits).ok_or(HeadError::Length)?);
+        } else if name.eq_ignore_ascii_case("transfer-encoding") {
+            if !version_11 {
+                return Err(HeadError::EncodingIn10);
+            }
+            if chunked || !value.eq_ignore_ascii_case(b"chunked") {
+                return Err(HeadError::Encoding);
+            }
+            chunked = true;
+        }
+    }
+    match (length, chunked) {
+        (Some(_), true) => Err(HeadError::LengthAndEncoding),
+        (None, true) => Ok(BodyLength::Chunked),
+        (Some(bytes), false) => Ok(BodyLength::Bytes(bytes)),
+        (None, false) => Ok(BodyLength::None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn heads_that_clients_send() {
+        let head = parse(b"GET http://example.com/a?b HTTP/1.1\r\nHost: example.com\r\nX-A:  b \r\nx-empty:\r\n\r\n").expect("a head");
+        assert_eq!(
+            (head.method, head.target, head.version_11),
+            ("GET", "http://example.com/a?b", true)
+        );
+        assert_eq!(head.field("x-a"), Some(&b"b"[..]));
+        assert_eq!(head.field("X-Empty"), Some(&b""[..]));
+        // Python below 3.12 and undici (CLIENTS R1).
+        assert!(parse(b"CONNECT example.com:443 HTTP/1.0\r\n\r\n").is_ok());
+        assert!(parse(b"CONNECT example.com:443 HTTP/1.1\r\nHost: example.com\r\nConnection: close\r\n\r\n").is_ok());
+        assert!(parse(b"CONNECT example.com:443 HTTP/1.1\r\n\r\n").is_ok());
+        assert!(parse(b"GET http://a/ HTTP/1.0\r\n\r\n").is_ok());
+        let head =
+            parse(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\n").expect("a head");
+        assert_eq!(head.body, BodyLength::Bytes(5));
+        let head = parse(b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: Chunked\r\n\r\n")
+            .expect("a head");
+        assert_eq!(head.body, BodyLength::Chunked);
+        assert!(parse(b"GET / HTTP/1.1\r\nHost: a\r\nX: \xff\xc3\xa4\ttab\r\n\r\n").is_ok());
+    }
+
+    #[test]
+    fn what_two_parsers_could_read_differently_is_refused() {
+        use HeadError::*;
+        for (raw, error) in [
+            (&b"GET / HTTP/1.1\nHost: a\n\n"[..], BareLf),
+            (b"GET / HTTP/1.1\r\nHost: a\nX: y\r\n\r\n", BareLf),
+            (b"GET / HTTP/1.1\r\nHost: a\rX: y\r\n\r\n", BareCr),
+            (b"GET /\r\n\r\n", RequestLine),
+            (b"GET  / HTTP/1.1\r\n\r\n", RequestLine),
+            (b" GET / HTTP/1.1\r\n\r\n", RequestLine),
+            (b"GET / HTTP/1.1 \r\n\r\n", RequestLine),
+            (b"GET / a HTTP/1.1\r\n\r\n", RequestLine),
+            (b"GET\t/\tHTTP/1.1\r\n\r\n", RequestLine),
+            (b"GET /\xc3\xa4 HTTP/1.1\r\nHost: a\r\n\r\n", RequestLine),
+            (b"GET /\xff HTTP/1.1\r\nHost: a\r\n\r\n", RequestLine),
+            (b"GET /\0 HTTP/1.1\r\nHost: a\r\n\r\n", RequestLine),
+            (b"get / HTTP/1.1\r\nHost: a\r\n\r\n", Method),
+            (b"G(T / HTTP/1.1\r\nHost: a\r\n\r\n", Method),
+            (b"GET / HTTP/1.2\r\nHost: a\r\n\r\n", Version),
+            (b"GET / HTTP/2.0\r\nHost: a\r\n\r\n", Version),
+            (b"GET / http/1.1\r\nHost: a\r\n\r\n", Version),
+            (b"GET / HTTP/1.1\r\nHost: a\r\n folded\r\n\r\n", Folded),
+            (b"GET / HTTP/1.1\r\n Host: a\r\n\r\n", Folded),
+            (b"GET / HTTP/1.1\r\nHost : a\r\n\r\n", FieldName),
+            (b"GET / HTTP/1.1\r\nHost: a\r\n: x\r\n\r\n", FieldName),
+            (b"GET / HTTP/1.1\r\nHost: a\r\nno colon\r\n\r\n", FieldName),
+            (b"GET / HTTP/1.1\r\nHost: a\r\nX\0: y\r\n\r\n", FieldName),
+            (b"GET / HTTP/1.1\r\nHost: a\r\nX: y\0\r\n\r\n", FieldValue),
+            (b"GET / HTTP/1.1\r\nHost: a\r\nX: y\x7f\r\n\r\n", FieldValue),
+            (b"GET / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding:\x0bchunked\r\n\r\n", FieldValue),
+            (b"GET / HTTP/1.1\r\n\r\n", NoHost),
+            (b"GET / HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n", TwoHosts),
+            (b"GET / HTTP/1.1\r\nHost: a\r\nhost: b\r\n\r\n", TwoHosts),
+            (b"CONNECT a:1 HTTP/1.1\r\nHost: a\r\nhost: b\r\n\r\n", TwoHosts),
+            (b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nContent-Length: 5\r\n\r\n", TwoLengths),
+            (b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5, 5\r\n\r\n", TwoLengths),
+            (b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: +5\r\n\r\n", Length),
+            (b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: -5\r\n\r\n", Length),
+            (b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0x5\r\n\r\n", Length),
+            (b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length:\r\n\r\n", Length),
+            (b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5 5\r\n\r\n", Length),
+            (b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 99999999999999999999\r\n\r\n", Length),
+            (b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n", LengthAndEncoding),
+            (b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: identity, chunked\r\n\r\n", Encoding),
+            (b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n", Encoding),
+            (b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: xchunked\r\n\r\n", Encoding),
+            (b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n", Encoding),
+            (b"POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n", EncodingIn10),
+            (b"GET / HTTP/1.1\r\nHost: a\r\nProxy-Authorization: Bearer a\r\nproxy-authorization: Bearer b\r\n\r\n", TwoCredentials),
+            (b"CONNECT a:1 HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\n", ConnectBody),
+            (b"CONNECT a:1 HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n", ConnectBody),
+        ] {
+            assert_eq!(parse(raw), Err(error), "{:?}", String::from_utf8_lossy(raw));
+        }
+        let many = format!(
+            "GET / HTTP/1.1\r\nHost: a\r\n{}\r\n",
+            "X: y\r\n".repeat(MAX_FIELDS)
+        );
+        assert_eq!(parse(many.as_bytes()), Err(TooManyFields));
+        let long = format!(
+            "GET /{} HTTP/1.1\r\nHost: a\r\n\r\n",
+            "a".repeat(MAX_TARGET_BYTES)
+        );
+        assert_eq!(parse(long.as_bytes()), Err(TargetTooLong));
+    }
+
+    #[test]
+    fn a_head_may_come_byte_by_byte() {
+        let raw = b"GET / HTTP/1.1\r\nHost: a\r\n\r\nbody";
+        let end = raw.len() - b"body".len();
+        for split in 0..end {
+            assert_eq!(
+                progress(&raw[..split], 0),
+                Ok(HeadProgress::Partial),
+                "{split}"
+            );
+            assert_eq!(
+                progress(raw, split),
+                Ok(HeadProgress::Complete(end)),
+                "{split}"
+            );
+        }
+        assert_eq!(progress(b"GET / HTTP/1.1\n", 0), Err(HeadError::BareLf));
+        assert_eq!(progress(b"\n", 0), Err(HeadError::BareLf));
+    }
+}

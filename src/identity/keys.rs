@@ -1,0 +1,164 @@
+//! The keys in force, and whose they are.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::algorithm::Algorithm;
+use super::error::TokenError;
+use super::key::{KeyError, VerifyingKey};
+
+/// An issuer of tokens, as far as it is trusted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TrustedIssuer {
+    /// What `iss` must be, exactly. `None` accepts any and none.
+    pub issuer: Option<String>,
+    /// Of which `aud` must hold one. With none, a token that has an `aud` is
+    /// refused, since it is meant for somebody else (RFC 7519, 4.1.3).
+    pub audiences: Vec<String>,
+    /// Where the agent's name stands.
+    pub agent: AgentClaim,
+}
+
+/// Which claim names the agent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AgentClaim {
+    /// `agent_id`, or `sub` where that is absent; with both, they must be
+    /// equal, as they are in every token that AgentPort issues. Anything else
+    /// leaves open which of two names was meant.
+    Own,
+    /// This claim alone, for a foreign issuer, whose `sub` may be a person and
+    /// whose agent is, say, `azp` or `client_id`.
+    Named(String),
+}
+
+impl TrustedIssuer {
+    /// AgentPort's own tokens by this issuer and audience.
+    #[must_use]
+    pub fn own(issuer: &str, audience: &str) -> Self {
+        Self {
+            issuer: Some(issuer.to_owned()),
+            audiences: vec![audience.to_owned()],
+            agent: AgentClaim::Own,
+        }
+    }
+}
+
+impl Default for TrustedIssuer {
+    /// `agentport`, for `agentport`.
+    fn default() -> Self {
+        Self::own("agentport", "agentport")
+    }
+}
+
+/// The keys in force: from a token's `kid` to a key and to the issuer it
+/// belongs to. Empty, it verifies nothing.
+#[derive(Clone, Debug, Default)]
+pub struct VerifyingKeys {
+    entries: Vec<Entry>,
+    by_id: HashMap<Arc<str>, Vec<usize>>,
+}
+
+#[derive(Clone, Debug)]
+struct Entry {
+    key: VerifyingKey,
+    issuer: Arc<TrustedIssuer>,
+}
+
+impl VerifyingKeys {
+    /// None yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The same with the keys of one issuer.
+    ///
+    /// # Errors
+    /// [`KeyError::NoKeys`] for an empty list. [`KeyError::DuplicateKid`] where
+    /// two keys share an id and their issuers do not tell them apart.
+    pub fn with(
+        mut self,
+        issuer: TrustedIssuer,
+        keys: impl IntoIterator<Item = VerifyingKey>,
+    ) -> Result<Self, KeyError> {
+        let issuer = Arc::new(issuer);
+        let before = self.entries.len();
+        for key in keys {
+            let same = self.by_id.entry(Arc::clone(key.id())).or_default();
+            let apart = |other: &TrustedIssuer| matches!((&other.issuer, &issuer.issuer), (Some(a), Some(b)) if a != b);
+            if !same.iter().all(|&at| apart(&self.entries[at].issuer)) {
+                return Err(KeyError::DuplicateKid(key.id().to_string()));
+            }
+            same.push(self.entries.len());
+            self.entries.push(Entry {
+                key,
+                issuer: Arc::clone(&issuer),
+            });
+        }
+        if self.entries.len() == before {
+            return Err(KeyError::NoKeys);
+        }
+        Ok(self)
+    }
+
+    /// All keys, in the order they were added.
+    pub fn iter(&self) -> impl Iterator<Item = &VerifyingKey> {
+        self.entries.iter().map(|entry| &entry.key)
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// The one key for a token with this header. `issuer` gives the token's
+    /// `iss`, unproven, and is asked only where several keys fit: a wrong
+    /// answer picks a key that does not confirm the token.
+    pub(super) fn select(
+        &self,
+        algorithm: Algorithm,
+        kid: Option<&str>,
+        issuer: impl FnOnce() -> Option<String>,
+    ) -> Result<(&VerifyingKey, &TrustedIssuer), TokenError> {
+        let named = kid.and_then(|kid| self.by_id.get(kid));
+        let candidates: Vec<&Entry> = match named {
+            Some(places) => places.iter().map(|&at| &self.entries[at]).collect(),
+            None => self
+                .entries
+                .iter()
+                .filter(|entry| kid.is_none() || entry.key.fits_any_kid())
+                .collect(),
+        };
+        if candidates.is_empty() {
+            return Err(TokenError::UnknownKey(
+                "no trusted key has the token's `kid`",
+            ));
+        }
+        let fitting = || {
+            candidates
+                .iter()
+                .filter(|entry| entry.key.algorithm() == algorithm)
+        };
+        let entry = match fitting().count() {
+            0 => {
+                return Err(TokenError::WrongAlgorithm(
+                    "the key is for another algorithm",
+                ));
+            }
+            1 => fitting().next(),
+            _ => {
+                let found = issuer();
+                let mut of_issuer = fitting()
+                    .filter(|entry| entry.issuer.issuer.is_some() && entry.issuer.issuer == found);
+                // Exactly one, or it stays open which was meant.
+                of_issuer.next().filter(|_| of_issuer.next().is_none())
+            }
+        };
+        entry
+            .map(|entry| (&entry.key, &*entry.issuer))
+            .ok_or(TokenError::UnknownKey(
+                "several keys fit: the token must name its key by `kid`",
+            ))
+    }
+}

@@ -1,0 +1,88 @@
+//! Who asks, proven.
+
+use std::sync::Arc;
+
+use crate::egress::{AgentId, Destination, Subject, TenantId};
+
+/// Who asks, as a verified token says it. Only this module makes one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Principal {
+    pub(super) agent: AgentId,
+    pub(super) tenant: Option<TenantId>,
+    pub(super) destinations: Option<Vec<Destination>>,
+    pub(super) jti: Option<Arc<str>>,
+    pub(super) act: Option<Arc<[String]>>,
+    pub(super) issuer: Option<Arc<str>>,
+    pub(super) key_id: Arc<str>,
+    pub(super) issued_at: Option<u64>,
+    pub(super) expires_at: u64,
+}
+
+impl Principal {
+    /// The agent.
+    #[must_use]
+    pub fn agent(&self) -> &AgentId {
+        &self.agent
+    }
+
+    /// Its tenant, where the token names one.
+    #[must_use]
+    pub fn tenant(&self) -> Option<&TenantId> {
+        self.tenant.as_ref()
+    }
+
+    /// The token's own `allowed_destinations`; see [`Subject::destinations`].
+    #[must_use]
+    pub fn destinations(&self) -> Option<&[Destination]> {
+        self.destinations.as_deref()
+    }
+
+    /// The token's number (RFC 7519, 4.1.7), by which it can be revoked.
+    #[must_use]
+    pub fn jti(&self) -> Option<&Arc<str>> {
+        self.jti.as_ref()
+    }
+
+    /// Who acts for the agent: the delegation chain of `act`, the present
+    /// actor first (RFC 8693, 4.1). `None` where the agent acts itself.
+    #[must_use]
+    pub fn act(&self) -> Option<&Arc<[String]>> {
+        self.act.as_ref()
+    }
+
+    /// The token's `iss`.
+    #[must_use]
+    pub fn issuer(&self) -> Option<&Arc<str>> {
+        self.issuer.as_ref()
+    }
+
+    /// The id of the key that confirmed the token, also where the token's
+    /// header names none.
+    #[must_use]
+    pub fn key_id(&self) -> &Arc<str> {
+        &self.key_id
+    }
+
+    /// `iat`, in seconds since 1970, rounded up.
+    #[must_use]
+    pub fn issued_at(&self) -> Option<u64> {
+        self.issued_at
+    }
+
+    /// `exp`, in seconds since 1970, rounded down. Verification adds the
+    /// leeway to it; a tunnel that outlives both is the gate's to close.
+    #[must_use]
+    pub fn expires_at(&self) -> u64 {
+        self.expires_at
+    }
+
+    /// As policy sees it.
+    #[must_use]
+    pub fn subject(&self) -> Subject<'_> {
+        Subject {
+            agent: &self.agent,
+            tenant: self.tenant.as_ref(),
+            destinations: self.destinations.as_deref(),
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! From a token to a [`Principal`], in one order: size, form, header, key,
+//! signature, claims. Nothing of the claims is believed before the signature.
+
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::claims;
+use super::compact::Compact;
+use super::error::TokenError;
+use super::json;
+use super::keys::VerifyingKeys;
+use super::principal::Principal;
+
+/// How tokens are verified. `exp` is always required.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VerifierSettings {
+    /// How far the issuer's clock may be off, in whole seconds: added to
+    /// `exp`, taken from `nbf` and `iat`. 30 s.
+    pub leeway: Duration,
+    /// The longest token, in bytes. 8 KiB.
+    pub max_token_bytes: usize,
+}
+
+impl Default for VerifierSettings {
+    fn default() -> Self {
+        Self {
+            leeway: Duration::from_secs(30),
+            max_token_bytes: 8 * 1024,
+        }
+    }
+}
+
+/// Verifies tokens with a table of keys.
+#[derive(Clone, Debug)]
+pub struct TokenVerifier {
+    keys: VerifyingKeys,
+    settings: VerifierSettings,
+}
+
+impl TokenVerifier {
+    /// A verifier with these keys.
+    #[must_use]
+    pub fn new(keys: VerifyingKeys, settings: VerifierSettings) -> Self {
+        Self { keys, settings }
+    }
+
+    /// The keys in force.
+    #[must_use]
+    pub fn keys(&self) -> &VerifyingKeys {
+        &self.keys
+    }
+
+    /// How it verifies.
+    #[must_use]
+    pub fn settings(&self) -> &VerifierSettings {
+        &self.settings
+    }
+
+    /// Verifies a token at `now`, in seconds since 1970.
+    ///
+    /// # Errors
+    /// [`TokenError`], the first thing that is wrong with it.
+    pub fn verify(&self, token: &str, now: u64) -> Result<Principal, TokenError> {
+        self.check_size(token)?;
+        let compact = Compact::parse(token)?;
+        let header = &compact.header;
+        let (key, issuer) = self
+            .keys
+            .select(header.algorithm, header.kid.as_deref(), || {
+                unproven_issuer(&compact)
+            })?;
+        if !key.confirms(compact.signed.as_bytes(), &compact.signature) {
+            return Err(TokenError::BadSignature);
+        }
+        // From here the token is its issuer's.
+        claims::judge(
+            &compact.claims,
+            issuer,
+            key.id(),
+            now,
+            self.settings.leeway.as_secs(),
+        )
+    }
+
+    pub(super) fn check_size(&self, token: &str) -> Result<(), TokenError> {
+        let limit = self.settings.max_token_bytes;
+        if token.len() > limit {
+            return Err(TokenError::TooLarge {
+                bytes: token.len(),
+                limit,
+            });
+        }
+        Ok(())
+    }
+}
+
+/// `iss` before the signature is checked, only to pick among keys.
+fn unproven_issuer(compact: &Compact<'_>) -> Option<String> {
+    match json::object(&compact.claims).ok()?.remove("iss") {
+        Some(Value::String(issuer)) => Some(issuer),
+        _ => None,
+    }
+}

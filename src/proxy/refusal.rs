@@ -1,0 +1,50 @@
+//! A refusal on the wire, the same by every way in.
+
+use bytes::Bytes;
+use pingora::http::ResponseHeader;
+use pingora::proxy::Session;
+use tokio::io::AsyncWriteExt;
+
+use crate::egress::RequestId;
+use crate::gate::Denial;
+
+use super::conn::ConnIo;
+
+/// Writes a refusal to a connection that is closed afterwards. `head_only` is
+/// for `HEAD`.
+pub(super) async fn write_raw(mut io: ConnIo, denial: &Denial, id: &RequestId) {
+    let body = denial.body(id);
+    let mut out = Vec::with_capacity(1024);
+    out.extend_from_slice(format!("HTTP/1.1 {} {}\r\n", denial.status(), denial.reason_phrase(id)).as_bytes());
+    for (name, value) in denial.fields(id) {
+        out.extend_from_slice(format!("{name}: {value}\r\n").as_bytes());
+    }
+    out.extend_from_slice(format!("Content-Length: {}\r\nConnection: close\r\n\r\n", body.len()).as_bytes());
+    out.extend_from_slice(&body);
+    if io.write_all(&out).await.is_ok() {
+        io.close_gently().await;
+    }
+}
+
+/// Writes a refusal as the answer to a request that Pingora has read.
+///
+/// # Errors
+/// Pingora's, when the client is gone.
+pub(super) async fn write_session(session: &mut Session, denial: &Denial, id: &RequestId, close: bool) -> pingora::Result<()> {
+    let body = denial.body(id);
+    let mut header = ResponseHeader::build(denial.status(), Some(10))?;
+    header.set_reason_phrase(Some(&denial.reason_phrase(id)))?;
+    for (name, value) in denial.fields(id) {
+        header.append_header(name, value)?;
+    }
+    header.insert_header("Content-Length", body.len().to_string())?;
+    if close {
+        session.set_keepalive(None);
+    }
+    let head_only = session.req_header().method == http::Method::HEAD;
+    session.write_response_header(Box::new(header), head_only).await?;
+    if !head_only {
+        session.write_response_body(Some(Bytes::from(body)), true).await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,365 @@
+//! One connection, request by request.
+//!
+//! A head is read whole, bounded and timed, and parsed by our own parser. What
+//! goes on to Pingora is a head that we have written: the target in
+//! origin-form, one `Host`, and of the body no more than the head announces.
+
+use std::sync::Arc;
+
+use pingora::apps::{HttpPersistentSettings, HttpServerApp, ServerApp};
+use pingora::protocols::http::ServerSession;
+
+use crate::egress::head::{self, BodyLength, Head, HeadError, HeadProgress};
+use crate::egress::{
+    Authority, AuthorityError, Host, RequestId, RequestTarget, Scheme, TargetError, canonical,
+};
+use crate::gate::{AuditTrail, Cause, Denial, Opening};
+
+use super::conn::{ConnIo, CurrentRequest};
+use super::{Wire, connect, refusal};
+
+/// The first bytes of HTTP/2 with prior knowledge (RFC 9113 section 3.4).
+const H2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// What the loop does with a connection after a request.
+pub(super) enum Next {
+    /// Another request may come.
+    Again(ConnIo),
+    /// It is over.
+    Gone,
+}
+
+/// Serves a connection until it ends.
+pub(super) async fn serve(wire: &Arc<Wire>, mut io: ConnIo) {
+    let mut settings: Option<HttpPersistentSettings> = None;
+    loop {
+        let head_length = match read_head(wire, &mut io).await {
+            HeadRead::Complete(length) => length,
+            HeadRead::Http2 => {
+                io.speak_http2();
+                ServerApp::process_new(&wire.proxy, Box::new(io), &wire.shutdown).await;
+                return;
+            }
+            HeadRead::Over => return,
+            HeadRead::Refuse(denial) => {
+                refuse_unread(wire, io, denial, "").await;
+                return;
+            }
+        };
+        let next = match dispatch(wire, io, head_length, &mut settings).await {
+            Next::Again(next) => next,
+            Next::Gone => return,
+        };
+        io = next;
+        if *wire.shutdown.borrow() {
+            return;
+        }
+    }
+}
+
+enum HeadRead {
+    Complete(usize),
+    Http2,
+    Over,
+    Refuse(Denial),
+}
+
+/// Reads until a head is whole. The first byte may take as long as a
+/// connection may be idle, the rest as long as a head may take, in all.
+async fn read_head(wire: &Wire, io: &mut ConnIo) -> HeadRead {
+    let settings = &wire.shared.settings;
+    let mut shutdown = wire.shutdown.clone();
+    if io.unread().is_empty() {
+        // A connection that waits holds no buffer.
+        io.shrink();
+        let first = tokio::select! {
+            biased;
+            read = tokio::time::timeout(settings.keepalive_timeout, io.look_further()) => read,
+            _ = shutdown.wait_for(|down| *down) => return HeadRead::Over,
+        };
+        match first {
+            Ok(Ok(count)) if count > 0 => {}
+            _ => return HeadRead::Over,
+        }
+    }
+    let rest = async {
+        let mut looked = 0;
+        loop {
+            // Empty lines before a request are skipped (RFC 9112 section 2.2).
+            while io.unread().starts_with(b"\r\n") {
+                io.skip(2);
+                looked = 0;
+            }
+            let bytes = io.unread();
+            let preface = bytes.len().min(H2_PREFACE.len());
+            if preface > 3 && bytes[..preface] == H2_PREFACE[..preface] {
+                if preface == H2_PREFACE.len() {
+                    return HeadRead::Http2;
+                }
+            } else {
+                match head::progress(bytes, looked) {
+                    Ok(HeadProgress::Complete(length)) if length <= settings.header_bytes => {
+                        return HeadRead::Complete(length);
+                    }
+                    Ok(HeadProgress::Partial) if bytes.len() < settings.header_bytes => {}
+                    Ok(_) => return HeadRead::Refuse(too_large(bytes)),
+                    Err(error) => return HeadRead::Refuse(bad_head(error)),
+                }
+            }
+            if let Some(denial) = hopeless(bytes) {
+                return HeadRead::Refuse(denial);
+            }
+            looked = bytes.len();
+            match io.look_further().await {
+                Ok(count) if count > 0 => {}
+                _ => return HeadRead::Over,
+            }
+        }
+    };
+    match tokio::time::timeout(settings.header_timeout, rest).await {
+        Ok(read) => read,
+        Err(_) => HeadRead::Refuse(Denial::new(Cause::HeaderTimeout)),
+    }
+}
+
+/// What cannot become a request, seen before its end: TLS on a port that
+/// speaks none, or binary noise.
+fn hopeless(bytes: &[u8]) -> Option<Denial> {
+    match bytes.first() {
+        Some(0x16) => Some(
+            Denial::new(Cause::BadRequest("this port speaks clear text; the request is TLS"))
+                .detail("a TLS handshake on a clear-text listener"),
+        ),
+        Some(first) if !first.is_ascii_graphic() && !matches!(first, b'\r') => {
+            Some(Denial::new(Cause::BadRequest("the request is not HTTP")))
+        }
+        _ => None,
+    }
+}
+
+/// A head that is too large: because of its target, or altogether.
+fn too_large(bytes: &[u8]) -> Denial {
+    let line = bytes.iter().position(|b| *b == b'\r').unwrap_or(bytes.len());
+    if line > crate::egress::MAX_TARGET_BYTES + 64 {
+        return Denial::new(Cause::TargetTooLong);
+    }
+    Denial::new(Cause::HeadTooLarge)
+}
+
+fn bad_head(error: HeadError) -> Denial {
+    match error {
+        HeadError::TargetTooLong => Denial::new(Cause::TargetTooLong),
+        HeadError::TooManyFields => Denial::new(Cause::HeadTooLarge),
+        other => Denial::new(Cause::BadRequest(head_message(other))).detail(other.to_string()),
+    }
+}
+
+/// The sentences of [`HeadError`], as the refusal's reason.
+fn head_message(error: HeadError) -> &'static str {
+    match error {
+        HeadError::BareLf => "a line ends in a bare line feed",
+        HeadError::BareCr => "a carriage return stands without a line feed",
+        HeadError::RequestLine => "the request line is not `METHOD target HTTP/1.1`",
+        HeadError::Method => "the method is not an upper-case word",
+        HeadError::Version => "the version is neither HTTP/1.1 nor HTTP/1.0",
+        HeadError::TargetTooLong => "the request target is longer than 8 KiB",
+        HeadError::Folded => "a header line is folded",
+        HeadError::FieldName => "a header field's name is not a token followed by a colon",
+        HeadError::FieldValue => "a header field's value has a control character",
+        HeadError::TooManyFields => "there are more than 200 header fields",
+        HeadError::TwoHosts => "there are two Host fields",
+        HeadError::NoHost => "an HTTP/1.1 request needs a Host field",
+        HeadError::TwoLengths => "there are two Content-Length values",
+        HeadError::Length => "the Content-Length is not a decimal number",
+        HeadError::LengthAndEncoding => "there are both Content-Length and Transfer-Encoding",
+        HeadError::Encoding => "the Transfer-Encoding is not exactly `chunked`",
+        HeadError::EncodingIn10 => "an HTTP/1.0 request has a Transfer-Encoding",
+        HeadError::TwoCredentials => "there are two Proxy-Authorization fields",
+        HeadError::ConnectBody => "a CONNECT request has a body",
+    }
+}
+
+/// The refusal of a target that does not parse.
+pub(super) fn bad_target(error: &TargetError) -> Denial {
+    match error {
+        TargetError::TooLong => Denial::new(Cause::TargetTooLong),
+        TargetError::Authority(AuthorityError::Userinfo) => Denial::new(Cause::BadRequest(
+            "the request target has userinfo; send credentials in Proxy-Authorization",
+        )),
+        TargetError::Authority(AuthorityError::Host(_)) => {
+            Denial::new(Cause::BadRequest("the host in the request target is not valid"))
+        }
+        TargetError::Authority(AuthorityError::MissingPort | AuthorityError::InvalidPort) => {
+            Denial::new(Cause::BadRequest("the port in the request target is not a number from 1 to 65535"))
+        }
+        TargetError::Scheme => Denial::new(Cause::BadRequest("the scheme of the request target is not http")),
+        TargetError::Fragment => Denial::new(Cause::BadRequest("the request target has a fragment")),
+        TargetError::Path(_) => Denial::new(Cause::BadRequest("the path of the request target is not valid")),
+        TargetError::Form | TargetError::InvalidCharacter => Denial::new(Cause::BadRequest(
+            "the request target is neither a path, an absolute URL nor an authority",
+        )),
+    }
+    .detail(error.to_string())
+}
+
+/// Opens the trail of a request on this connection.
+pub(super) fn open_trail(wire: &Wire, io: &ConnIo) -> AuditTrail {
+    let connection = io.connection();
+    wire.shared.gate.open(Opening {
+        listener: Arc::clone(&connection.listener),
+        client: connection.client,
+        request_id: RequestId::from_bits((wire.shared.random)()),
+    })
+}
+
+/// Refuses what has not become a request, and closes.
+async fn refuse_unread(wire: &Wire, io: ConnIo, denial: Denial, method: &str) {
+    let mut trail = open_trail(wire, &io);
+    trail.method(method);
+    refuse(io, trail, denial).await;
+}
+
+/// Refuses, records, and closes the connection.
+pub(super) async fn refuse(io: ConnIo, mut trail: AuditTrail, denial: Denial) {
+    trail.refused(&denial);
+    let id = trail.request_id();
+    let delay = trail.refusal_delay();
+    trail.finish();
+    if !delay.is_zero() {
+        tokio::time::sleep(delay).await;
+    }
+    refusal::write_raw(io, &denial, &id).await;
+}
+
+/// Sends one request where it belongs.
+async fn dispatch(wire: &Arc<Wire>, mut io: ConnIo, head_length: usize, settings: &mut Option<HttpPersistentSettings>) -> Next {
+    let prepared = {
+        let bytes = &io.unread()[..head_length];
+        match head::parse(bytes) {
+            Ok(head) if head.target.len() > wire.shared.settings.target_bytes => {
+                Err((Denial::new(Cause::TargetTooLong), head.method.to_owned()))
+            }
+            Ok(head) if head.method == "CONNECT" => Ok(Prepared::Connect(connect::ConnectHead::take(&head))),
+            Ok(head) => prepare(&io, &head).map(|request| Prepared::Request(Box::new(request))),
+            Err(error) => Err((bad_head(error), String::new())),
+        }
+    };
+    match prepared {
+        Ok(Prepared::Connect(head)) => {
+            io.skip(head_length);
+            connect::connect(wire, io, head).await;
+            Next::Gone
+        }
+        Ok(Prepared::Request(request)) => {
+            io.replace_head(head_length, &request.head, request.fence);
+            io.connection().put_current(request.current);
+            forward(wire, io, settings).await
+        }
+        Err((denial, method)) => {
+            refuse_unread(wire, io, denial, &method).await;
+            Next::Gone
+        }
+    }
+}
+
+enum Prepared {
+    Connect(connect::ConnectHead),
+    Request(Box<PreparedRequest>),
+}
+
+struct PreparedRequest {
+    head: Vec<u8>,
+    fence: Option<u64>,
+    current: CurrentRequest,
+}
+
+/// Parses the target, holds the `Host` against it, and writes the head that
+/// Pingora gets.
+fn prepare(io: &ConnIo, head: &Head<'_>) -> Result<PreparedRequest, (Denial, String)> {
+    let refuse = |denial: Denial| (denial, head.method.to_owned());
+    if head.method == "TRACE" {
+        // It would send back what other fields the way here has added.
+        return Err(refuse(Denial::new(Cause::Method)));
+    }
+    let target = RequestTarget::parse(head.method, head.target).map_err(|error| refuse(bad_target(&error)))?;
+    let host = host_field(head).map_err(refuse)?;
+    let tunnel = io.connection().tunnel.as_ref();
+    let authority = match (&target, tunnel) {
+        (RequestTarget::Absolute { .. }, Some(_)) => {
+            return Err(refuse(Denial::new(Cause::BadRequest(
+                "inside a tunnel the request target is a path",
+            ))));
+        }
+        (RequestTarget::Absolute { scheme: Scheme::Https, authority, .. }, None) => {
+            return Err(refuse(Denial::new(Cause::HttpsAbsolute).towards(authority)));
+        }
+        (RequestTarget::Absolute { authority, .. }, None) => Some(authority),
+        (_, Some(tunnel)) => Some(&tunnel.authority),
+        (_, None) => None,
+    };
+    if let (Some(authority), Some((host, port))) = (authority, &host)
+        && (*host != authority.host || port.is_some_and(|port| port != authority.port))
+    {
+        let default = port.is_none() || *port == Some(authority.port);
+        let detail = format!("Host {host}{}", if default { "" } else { " with another port" });
+        return Err(refuse(Denial::new(Cause::HostMismatch).towards(authority).detail(detail)));
+    }
+    let canonical = canonical(head, &target, authority);
+    Ok(PreparedRequest {
+        fence: fence(head.body, canonical.websocket),
+        head: canonical.bytes,
+        current: CurrentRequest {
+            target,
+            credential: head.field("proxy-authorization").map(<[u8]>::to_vec),
+            last_hop: canonical.last_hop,
+        },
+    })
+}
+
+fn host_field(head: &Head<'_>) -> Result<Option<(Host, Option<u16>)>, Denial> {
+    let Some(value) = head.field("host") else {
+        return Ok(None);
+    };
+    let bad = || Denial::new(Cause::BadRequest("the Host field is not a valid host"));
+    let text = std::str::from_utf8(value).map_err(|_| bad())?;
+    Authority::parse_optional_port(text).map(Some).map_err(|error| bad().detail(error.to_string()))
+}
+
+/// How much the reader of this request may see behind its head. An upgraded
+/// connection has no bound, and a chunked body finds its own end.
+fn fence(body: BodyLength, websocket: bool) -> Option<u64> {
+    match body {
+        _ if websocket => None,
+        BodyLength::None => Some(0),
+        BodyLength::Bytes(count) => Some(count),
+        BodyLength::Chunked => None,
+    }
+}
+
+/// One request through Pingora. A stream that has been upgraded can be ended
+/// from outside; its record is then written by the trail's drop.
+async fn forward(wire: &Arc<Wire>, io: ConnIo, settings: &mut Option<HttpPersistentSettings>) -> Next {
+    let ending = Arc::clone(&io.connection().ending);
+    let mut session = ServerSession::new_http1(Box::new(io));
+    if let Some(settings) = settings.take() {
+        settings.apply_to_session(&mut session);
+    }
+    session.set_keepalive(Some(wire.shared.settings.keepalive_timeout.as_secs()));
+    let served = tokio::select! {
+        served = wire.proxy.process_new_http(session, &wire.shutdown) => served,
+        _ = ending.ended() => None,
+    };
+    let Some((stream, persistent)) = served.map(pingora::apps::ReusedHttpStream::consume) else {
+        return Next::Gone;
+    };
+    *settings = persistent;
+    match stream.into_any().downcast::<ConnIo>() {
+        Ok(mut io) if io.at_fence() => {
+            io.lift_fence();
+            Next::Again(*io)
+        }
+        // The body was not read to its end: where the next request begins is
+        // not known.
+        _ => Next::Gone,
+    }
+}

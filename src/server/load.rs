@@ -1,0 +1,234 @@
+//! Policy and keys from their files, whole or not at all.
+
+use std::path::{Path, PathBuf};
+
+use crate::adapters::watch::read_stable;
+use crate::config::Config;
+use crate::identity::{KeySet, SigningKey, TrustedIssuer, VerifyingKey, VerifyingKeys};
+use crate::policy::{Format, Mode, PolicyDocument, PolicyError, PolicySet, SourceName};
+
+/// What is wrong with the files, each line with its place and what to write.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LoadError(pub Vec<String>);
+
+impl std::fmt::Display for LoadError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0.join("\n"))
+    }
+}
+
+impl std::error::Error for LoadError {}
+
+/// The files that a policy path stands for: itself, or the documents in it.
+/// Names that begin with a dot are passed over, as Kubernetes' `..data` and
+/// what editors leave.
+///
+/// # Errors
+/// Where the path cannot be read.
+pub fn policy_files(path: &Path) -> Result<Vec<PathBuf>, LoadError> {
+    documents_in(path, &["yaml", "yml", "json"])
+}
+
+fn documents_in(path: &Path, extensions: &[&str]) -> Result<Vec<PathBuf>, LoadError> {
+    let cannot = |error: std::io::Error| LoadError(vec![format!("{}: {error}", path.display())]);
+    if !std::fs::metadata(path).map_err(cannot)?.is_dir() {
+        return Ok(vec![path.to_owned()]);
+    }
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(path).map_err(cannot)? {
+        let file = entry.map_err(cannot)?.path();
+        let hidden = file.file_name().is_none_or(|name| name.to_string_lossy().starts_with('.'));
+        let cases = file.file_name().is_some_and(|name| name.to_string_lossy().contains(".cases."));
+        let named = file.extension().is_some_and(|extension| extensions.iter().any(|wanted| extension == *wanted));
+        if !hidden && !cases && named && std::fs::metadata(&file).map_err(cannot)?.is_file() {
+            files.push(file);
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+/// A policy document with the text it was read from.
+pub struct Source {
+    /// The file.
+    pub name: SourceName,
+    /// Its text.
+    pub text: String,
+    /// What it says.
+    pub document: PolicyDocument,
+}
+
+/// Reads the documents of these files.
+///
+/// # Errors
+/// Every file that cannot be read or parsed.
+pub fn read_documents(files: &[PathBuf]) -> Result<Vec<Source>, LoadError> {
+    let mut sources = Vec::new();
+    let mut errors = Vec::new();
+    for file in files {
+        let shown = file.display().to_string();
+        let text = match read_text(file) {
+            Ok(text) => text,
+            Err(error) => {
+                errors.push(error);
+                continue;
+            }
+        };
+        let extension = file.extension().map(|extension| extension.to_string_lossy().to_string());
+        let format = extension.and_then(|extension| Format::from_extension(&extension)).unwrap_or(Format::Yaml);
+        let name = SourceName::from(shown.as_str());
+        match PolicyDocument::parse(&name, format, &text) {
+            Ok(document) => sources.push(Source { name, text, document }),
+            Err(error) => errors.push(error.to_string()),
+        }
+    }
+    if errors.is_empty() { Ok(sources) } else { Err(LoadError(errors)) }
+}
+
+/// The set that these documents make.
+///
+/// # Errors
+/// Every mistake in every document, with its line and column.
+pub fn build(sources: &[Source], mode: Mode) -> Result<PolicySet, LoadError> {
+    let documents = sources.iter().map(|source| (source.name.clone(), source.document.clone())).collect();
+    PolicySet::build(documents, mode).map_err(|mut errors| {
+        for source in sources {
+            PolicyError::locate(&mut errors, &source.name, &source.text);
+        }
+        LoadError(errors.iter().map(ToString::to_string).collect())
+    })
+}
+
+/// The policy that a configuration names.
+///
+/// # Errors
+/// Every mistake in every document.
+pub fn policy(config: &Config) -> Result<PolicySet, LoadError> {
+    let mut sources = match &config.policy {
+        Some(path) => read_documents(&policy_files(path)?)?,
+        None => Vec::new(),
+    };
+    if !config.allowed_destinations.is_empty() {
+        let name = SourceName::from("ALLOWED_DESTINATIONS");
+        let text = config.allowed_destinations.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+        let document = PolicyDocument::from_allowed_destinations(&name, &text)
+            .map_err(|errors| LoadError(errors.iter().map(ToString::to_string).collect()))?;
+        sources.push(Source { name, text: String::new(), document });
+    }
+    build(&sources, config.mode)
+}
+
+/// Every key that tokens may be verified with.
+///
+/// # Errors
+/// Every file that gives no key, and what to do.
+pub fn keys(config: &Config) -> Result<VerifyingKeys, LoadError> {
+    let identity = &config.identity;
+    let own = || TrustedIssuer::own(&identity.issuer, &identity.audience);
+    let mut errors = Vec::new();
+    let mut own_keys: Vec<VerifyingKey> = Vec::new();
+    match signing_key(config) {
+        Ok(Some(key)) => own_keys.push(key.verifying_key().clone()),
+        Ok(None) => {}
+        Err(error) => errors.extend(error.0),
+    }
+    match secret(config) {
+        // With a signing key of its own, the secret still verifies.
+        Ok(Some(secret)) if identity.signing_key.is_some() => match VerifyingKey::from_secret(&secret) {
+            Ok(key) => own_keys.push(key),
+            Err(error) => errors.push(format!("AGENTPORT_JWKS_SECRET: {error}")),
+        },
+        Ok(_) => {}
+        Err(error) => errors.extend(error.0),
+    }
+    let mut keys = VerifyingKeys::new();
+    let add = |keys: VerifyingKeys, issuer: TrustedIssuer, list: Vec<VerifyingKey>, place: &str, errors: &mut Vec<String>| {
+        match keys.clone().with(issuer, list) {
+            Ok(more) => more,
+            Err(error) => {
+                errors.push(format!("{place}: {error}"));
+                keys
+            }
+        }
+    };
+    if !own_keys.is_empty() {
+        keys = add(keys, own(), own_keys, "identity", &mut errors);
+    }
+    for trusted in &identity.keys {
+        let issuer = TrustedIssuer::own(
+            trusted.issuer.as_deref().unwrap_or(&identity.issuer),
+            trusted.audience.as_deref().unwrap_or(&identity.audience),
+        );
+        match documents_in(&trusted.file, &["pem", "jwk", "jwks", "json", "pub", "key"]) {
+            Ok(files) if files.is_empty() => {
+                errors.push(format!("{}: the directory has no key (*.pem, *.jwk, *.json)", trusted.file.display()));
+            }
+            Ok(files) => {
+                let mut list = Vec::new();
+                for file in files {
+                    match read_keys(&file) {
+                        Ok(more) => list.extend(more),
+                        Err(error) => errors.push(error),
+                    }
+                }
+                if !list.is_empty() {
+                    keys = add(keys, issuer, list, &trusted.file.display().to_string(), &mut errors);
+                }
+            }
+            Err(error) => errors.extend(error.0),
+        }
+    }
+    if errors.is_empty() { Ok(keys) } else { Err(LoadError(errors)) }
+}
+
+/// The keys in one file: PEM, a JWK or a JWK Set, told apart by what it holds.
+fn read_keys(file: &Path) -> Result<Vec<VerifyingKey>, String> {
+    let text = read_text(file)?;
+    let shown = file.display();
+    if text.trim_start().starts_with('{') {
+        let is_set = serde_json::from_str::<serde_json::Value>(&text).is_ok_and(|value| value.get("keys").is_some());
+        return if is_set {
+            KeySet::parse(&text).map(|set| set.keys).map_err(|error| format!("{shown}: {error}"))
+        } else {
+            VerifyingKey::from_jwk(&text).map(|key| vec![key]).map_err(|error| format!("{shown}: {error}"))
+        };
+    }
+    VerifyingKey::from_pem(&text).map(|key| vec![key]).map_err(|error| format!("{shown}: {error}"))
+}
+
+/// The key that this process signs with: the configured one, or else the
+/// shared secret.
+///
+/// # Errors
+/// Where its file cannot be read or is no such key.
+pub fn signing_key(config: &Config) -> Result<Option<SigningKey>, LoadError> {
+    if let Some(file) = &config.identity.signing_key {
+        let text = read_text(file).map_err(|error| LoadError(vec![error]))?;
+        return SigningKey::from_pem(&text).map(Some).map_err(|error| LoadError(vec![format!("{}: {error}", file.display())]));
+    }
+    match secret(config)? {
+        Some(secret) => SigningKey::from_secret(&secret)
+            .map(Some)
+            .map_err(|error| LoadError(vec![format!("AGENTPORT_JWKS_SECRET: {error}")])),
+        None => Ok(None),
+    }
+}
+
+/// The shared secret. A file may end in a line feed.
+fn secret(config: &Config) -> Result<Option<String>, LoadError> {
+    if let Some(secret) = &config.identity.secret {
+        return Ok(Some(secret.reveal().to_owned()));
+    }
+    match &config.identity.secret_file {
+        Some(file) => {
+            let text = read_text(file).map_err(|error| LoadError(vec![error]))?;
+            Ok(Some(text.trim_end_matches(['\r', '\n']).to_owned()))
+        }
+        None => Ok(None),
+    }
+}
+
+fn read_text(file: &Path) -> Result<String, String> {
+    let bytes = read_stable(file).map_err(|error| format!("{}: {error}", file.display()))?;
+    String::from_utf8(bytes).map_err(|_| format!("{}: the file is not UTF-8", file.display()))
+}
