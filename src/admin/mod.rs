@@ -39,8 +39,16 @@ impl Readiness {
     }
 
     fn problems(&self) -> (Option<String>, Option<String>) {
-        let policy = self.policy.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let keys = self.keys.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let policy = self
+            .policy
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        let keys = self
+            .keys
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
         (policy, keys)
     }
 }
@@ -80,7 +88,12 @@ pub async fn bind(listener: &Listener) -> Result<BoundAdmin, String> {
             }
             UnixListener::bind(path)
                 .map(|listener| BoundAdmin(Socket::Unix(listener, path.clone())))
-                .map_err(|error| format!("cannot listen on {} (listen.admin): {error}", path.display()))
+                .map_err(|error| {
+                    format!(
+                        "cannot listen on {} (listen.admin): {error}",
+                        path.display()
+                    )
+                })
         }
     }
 }
@@ -106,7 +119,13 @@ impl Admin {
         policy: Arc<dyn PolicySource>,
         tokens: Arc<CachedVerifier>,
     ) -> Self {
-        Self { figures, readiness, log, policy, tokens }
+        Self {
+            figures,
+            readiness,
+            log,
+            policy,
+            tokens,
+        }
     }
 
     /// Serves the admin listener for ever.
@@ -173,7 +192,11 @@ impl Admin {
 fn page_of(status: u16, body: &serde_json::Value) -> Page {
     let mut body = body.to_string().into_bytes();
     body.push(b'\n');
-    Page { status, media_type: "application/json", body }
+    Page {
+        status,
+        media_type: "application/json",
+        body,
+    }
 }
 
 impl LocalPages for Admin {
@@ -193,13 +216,26 @@ async fn page(State(admin): State<Admin>, uri: axum::http::Uri) -> Response {
     };
     match page {
         Some(page) => {
-            let status = StatusCode::from_u16(page.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-            (status, [(header::CONTENT_TYPE, page.media_type), (header::CACHE_CONTROL, "no-store")], page.body).into_response()
+            let status =
+                StatusCode::from_u16(page.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+            (
+                status,
+                [
+                    (header::CONTENT_TYPE, page.media_type),
+                    (header::CACHE_CONTROL, "no-store"),
+                ],
+                page.body,
+            )
+                .into_response()
         }
         None => StatusCode::NOT_FOUND.into_response(),
     }
 }
 
 async fn metrics(State(admin): State<Admin>) -> Response {
-    ([(header::CONTENT_TYPE, OPENMETRICS)], admin.figures.encode()).into_response()
+    (
+        [(header::CONTENT_TYPE, OPENMETRICS)],
+        admin.figures.encode(),
+    )
+        .into_response()
 }

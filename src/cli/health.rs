@@ -34,14 +34,25 @@ pub(super) fn health(settings: &SettingsArgs, args: &HealthArgs) -> anyhow::Resu
         None => {
             let config = super::load(settings, Purpose::Command)?;
             let egress = config.listen.egress.first().cloned();
-            config.listen.admin.clone().or(egress).context("the configuration has no listener")?
+            config
+                .listen
+                .admin
+                .clone()
+                .or(egress)
+                .context("the configuration has no listener")?
         }
     };
     let answer = ask(&listener, path, Duration::from_secs(args.timeout.max(1)))?;
-    let (head, body) = answer.split_once("\r\n\r\n").context("the answer is not HTTP")?;
+    let (head, body) = answer
+        .split_once("\r\n\r\n")
+        .context("the answer is not HTTP")?;
     super::give(body);
     let up = head.split(' ').nth(1) == Some("200");
-    Ok(if up { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if up {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 fn ask(listener: &Listener, path: &str, timeout: Duration) -> anyhow::Result<String> {
@@ -51,14 +62,20 @@ fn ask(listener: &Listener, path: &str, timeout: Duration) -> anyhow::Result<Str
             let mut address = *address;
             // Bound to every address means reachable by loopback.
             if address.ip().is_unspecified() {
-                address.set_ip(if address.is_ipv4() { [127, 0, 0, 1].into() } else { std::net::Ipv6Addr::LOCALHOST.into() });
+                address.set_ip(if address.is_ipv4() {
+                    [127, 0, 0, 1].into()
+                } else {
+                    std::net::Ipv6Addr::LOCALHOST.into()
+                });
             }
-            let stream = TcpStream::connect_timeout(&address, timeout).with_context(|| format!("{address} does not answer"))?;
+            let stream = TcpStream::connect_timeout(&address, timeout)
+                .with_context(|| format!("{address} does not answer"))?;
             stream.set_read_timeout(Some(timeout))?;
             exchange(stream, &request)
         }
         Listener::Unix(path) => {
-            let stream = UnixStream::connect(path).with_context(|| format!("{} does not answer", path.display()))?;
+            let stream = UnixStream::connect(path)
+                .with_context(|| format!("{} does not answer", path.display()))?;
             stream.set_read_timeout(Some(timeout))?;
             exchange(stream, &request)
         }

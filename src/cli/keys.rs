@@ -30,7 +30,8 @@ pub(super) fn run(command: &KeysCommand) -> anyhow::Result<ExitCode> {
     match command {
         KeysCommand::Generate { out } => generate(out)?,
         KeysCommand::Export { key } => {
-            let text = std::fs::read_to_string(key).with_context(|| format!("cannot read {}", key.display()))?;
+            let text = std::fs::read_to_string(key)
+                .with_context(|| format!("cannot read {}", key.display()))?;
             let key = SigningKey::from_pem(&text).with_context(|| format!("{}", key.display()))?;
             super::give(&format!("{}\n", public_jwks([key.verifying_key()])));
         }
@@ -47,5 +48,7 @@ pub(super) fn generate(out: &Path) -> anyhow::Result<()> {
         .mode(0o600)
         .open(out)
         .with_context(|| format!("cannot create {}", out.display()))?;
-    file.write_all(pem.as_bytes()).and_then(|()| file.sync_all()).with_context(|| format!("cannot write {}", out.display()))
+    file.write_all(pem.as_bytes())
+        .and_then(|()| file.sync_all())
+        .with_context(|| format!("cannot write {}", out.display()))
 }

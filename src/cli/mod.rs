@@ -38,7 +38,13 @@ struct Cli {
 #[derive(Args, Clone, Default)]
 pub(crate) struct SettingsArgs {
     /// The configuration file [default: /etc/agentport/agentport.yaml where it exists]
-    #[arg(long, short, global = true, value_name = "FILE", env = "AGENTPORT_CONFIG")]
+    #[arg(
+        long,
+        short,
+        global = true,
+        value_name = "FILE",
+        env = "AGENTPORT_CONFIG"
+    )]
     config: Option<PathBuf>,
     /// Set one key, over the file and the environment; may be given again
     #[arg(long = "set", short = 's', global = true, value_name = "KEY=VALUE")]
@@ -114,14 +120,23 @@ pub(crate) fn load(settings: &SettingsArgs, purpose: Purpose) -> anyhow::Result<
         None => Some(PathBuf::from(DEFAULT_CONFIG)).filter(|path| path.exists()),
     };
     let text = match &file {
-        Some(path) => Some(std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?),
+        Some(path) => Some(
+            std::fs::read_to_string(path)
+                .with_context(|| format!("cannot read {}", path.display()))?,
+        ),
         None => None,
     };
     let name = file.as_ref().map(|path| path.display().to_string());
     let mut flags = Vec::new();
     for set in &settings.set {
-        let (key, value) = set.split_once('=').with_context(|| format!("--set {set}: write --set KEY=VALUE"))?;
-        flags.push(Override { flag: "--set".into(), key: key.into(), value: value.into() });
+        let (key, value) = set
+            .split_once('=')
+            .with_context(|| format!("--set {set}: write --set KEY=VALUE"))?;
+        flags.push(Override {
+            flag: "--set".into(),
+            key: key.into(),
+            value: value.into(),
+        });
     }
     let sources = Sources {
         file: name.as_deref().zip(text.as_deref()),
@@ -129,7 +144,11 @@ pub(crate) fn load(settings: &SettingsArgs, purpose: Purpose) -> anyhow::Result<
         flags,
     };
     Config::load(&sources, purpose).map_err(|errors| {
-        let list = errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n  ");
+        let list = errors
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>()
+            .join("\n  ");
         anyhow::anyhow!("the configuration is not valid:\n  {list}")
     })
 }

@@ -9,7 +9,9 @@ use clap::{Args, Subcommand, ValueEnum};
 use http::Method;
 
 use crate::config::{Config, Purpose};
-use crate::egress::{AgentId, Ask, Destination, EgressRequest, RequestTarget, Scheme, Subject, TenantId};
+use crate::egress::{
+    AgentId, Ask, Destination, EgressRequest, RequestTarget, Scheme, Subject, TenantId,
+};
 use crate::policy::{Mode, PolicySet, PolicyWarning, Verdict};
 use crate::server::load::{self, Source};
 
@@ -68,7 +70,11 @@ pub(super) enum Output {
 
 pub(super) fn run(settings: &SettingsArgs, command: &PolicyCommand) -> anyhow::Result<ExitCode> {
     match command {
-        PolicyCommand::Check { paths, format, strict } => check(settings, paths, *format, *strict),
+        PolicyCommand::Check {
+            paths,
+            format,
+            strict,
+        } => check(settings, paths, *format, *strict),
         PolicyCommand::Explain(args) => explain(settings, args),
     }
 }
@@ -84,7 +90,12 @@ fn read(settings: &SettingsArgs, paths: &[PathBuf]) -> anyhow::Result<Loaded> {
         let config: Config = super::load(settings, Purpose::Command)?;
         let sources = match &config.policy {
             Some(path) => load::read_documents(&load::policy_files(path)?)?,
-            None => return Ok(Loaded { set: load::policy(&config)?, sources: Vec::new() }),
+            None => {
+                return Ok(Loaded {
+                    set: load::policy(&config)?,
+                    sources: Vec::new(),
+                });
+            }
         };
         (sources, config.mode)
     } else {
@@ -98,14 +109,22 @@ fn read(settings: &SettingsArgs, paths: &[PathBuf]) -> anyhow::Result<Loaded> {
     Ok(Loaded { set, sources })
 }
 
-fn check(settings: &SettingsArgs, paths: &[PathBuf], format: Output, strict: bool) -> anyhow::Result<ExitCode> {
+fn check(
+    settings: &SettingsArgs,
+    paths: &[PathBuf],
+    format: Output,
+    strict: bool,
+) -> anyhow::Result<ExitCode> {
     let loaded = match read(settings, paths) {
         Ok(loaded) => loaded,
         Err(error) => {
             let lines: Vec<String> = format!("{error:#}").lines().map(str::to_owned).collect();
             match format {
                 Output::Text => super::give(&format!("{}\n", lines.join("\n"))),
-                Output::Json => super::give(&format!("{}\n", serde_json::json!({ "valid": false, "errors": lines }))),
+                Output::Json => super::give(&format!(
+                    "{}\n",
+                    serde_json::json!({ "valid": false, "errors": lines })
+                )),
             }
             return Ok(ExitCode::FAILURE);
         }
@@ -120,7 +139,11 @@ fn check(settings: &SettingsArgs, paths: &[PathBuf], format: Output, strict: boo
             for warning in &warnings {
                 super::give(&format!("warning: {warning}\n"));
             }
-            super::give(&format!("valid: {} rules, version {}\n", loaded.set.rule_count(), loaded.set.digest()));
+            super::give(&format!(
+                "valid: {} rules, version {}\n",
+                loaded.set.rule_count(),
+                loaded.set.digest()
+            ));
         }
         Output::Json => super::give(&format!(
             "{}\n",
@@ -132,13 +155,22 @@ fn check(settings: &SettingsArgs, paths: &[PathBuf], format: Output, strict: boo
             })
         )),
     }
-    Ok(if strict && !warnings.is_empty() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    Ok(if strict && !warnings.is_empty() {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
+    })
 }
 
 fn explain(settings: &SettingsArgs, args: &ExplainArgs) -> anyhow::Result<ExitCode> {
     let request = request(&args.method, &args.url)?;
     let agent = AgentId::parse(&args.agent).context("--agent")?;
-    let tenant = args.tenant.as_deref().map(TenantId::parse).transpose().context("--tenant")?;
+    let tenant = args
+        .tenant
+        .as_deref()
+        .map(TenantId::parse)
+        .transpose()
+        .context("--tenant")?;
     let destinations = args
         .allow
         .iter()
@@ -151,23 +183,45 @@ fn explain(settings: &SettingsArgs, args: &ExplainArgs) -> anyhow::Result<ExitCo
     };
     let loaded = read(settings, &args.policy)?;
     let mut explanation = loaded.set.explain(&subject, &request, &args.address);
-    explanation.locate(|name| loaded.sources.iter().find(|source| source.name == *name).map(|source| source.text.as_str()));
+    explanation.locate(|name| {
+        loaded
+            .sources
+            .iter()
+            .find(|source| source.name == *name)
+            .map(|source| source.text.as_str())
+    });
     match args.format {
         Output::Text => super::give(&format!("{explanation}\n")),
         Output::Json => super::give(&format!("{}\n", serde_json::to_string(&explanation)?)),
     }
-    Ok(if explanation.verdict == Verdict::Deny { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    Ok(if explanation.verdict == Verdict::Deny {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
+    })
 }
 
 fn request(method: &str, url: &str) -> anyhow::Result<EgressRequest> {
     let target = RequestTarget::parse(method, url).with_context(|| format!("{url}"))?;
     match target {
-        RequestTarget::Authority(authority) => Ok(EgressRequest { authority, ask: Ask::Tunnel }),
-        RequestTarget::Absolute { scheme, authority, path, .. } => {
+        RequestTarget::Authority(authority) => Ok(EgressRequest {
+            authority,
+            ask: Ask::Tunnel,
+        }),
+        RequestTarget::Absolute {
+            scheme,
+            authority,
+            path,
+            ..
+        } => {
             let method = Method::from_bytes(method.as_bytes()).context("the method")?;
             // Over TLS the gateway sees a tunnel, and judges that.
             let ask = match scheme {
-                Scheme::Http => Ask::Request { scheme, method, path },
+                Scheme::Http => Ask::Request {
+                    scheme,
+                    method,
+                    path,
+                },
                 Scheme::Https => Ask::Tunnel,
             };
             Ok(EgressRequest { authority, ask })

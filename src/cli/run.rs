@@ -22,10 +22,22 @@ const SYSTEM_ROOTS: [&str; 4] = [
 #[derive(Args)]
 pub(super) struct ProxyArgs {
     /// The gateway, with or without a credential in it
-    #[arg(long, value_name = "URL", env = "AGENTPORT_URL", default_value = "http://127.0.0.1:8080", hide_env_values = true)]
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "AGENTPORT_URL",
+        default_value = "http://127.0.0.1:8080",
+        hide_env_values = true
+    )]
     url: String,
     /// The agent's token
-    #[arg(long, value_name = "TOKEN", env = "AGENTPORT_TOKEN", hide_env_values = true, conflicts_with = "token_file")]
+    #[arg(
+        long,
+        value_name = "TOKEN",
+        env = "AGENTPORT_TOKEN",
+        hide_env_values = true,
+        conflicts_with = "token_file"
+    )]
     token: Option<String>,
     /// A file with the agent's token
     #[arg(long, value_name = "FILE", env = "AGENTPORT_TOKEN_FILE")]
@@ -59,7 +71,12 @@ pub(super) struct RunArgs {
     #[command(flatten)]
     proxy: ProxyArgs,
     /// The command and its arguments
-    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
+    #[arg(
+        required = true,
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        value_name = "COMMAND"
+    )]
     command: Vec<std::ffi::OsString>,
 }
 
@@ -80,7 +97,9 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     let mut command = std::process::Command::new(program);
     command.args(arguments).envs(all_variables(&args.proxy)?);
     // The variables hold what it needs; ours are not for it.
-    command.env_remove("AGENTPORT_TOKEN").env_remove("AGENTPORT_JWKS_SECRET");
+    command
+        .env_remove("AGENTPORT_TOKEN")
+        .env_remove("AGENTPORT_JWKS_SECRET");
     // Comes back only where it could not be started.
     let error = command.exec();
     bail!("cannot run {}: {error}", program.display())
@@ -89,14 +108,20 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
 fn all_variables(args: &ProxyArgs) -> anyhow::Result<Vec<(String, String)>> {
     let url = ProxyUrl::parse(&with_token(args)?)?;
     let bundle = args.ca.as_deref().map(merged_roots).transpose()?;
-    Ok(variables(&url, bundle.as_ref().and_then(|path| path.to_str())))
+    Ok(variables(
+        &url,
+        bundle.as_ref().and_then(|path| path.to_str()),
+    ))
 }
 
 /// `http://agent:TOKEN@gateway:8080`: the one form that works in every client.
 fn with_token(args: &ProxyArgs) -> anyhow::Result<String> {
     let token = match (&args.token, &args.token_file) {
         (Some(token), _) => Some(token.clone()),
-        (None, Some(file)) => Some(std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?),
+        (None, Some(file)) => Some(
+            std::fs::read_to_string(file)
+                .with_context(|| format!("cannot read {}", file.display()))?,
+        ),
         (None, None) => None,
     };
     let (Some(token), Some((scheme, rest))) = (token, args.url.split_once("://")) else {
@@ -106,15 +131,23 @@ fn with_token(args: &ProxyArgs) -> anyhow::Result<String> {
         bail!("the URL has a credential already; give it there or by --token, not both");
     }
     let token = token.trim();
-    Ok(format!("{scheme}://{}:{token}@{rest}", agent_of(token).unwrap_or_else(|| "agent".to_owned())))
+    Ok(format!(
+        "{scheme}://{}:{token}@{rest}",
+        agent_of(token).unwrap_or_else(|| "agent".to_owned())
+    ))
 }
 
 /// The agent that a token names, unproven: only for the user name.
 fn agent_of(token: &str) -> Option<String> {
     let claims = token.split('.').nth(1)?;
-    let bytes = base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(claims).ok()?;
+    let bytes = base64::engine::general_purpose::URL_SAFE_NO_PAD
+        .decode(claims)
+        .ok()?;
     let claims: serde_json::Value = serde_json::from_slice(&bytes).ok()?;
-    let agent = claims.get("agent_id").or_else(|| claims.get("sub"))?.as_str()?;
+    let agent = claims
+        .get("agent_id")
+        .or_else(|| claims.get("sub"))?
+        .as_str()?;
     let plain = |b: u8| b.is_ascii_alphanumeric() || b"-_.".contains(&b);
     (!agent.is_empty() && agent.bytes().all(plain)).then(|| agent.to_owned())
 }
@@ -123,10 +156,16 @@ fn agent_of(token: &str) -> Option<String> {
 /// bundle trust nothing else.
 fn merged_roots(ours: &Path) -> anyhow::Result<PathBuf> {
     let mut text = String::new();
-    if let Some(system) = SYSTEM_ROOTS.iter().map(Path::new).find(|path| path.exists()) {
-        text = std::fs::read_to_string(system).with_context(|| format!("cannot read {}", system.display()))?;
+    if let Some(system) = SYSTEM_ROOTS
+        .iter()
+        .map(Path::new)
+        .find(|path| path.exists())
+    {
+        text = std::fs::read_to_string(system)
+            .with_context(|| format!("cannot read {}", system.display()))?;
     }
-    let added = std::fs::read_to_string(ours).with_context(|| format!("cannot read {}", ours.display()))?;
+    let added =
+        std::fs::read_to_string(ours).with_context(|| format!("cannot read {}", ours.display()))?;
     if !added.contains("-----BEGIN CERTIFICATE-----") {
         bail!("{}: there is no PEM certificate in it", ours.display());
     }

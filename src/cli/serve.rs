@@ -62,7 +62,9 @@ pub(super) fn start_logging(config: &Config) -> anyhow::Result<()> {
     let quiet = "pingora=off,pingora_core=off,pingora_proxy=off,pingora_pool=off";
     let filter = format!("{},{quiet}", config.log.level.as_str());
     let filter = tracing_subscriber::EnvFilter::try_new(filter).context("log.level")?;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
     let started = match config.log.format {
         LogFormat::Text => builder.with_ansi(false).try_init(),
         LogFormat::Json => builder.json().flatten_event(true).try_init(),

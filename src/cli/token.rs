@@ -45,7 +45,8 @@ pub(super) struct IssueArgs {
 pub(super) fn issue(settings: &SettingsArgs, args: &IssueArgs) -> anyhow::Result<ExitCode> {
     let config = super::load(settings, Purpose::Command)?;
     let lifetime = match &args.ttl {
-        Some(text) => crate::config::parse_duration(text).map_err(|error| anyhow::anyhow!("--ttl {text}: {error}"))?,
+        Some(text) => crate::config::parse_duration(text)
+            .map_err(|error| anyhow::anyhow!("--ttl {text}: {error}"))?,
         None if args.batch => BATCH,
         None if args.interactive => Duration::from_secs(15 * 60),
         None => config.identity.token_ttl,
@@ -55,13 +56,21 @@ pub(super) fn issue(settings: &SettingsArgs, args: &IssueArgs) -> anyhow::Result
         .iter()
         .map(|raw| Destination::parse(raw.trim()).with_context(|| format!("--allow {raw}")))
         .collect::<Result<Vec<_>, _>>()?;
-    let token = issue_token(&config, Wanted {
-        agent: AgentId::parse(&args.agent_id).context("--agent-id")?,
-        tenant: args.tenant.as_deref().map(TenantId::parse).transpose().context("--tenant")?,
-        destinations: (!destinations.is_empty()).then_some(destinations),
-        lifetime,
-        audience: args.audience.clone(),
-    })?;
+    let token = issue_token(
+        &config,
+        Wanted {
+            agent: AgentId::parse(&args.agent_id).context("--agent-id")?,
+            tenant: args
+                .tenant
+                .as_deref()
+                .map(TenantId::parse)
+                .transpose()
+                .context("--tenant")?,
+            destinations: (!destinations.is_empty()).then_some(destinations),
+            lifetime,
+            audience: args.audience.clone(),
+        },
+    )?;
     super::give(&format!("{token}\n"));
     Ok(ExitCode::SUCCESS)
 }
@@ -79,12 +88,20 @@ pub(super) struct Wanted {
 pub(super) fn issue_token(config: &Config, wanted: Wanted) -> anyhow::Result<String> {
     let identity = &config.identity;
     if wanted.lifetime > identity.max_token_ttl {
-        bail!("a token may live for {:?} at most (identity.max_token_ttl)", identity.max_token_ttl);
+        bail!(
+            "a token may live for {:?} at most (identity.max_token_ttl)",
+            identity.max_token_ttl
+        );
     }
     let Some(key) = load::signing_key(config)? else {
-        bail!("there is no key to sign with: set AGENTPORT_JWKS_SECRET (`openssl rand -hex 32`) or identity.signing_key (`agentport keys generate`)");
+        bail!(
+            "there is no key to sign with: set AGENTPORT_JWKS_SECRET (`openssl rand -hex 32`) or identity.signing_key (`agentport keys generate`)"
+        );
     };
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+    let now = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_secs();
     let request = IssueRequest {
         agent: wanted.agent,
         tenant: wanted.tenant,
@@ -94,5 +111,7 @@ pub(super) fn issue_token(config: &Config, wanted: Wanted) -> anyhow::Result<Str
         jti: host::random_bits(),
         actors: Vec::new(),
     };
-    TokenIssuer::new(key, &identity.issuer, &identity.audience).issue(&request, now).context("cannot issue the token")
+    TokenIssuer::new(key, &identity.issuer, &identity.audience)
+        .issue(&request, now)
+        .context("cannot issue the token")
 }

@@ -74,7 +74,9 @@ pub(super) fn up(args: &UpArgs) -> anyhow::Result<ExitCode> {
 
 async fn together(args: &UpArgs, state: State, config: Config) -> anyhow::Result<ExitCode> {
     let stop = stop_signal()?;
-    let origin = TcpListener::bind("127.0.0.1:0").await.context("cannot start the loopback origin")?;
+    let origin = TcpListener::bind("127.0.0.1:0")
+        .await
+        .context("cannot start the loopback origin")?;
     let origin_address = origin.local_addr()?;
     state.write_demo(origin_address)?;
     state.write_token(&token(&config, AGENT)?)?;
@@ -92,7 +94,16 @@ async fn together(args: &UpArgs, state: State, config: Config) -> anyhow::Result
     }));
 
     let shown = match state.agent_is_up(&mut agent).await {
-        Ok(()) => show(egress, addresses.admin, origin_address, &client_token, &state).await,
+        Ok(()) => {
+            show(
+                egress,
+                addresses.admin,
+                origin_address,
+                &client_token,
+                &state,
+            )
+            .await
+        }
         Err(error) => Err(error),
     };
     if shown.is_ok() && !args.once {
@@ -112,13 +123,16 @@ async fn together(args: &UpArgs, state: State, config: Config) -> anyhow::Result
 }
 
 fn token(config: &Config, agent: &str) -> anyhow::Result<String> {
-    issue_token(config, Wanted {
-        agent: AgentId::parse(agent)?,
-        tenant: None,
-        destinations: None,
-        lifetime: TOKEN_LIFETIME,
-        audience: None,
-    })
+    issue_token(
+        config,
+        Wanted {
+            agent: AgentId::parse(agent)?,
+            tenant: None,
+            destinations: None,
+            lifetime: TOKEN_LIFETIME,
+            audience: None,
+        },
+    )
 }
 
 /// The address that was asked for, or the usual port, or a free one.
@@ -141,13 +155,19 @@ struct State {
 impl State {
     fn prepare(folder: &Path) -> anyhow::Result<Self> {
         let make = |path: &Path| {
-            std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path).with_context(|| format!("cannot make {}", path.display()))
+            std::fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(path)
+                .with_context(|| format!("cannot make {}", path.display()))
         };
         make(folder)?;
         // It may have been there with other permissions.
         std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o700))?;
         make(&folder.join("policies"))?;
-        let state = Self { folder: std::path::absolute(folder)? };
+        let state = Self {
+            folder: std::path::absolute(folder)?,
+        };
         let key = state.file("signing-key.pem");
         if !key.exists() {
             keys::generate(&key)?;
@@ -174,10 +194,22 @@ impl State {
             ("agent.upstream", format!("unix:{}", shown("openclaw.sock"))),
             ("log.level", "warn".to_owned()),
         ];
-        let flags = flags.map(|(key, value)| Override { flag: "agentport up".into(), key: key.into(), value });
-        let sources = Sources { file: None, environment: Vec::new(), flags: flags.into() };
+        let flags = flags.map(|(key, value)| Override {
+            flag: "agentport up".into(),
+            key: key.into(),
+            value,
+        });
+        let sources = Sources {
+            file: None,
+            environment: Vec::new(),
+            flags: flags.into(),
+        };
         Config::load(&sources, Purpose::Serve).map_err(|errors| {
-            let list = errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n  ");
+            let list = errors
+                .iter()
+                .map(ToString::to_string)
+                .collect::<Vec<_>>()
+                .join("\n  ");
             anyhow::anyhow!("the development configuration is not valid:\n  {list}")
         })
     }
@@ -211,7 +243,8 @@ impl State {
     }
 
     fn start_agent(&self, gateway: SocketAddr) -> anyhow::Result<Child> {
-        let log = std::fs::File::create(self.file("openclaw.log")).context("cannot write the agent's log")?;
+        let log = std::fs::File::create(self.file("openclaw.log"))
+            .context("cannot write the agent's log")?;
         let program = std::env::current_exe().context("cannot find this program")?;
         let mut command = Command::new(program);
         command
@@ -249,7 +282,12 @@ fn write_private(path: &Path, text: &str) -> anyhow::Result<()> {
     use std::io::Write;
     let beside = path.with_extension("new");
     let write = || -> std::io::Result<()> {
-        let mut file = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
+        let mut file = std::fs::OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&beside)?;
         file.write_all(text.as_bytes())?;
         std::fs::rename(&beside, path)
     };
@@ -280,7 +318,13 @@ async fn serve_origin(listener: TcpListener) {
 }
 
 /// Makes the calls, and says what to do next.
-async fn show(egress: SocketAddr, admin: Option<SocketAddr>, origin: SocketAddr, token: &str, state: &State) -> anyhow::Result<()> {
+async fn show(
+    egress: SocketAddr,
+    admin: Option<SocketAddr>,
+    origin: SocketAddr,
+    token: &str,
+    state: &State,
+) -> anyhow::Result<()> {
     let invoke = |skill: &str| {
         let body = r#"{"input":{}}"#;
         format!(
@@ -296,9 +340,14 @@ async fn show(egress: SocketAddr, admin: Option<SocketAddr>, origin: SocketAddr,
     );
     let (direct, _) = exchange(egress, &proxied).await?;
     if allowed != 200 || direct != 200 || refused == 200 {
-        bail!("the demonstration went wrong: allowed call {allowed}, refused call {refused}, proxied call {direct}: see {}", state.folder.display());
+        bail!(
+            "the demonstration went wrong: allowed call {allowed}, refused call {refused}, proxied call {direct}: see {}",
+            state.folder.display()
+        );
     }
-    let admin = admin.map_or_else(String::new, |admin| format!("\n  metrics     http://{admin}/metrics"));
+    let admin = admin.map_or_else(String::new, |admin| {
+        format!("\n  metrics     http://{admin}/metrics")
+    });
     let files = state.folder.display();
     give(&format!(
         "AgentPort is up.
@@ -338,18 +387,32 @@ async fn exchange(gateway: SocketAddr, request: &str) -> anyhow::Result<(u16, St
         stream.take(MOST).read_to_end(&mut answer).await?;
         Ok::<_, std::io::Error>(answer)
     };
-    let answer = tokio::time::timeout(Duration::from_secs(30), talk).await.context("the gateway does not answer")??;
+    let answer = tokio::time::timeout(Duration::from_secs(30), talk)
+        .await
+        .context("the gateway does not answer")??;
     let answer = String::from_utf8_lossy(&answer);
-    let (head, body) = answer.split_once("\r\n\r\n").context("the answer is not HTTP")?;
-    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).context("the answer has no status")?;
+    let (head, body) = answer
+        .split_once("\r\n\r\n")
+        .context("the answer is not HTTP")?;
+    let status = head
+        .split(' ')
+        .nth(1)
+        .and_then(|status| status.parse().ok())
+        .context("the answer has no status")?;
     Ok((status, body.to_owned()))
 }
 
 async fn terminate(agent: &mut Child) {
     if let Some(pid) = agent.id().and_then(|id| i32::try_from(id).ok()) {
-        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGTERM);
+        let _ = nix::sys::signal::kill(
+            nix::unistd::Pid::from_raw(pid),
+            nix::sys::signal::Signal::SIGTERM,
+        );
     }
-    if tokio::time::timeout(Duration::from_secs(10), agent.wait()).await.is_err() {
+    if tokio::time::timeout(Duration::from_secs(10), agent.wait())
+        .await
+        .is_err()
+    {
         let _ = agent.kill().await;
     }
 }

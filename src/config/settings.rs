@@ -6,9 +6,9 @@ use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::policy::Mode;
 use crate::egress::{Destination, DnsName};
 use crate::limit::Quota;
+use crate::policy::Mode;
 
 use super::load::{Purpose, Reader};
 use super::value::{

@@ -8,9 +8,9 @@ use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::policy::Mode;
 use crate::egress::{Authority, Destination, DnsName};
 use crate::limit::{Quota, QuotaError};
+use crate::policy::Mode;
 
 use super::error::{ConfigError, nearest};
 use super::tree::{Node, Value};

@@ -38,7 +38,11 @@ const PROTECTED: [&str; 3] = ["host", "content-length", "transfer-encoding"];
 /// Writes the head of a request to `authority`, or, where that is `None`, to
 /// the gateway itself, whose `Host` stays as it is.
 #[must_use]
-pub fn canonical(head: &Head<'_>, target: &RequestTarget, authority: Option<&Authority>) -> Canonical {
+pub fn canonical(
+    head: &Head<'_>,
+    target: &RequestTarget,
+    authority: Option<&Authority>,
+) -> Canonical {
     let named: Vec<&str> = head
         .fields
         .iter()
@@ -51,8 +55,15 @@ pub fn canonical(head: &Head<'_>, target: &RequestTarget, authority: Option<&Aut
     let websocket = head.method == "GET"
         && head.version_11
         && names("upgrade")
-        && head.fields.iter().filter(|(name, _)| name.eq_ignore_ascii_case("upgrade")).count() == 1
-        && head.field("upgrade").is_some_and(|value| value.eq_ignore_ascii_case(b"websocket"));
+        && head
+            .fields
+            .iter()
+            .filter(|(name, _)| name.eq_ignore_ascii_case("upgrade"))
+            .count()
+            == 1
+        && head
+            .field("upgrade")
+            .is_some_and(|value| value.eq_ignore_ascii_case(b"websocket"));
 
     let mut bytes = Vec::with_capacity(512);
     let mut put = |parts: &[&[u8]]| parts.iter().for_each(|part| bytes.extend_from_slice(part));
@@ -66,9 +77,17 @@ pub fn canonical(head: &Head<'_>, target: &RequestTarget, authority: Option<&Aut
         }
         RequestTarget::Authority(_) | RequestTarget::Asterisk => put(&[b"*"]),
     }
-    put(&[if head.version_11 { b" HTTP/1.1\r\n" } else { b" HTTP/1.0\r\n" }]);
+    put(&[if head.version_11 {
+        b" HTTP/1.1\r\n"
+    } else {
+        b" HTTP/1.0\r\n"
+    }]);
     if let Some(authority) = authority {
-        let host = if authority.port == 80 { authority.host.to_string() } else { authority.to_string() };
+        let host = if authority.port == 80 {
+            authority.host.to_string()
+        } else {
+            authority.to_string()
+        };
         put(&[b"Host: ", host.as_bytes(), b"\r\n"]);
     }
     let mut last_hop = false;
@@ -80,10 +99,18 @@ pub fn canonical(head: &Head<'_>, target: &RequestTarget, authority: Option<&Aut
             continue;
         }
         if is("max-forwards") && head.method == "OPTIONS" {
-            match std::str::from_utf8(value).ok().and_then(|text| text.parse::<u32>().ok()) {
+            match std::str::from_utf8(value)
+                .ok()
+                .and_then(|text| text.parse::<u32>().ok())
+            {
                 Some(0) => last_hop = true,
                 Some(left) => {
-                    put(&[name.as_bytes(), b": ", (left - 1).to_string().as_bytes(), b"\r\n"]);
+                    put(&[
+                        name.as_bytes(),
+                        b": ",
+                        (left - 1).to_string().as_bytes(),
+                        b"\r\n",
+                    ]);
                     continue;
                 }
                 None => {}
@@ -100,7 +127,11 @@ pub fn canonical(head: &Head<'_>, target: &RequestTarget, authority: Option<&Aut
         put(&[b"Connection: keep-alive\r\n"]);
     }
     put(&[b"\r\n"]);
-    Canonical { bytes, websocket, last_hop }
+    Canonical {
+        bytes,
+        websocket,
+        last_hop,
+    }
 }
 
 #[cfg(test)]
@@ -116,17 +147,30 @@ mod tests {
             _ => None,
         };
         let canonical = canonical(&head, &target, authority.as_ref());
-        (String::from_utf8(canonical.bytes).expect("ascii"), canonical.websocket, canonical.last_hop)
+        (
+            String::from_utf8(canonical.bytes).expect("ascii"),
+            canonical.websocket,
+            canonical.last_hop,
+        )
     }
 
     #[test]
     fn the_target_becomes_a_path_and_the_host_is_the_one_judged() {
         assert_eq!(
-            form("GET http://Example.com:8080/a?b=c HTTP/1.1\r\nX-A: 1\r\nHost: example.com\r\n\r\n").0,
+            form(
+                "GET http://Example.com:8080/a?b=c HTTP/1.1\r\nX-A: 1\r\nHost: example.com\r\n\r\n"
+            )
+            .0,
             "GET /a?b=c HTTP/1.1\r\nHost: example.com:8080\r\nX-A: 1\r\n\r\n"
         );
-        assert_eq!(form("GET http://a.example?q HTTP/1.0\r\n\r\n").0, "GET /?q HTTP/1.0\r\nHost: a.example\r\n\r\n");
-        assert_eq!(form("GET /health HTTP/1.1\r\nHost: gw\r\n\r\n").0, "GET /health HTTP/1.1\r\nHost: gw\r\n\r\n");
+        assert_eq!(
+            form("GET http://a.example?q HTTP/1.0\r\n\r\n").0,
+            "GET /?q HTTP/1.0\r\nHost: a.example\r\n\r\n"
+        );
+        assert_eq!(
+            form("GET /health HTTP/1.1\r\nHost: gw\r\n\r\n").0,
+            "GET /health HTTP/1.1\r\nHost: gw\r\n\r\n"
+        );
     }
 
     #[test]
@@ -145,22 +189,41 @@ mod tests {
 
     #[test]
     fn only_a_plain_websocket_request_upgrades() {
-        let upgrade = |rest: &str| form(&format!("GET http://a.example/ HTTP/1.1\r\nHost: a.example\r\n{rest}\r\n")).1;
+        let upgrade = |rest: &str| {
+            form(&format!(
+                "GET http://a.example/ HTTP/1.1\r\nHost: a.example\r\n{rest}\r\n"
+            ))
+            .1
+        };
         assert!(upgrade("Connection: Upgrade\r\nUpgrade: websocket\r\n"));
-        assert!(upgrade("Connection: keep-alive, upgrade\r\nUpgrade: WebSocket\r\n"));
+        assert!(upgrade(
+            "Connection: keep-alive, upgrade\r\nUpgrade: WebSocket\r\n"
+        ));
         assert!(!upgrade("Upgrade: websocket\r\n"));
         assert!(!upgrade("Connection: Upgrade\r\nUpgrade: h2c\r\n"));
-        assert!(!upgrade("Connection: Upgrade\r\nUpgrade: websocket, h2c\r\n"));
-        assert!(!upgrade("Connection: Upgrade\r\nUpgrade: websocket\r\nUpgrade: x\r\n"));
+        assert!(!upgrade(
+            "Connection: Upgrade\r\nUpgrade: websocket, h2c\r\n"
+        ));
+        assert!(!upgrade(
+            "Connection: Upgrade\r\nUpgrade: websocket\r\nUpgrade: x\r\n"
+        ));
         assert!(!form("POST http://a.example/ HTTP/1.1\r\nHost: a.example\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nContent-Length: 0\r\n\r\n").1);
     }
 
     #[test]
     fn max_forwards_counts_down() {
-        let options = |left: &str| form(&format!("OPTIONS http://a.example/ HTTP/1.1\r\nHost: a.example\r\nMax-Forwards: {left}\r\n\r\n"));
+        let options = |left: &str| {
+            form(&format!(
+                "OPTIONS http://a.example/ HTTP/1.1\r\nHost: a.example\r\nMax-Forwards: {left}\r\n\r\n"
+            ))
+        };
         assert!(options("0").2);
         let (head, _, last) = options("3");
         assert!(head.contains("Max-Forwards: 2\r\n") && !last);
-        assert!(form("GET http://a.example/ HTTP/1.1\r\nHost: a.example\r\nMax-Forwards: 0\r\n\r\n").0.contains("Max-Forwards: 0"));
+        assert!(
+            form("GET http://a.example/ HTTP/1.1\r\nHost: a.example\r\nMax-Forwards: 0\r\n\r\n")
+                .0
+                .contains("Max-Forwards: 0")
+        );
     }
 }

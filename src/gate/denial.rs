@@ -178,13 +178,24 @@ impl Denial {
     /// A refusal with nothing known but its cause.
     #[must_use]
     pub fn new(cause: Cause) -> Self {
-        Self { cause, policy: None, to_origin: false, rule: None, destination: None, detail: None }
+        Self {
+            cause,
+            policy: None,
+            to_origin: false,
+            rule: None,
+            destination: None,
+            detail: None,
+        }
     }
 
     /// What policy refuses.
     #[must_use]
     pub fn of_policy(denied: &Denied) -> Self {
-        Self { policy: Some(denied.clone()), rule: denied.rule().cloned(), ..Self::new(Cause::Policy(denied.reason())) }
+        Self {
+            policy: Some(denied.clone()),
+            rule: denied.rule().cloned(),
+            ..Self::new(Cause::Policy(denied.reason()))
+        }
     }
 
     /// The same, of a request to what stands behind the gateway: the missing
@@ -374,7 +385,9 @@ impl Denial {
             Cause::NoCredential => {
                 "Set the proxy URL to http://AGENT:TOKEN@gateway or send Proxy-Authorization: Bearer TOKEN."
             }
-            Cause::BadCredential { code: "expired", .. } => "Get a new token; repeating the request cannot succeed.",
+            Cause::BadCredential {
+                code: "expired", ..
+            } => "Get a new token; repeating the request cannot succeed.",
             Cause::BadCredential { .. } => {
                 "Get a token from the operator of this gateway; repeating the request cannot succeed."
             }
@@ -385,9 +398,10 @@ impl Denial {
                 "Try again in a moment."
             }
             Cause::NameNotFound => "Check the spelling of the host name.",
-            Cause::NameTimeout | Cause::NameFailed | Cause::UpstreamTimeout | Cause::ConnectTimeout => {
-                "Try again later; if it stays, tell the operator."
-            }
+            Cause::NameTimeout
+            | Cause::NameFailed
+            | Cause::UpstreamTimeout
+            | Cause::ConnectTimeout => "Try again later; if it stays, tell the operator.",
             Cause::ConnectRefused
             | Cause::Unreachable
             | Cause::UpstreamTls
@@ -427,7 +441,11 @@ impl Denial {
     /// The value of `Proxy-Status` (RFC 9209).
     #[must_use]
     pub fn proxy_status(&self) -> String {
-        format!("{PSEUDONYM}; error={}; details=\"{}\"", self.proxy_error(), self.code())
+        format!(
+            "{PSEUDONYM}; error={}; details=\"{}\"",
+            self.proxy_error(),
+            self.code()
+        )
     }
 
     /// The JSON body, one object, `error` first.
@@ -466,7 +484,11 @@ impl Denial {
             ("X-Request-Id", request_id.to_string()),
         ];
         if matches!(self.status(), 401 | 407) {
-            let field = if self.to_origin { "WWW-Authenticate" } else { "Proxy-Authenticate" };
+            let field = if self.to_origin {
+                "WWW-Authenticate"
+            } else {
+                "Proxy-Authenticate"
+            };
             // Basic first: git and Java answer only that one.
             fields.push((field, "Basic realm=\"agentport\"".to_owned()));
             fields.push((field, "Bearer realm=\"agentport\"".to_owned()));
@@ -475,7 +497,10 @@ impl Denial {
             fields.push(("Retry-After", seconds.to_string()));
         }
         if matches!(self.cause, Cause::Method) {
-            fields.push(("Allow", "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS, CONNECT".to_owned()));
+            fields.push((
+                "Allow",
+                "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS, CONNECT".to_owned(),
+            ));
         }
         fields
     }
@@ -489,7 +514,11 @@ mod tests {
     fn a_refusal_says_it_everywhere() {
         let id = RequestId::from_bits(7);
         let authority = Authority::parse("api.example.com:443").expect("an authority");
-        let denial = Denial::new(Cause::BadCredential { code: "expired", status: 403 }).towards(&authority);
+        let denial = Denial::new(Cause::BadCredential {
+            code: "expired",
+            status: 403,
+        })
+        .towards(&authority);
         assert_eq!(denial.status(), 403);
         let body: serde_json::Value = serde_json::from_slice(&denial.body(&id)).expect("json");
         assert_eq!(body["error"], "expired");
@@ -503,7 +532,10 @@ mod tests {
     #[test]
     fn without_a_credential_both_schemes_are_offered() {
         let fields = Denial::new(Cause::NoCredential).fields(&RequestId::from_bits(1));
-        let offered: Vec<_> = fields.iter().filter(|(name, _)| *name == "Proxy-Authenticate").collect();
+        let offered: Vec<_> = fields
+            .iter()
+            .filter(|(name, _)| *name == "Proxy-Authenticate")
+            .collect();
         assert_eq!(offered.len(), 2);
         assert!(offered[0].1.starts_with("Basic"));
     }

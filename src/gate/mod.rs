@@ -24,7 +24,9 @@ use crate::identity::{self, CachedVerifier, Principal};
 use crate::limit::{ConcurrencyLimit, InFlight, Quota, RateLimiter};
 use crate::policy::{Decision, Permit, PolicySet};
 
-use ports::{AuditSink, Clock, Observation, Observe, PolicySource, Resolve, ResolveError, SinkState};
+use ports::{
+    AuditSink, Clock, Observation, Observe, PolicySource, Resolve, ResolveError, SinkState,
+};
 use trail::TrailPorts;
 
 /// Leave to open one upstream connection: to these addresses and no others,
@@ -89,7 +91,9 @@ impl OwnListeners {
         let here = ip.is_loopback() || ip.is_unspecified() || self.local.contains(&ip);
         self.sockets.iter().any(|own| {
             own.port() == address.port()
-                && (own.ip().to_canonical() == ip || (own.ip().is_unspecified() && here) || (ip.is_unspecified() && own.ip().is_loopback()))
+                && (own.ip().to_canonical() == ip
+                    || (own.ip().is_unspecified() && here)
+                    || (ip.is_unspecified() && own.ip().is_loopback()))
         })
     }
 }
@@ -146,9 +150,18 @@ impl Gate {
             tokens: parts.tokens,
             match_basic_user: parts.match_basic_user,
             names: parts.names,
-            per_agent: parts.limits.per_agent.map(|quota| RateLimiter::new(quota, parts.limit_keys)),
-            per_source: parts.limits.per_source.map(|quota| RateLimiter::new(quota, parts.limit_keys)),
-            tunnels_per_agent: parts.limits.tunnels_per_agent.map(|most| ConcurrencyLimit::new(most, parts.limit_keys)),
+            per_agent: parts
+                .limits
+                .per_agent
+                .map(|quota| RateLimiter::new(quota, parts.limit_keys)),
+            per_source: parts
+                .limits
+                .per_source
+                .map(|quota| RateLimiter::new(quota, parts.limit_keys)),
+            tunnels_per_agent: parts
+                .limits
+                .tunnels_per_agent
+                .map(|most| ConcurrencyLimit::new(most, parts.limit_keys)),
             bad_credential_status: parts.bad_credential_status,
             own: parts.own,
             ports: Arc::new(TrailPorts {
@@ -219,7 +232,12 @@ impl Gate {
         };
         let cost = if cached { Duration::ZERO } else { took };
         trail.validated(cost);
-        self.ports.observe.observe(Observation::Token { outcome, took: cost, cached, trace_id: trail.trace_id() });
+        self.ports.observe.observe(Observation::Token {
+            outcome,
+            took: cost,
+            cached,
+            trace_id: trail.trace_id(),
+        });
         match checked {
             Ok((who, _)) => {
                 trail.principal(&who);
@@ -229,7 +247,10 @@ impl Gate {
                 if let Some(known) = &error.known {
                     trail.known(known.0.clone(), known.1.clone());
                 }
-                let cause = Cause::BadCredential { code: error.code, status: self.bad_credential_status };
+                let cause = Cause::BadCredential {
+                    code: error.code,
+                    status: self.bad_credential_status,
+                };
                 Err(Denial::new(cause).detail(error.detail))
             }
         }
@@ -242,13 +263,20 @@ impl Gate {
             known: None,
         })?;
         let now = self.ports.clock.wall();
-        let verified = self.tokens.verify(credential.token(), trail::unix_seconds(now)).map_err(|error| BadToken {
-            code: error.code(),
-            detail: error.to_string(),
-            known: error.facts(),
-        })?;
+        let verified = self
+            .tokens
+            .verify(credential.token(), trail::unix_seconds(now))
+            .map_err(|error| BadToken {
+                code: error.code(),
+                detail: error.to_string(),
+                known: error.facts(),
+            })?;
         let (who, cached) = verified;
-        if self.match_basic_user && credential.user().is_some_and(|user| user != who.agent().as_str()) {
+        if self.match_basic_user
+            && credential
+                .user()
+                .is_some_and(|user| user != who.agent().as_str())
+        {
             return Err(BadToken {
                 code: "user_mismatch",
                 detail: "the Basic user name is not the token's agent".to_owned(),
@@ -270,7 +298,12 @@ impl Gate {
     ) -> Result<Admission, Denial> {
         let permit = self.decide(who, request, trail)?;
         let addresses = self.addresses(&permit, &request.authority, trail).await?;
-        Ok(Admission { permit, who: Arc::clone(who), authority: request.authority.clone(), addresses })
+        Ok(Admission {
+            permit,
+            who: Arc::clone(who),
+            authority: request.authority.clone(),
+            addresses,
+        })
     }
 
     /// The same for a service that the operator has put behind the gateway,
@@ -289,30 +322,56 @@ impl Gate {
         let permit = self.decide(who, request, trail)?;
         let addresses = match at {
             None => Vec::new(),
-            Some(at) => self.resolve(at).await?.iter().map(|address| SocketAddr::new(*address, at.port)).collect(),
+            Some(at) => self
+                .resolve(at)
+                .await?
+                .iter()
+                .map(|address| SocketAddr::new(*address, at.port))
+                .collect(),
         };
         if let Some(first) = addresses.first() {
             trail.dialled(first.ip());
         }
-        Ok(Admission { permit, who: Arc::clone(who), authority: request.authority.clone(), addresses })
+        Ok(Admission {
+            permit,
+            who: Arc::clone(who),
+            authority: request.authority.clone(),
+            addresses,
+        })
     }
 
     /// A place among this agent's open tunnels, held for as long as it is kept.
     ///
     /// # Errors
     /// A [`Denial`] where they are all taken.
-    pub fn tunnel_of(&self, who: &Principal, authority: &Authority) -> Result<Option<InFlight<AgentId>>, Denial> {
+    pub fn tunnel_of(
+        &self,
+        who: &Principal,
+        authority: &Authority,
+    ) -> Result<Option<InFlight<AgentId>>, Denial> {
         let Some(limit) = &self.tunnels_per_agent else {
             return Ok(None);
         };
         limit.enter(who.agent()).map(Some).map_err(|_| {
-            self.ports.observe.observe(Observation::Throttled { limit: "tunnels" });
-            let cause = Cause::Throttled { limit: "tunnels", retry_after: Duration::from_secs(1) };
-            Denial::new(cause).towards(authority).detail("limits.tunnels_per_agent is reached")
+            self.ports
+                .observe
+                .observe(Observation::Throttled { limit: "tunnels" });
+            let cause = Cause::Throttled {
+                limit: "tunnels",
+                retry_after: Duration::from_secs(1),
+            };
+            Denial::new(cause)
+                .towards(authority)
+                .detail("limits.tunnels_per_agent is reached")
         })
     }
 
-    fn decide(&self, who: &Arc<Principal>, request: &EgressRequest, trail: &mut AuditTrail) -> Result<Permit, Denial> {
+    fn decide(
+        &self,
+        who: &Arc<Principal>,
+        request: &EgressRequest,
+        trail: &mut AuditTrail,
+    ) -> Result<Permit, Denial> {
         let started = self.ports.clock.monotonic();
         trail.asks(request);
         let policy = self.policy.current();
@@ -332,7 +391,11 @@ impl Gate {
         self.ports.observe.observe(Observation::Decision {
             allowed: verdict.is_ok(),
             reason: verdict.as_ref().map_or_else(Denial::code, |_| "ok"),
-            would_deny: verdict.as_ref().ok().and_then(|permit| permit.audited_denial().map(|denied| denied.reason().as_str())),
+            would_deny: verdict.as_ref().ok().and_then(|permit| {
+                permit
+                    .audited_denial()
+                    .map(|denied| denied.reason().as_str())
+            }),
             took,
         });
         let permit = verdict?;
@@ -346,11 +409,19 @@ impl Gate {
         limiter: &RateLimiter<K>,
         key: &K,
     ) -> Result<(), Denial> {
-        limiter.check(key, self.ports.clock.monotonic()).map(|_| ()).map_err(|throttled| {
-            self.ports.observe.observe(Observation::Throttled { limit: name });
-            Denial::new(Cause::Throttled { limit: name, retry_after: throttled.retry_after })
+        limiter
+            .check(key, self.ports.clock.monotonic())
+            .map(|_| ())
+            .map_err(|throttled| {
+                self.ports
+                    .observe
+                    .observe(Observation::Throttled { limit: name });
+                Denial::new(Cause::Throttled {
+                    limit: name,
+                    retry_after: throttled.retry_after,
+                })
                 .detail(format!("the quota per {name} is used up"))
-        })
+            })
     }
 
     async fn resolve(&self, authority: &Authority) -> Result<Arc<[IpAddr]>, Denial> {
@@ -364,7 +435,9 @@ impl Gate {
         let started = self.ports.clock.monotonic();
         let found = self.names.lookup(name).await;
         self.ports.observe.observe(Observation::Resolved {
-            outcome: found.as_ref().map_or_else(|error| resolve_code(*error), |_| "ok"),
+            outcome: found
+                .as_ref()
+                .map_or_else(|error| resolve_code(*error), |_| "ok"),
             took: self.ports.clock.monotonic().saturating_sub(started),
         });
         found.map_err(|error| resolve_denial(error).towards(authority))
@@ -420,7 +493,12 @@ impl Gate {
     ///
     /// # Errors
     /// How the tunnel must end.
-    pub fn still(&self, who: &Principal, request: &EgressRequest, dialled: Option<IpAddr>) -> Result<(), TunnelEnd> {
+    pub fn still(
+        &self,
+        who: &Principal,
+        request: &EgressRequest,
+        dialled: Option<IpAddr>,
+    ) -> Result<(), TunnelEnd> {
         self.still_under(&self.policy.current(), who, request, dialled)
     }
 

@@ -25,7 +25,11 @@ pub struct StormSettings {
 
 impl Default for StormSettings {
     fn default() -> Self {
-        Self { after: 20, window: Duration::from_secs(60), max_delay: Duration::from_secs(2) }
+        Self {
+            after: 20,
+            window: Duration::from_secs(60),
+            max_delay: Duration::from_secs(2),
+        }
     }
 }
 
@@ -50,7 +54,11 @@ struct Kind {
 
 impl Storms {
     pub(super) fn new(settings: StormSettings) -> Self {
-        Self { settings, hasher: RandomState::new(), kinds: Mutex::new(HashMap::new()) }
+        Self {
+            settings,
+            hasher: RandomState::new(),
+            kinds: Mutex::new(HashMap::new()),
+        }
     }
 
     /// What makes two refusals identical; only those of a known agent count.
@@ -60,7 +68,13 @@ impl Storms {
             && record.status.is_some();
         let agent = record.agent_id.as_ref().filter(|_| refused)?;
         let mut hasher = self.hasher.build_hasher();
-        (agent, &record.destination_host, record.destination_port, record.reason, &record.method)
+        (
+            agent,
+            &record.destination_host,
+            record.destination_port,
+            record.reason,
+            &record.method,
+        )
             .hash(&mut hasher);
         Some(hasher.finish())
     }
@@ -78,7 +92,9 @@ impl Storms {
                     return Duration::ZERO;
                 }
                 let doublings = u32::try_from(over - 1).unwrap_or(u32::MAX).min(16);
-                FIRST_DELAY.saturating_mul(1 << doublings).min(self.settings.max_delay)
+                FIRST_DELAY
+                    .saturating_mul(1 << doublings)
+                    .min(self.settings.max_delay)
             }
             _ => Duration::ZERO,
         }
@@ -94,9 +110,17 @@ impl Storms {
         if !kinds.contains_key(&key) && kinds.len() >= MAX_KINDS {
             return Some(record);
         }
-        let kind = kinds.entry(key).or_insert(Kind { since: now, seen: 0, held: None });
+        let kind = kinds.entry(key).or_insert(Kind {
+            since: now,
+            seen: 0,
+            held: None,
+        });
         if now.saturating_sub(kind.since) >= self.settings.window && kind.held.is_none() {
-            *kind = Kind { since: now, seen: 0, held: None };
+            *kind = Kind {
+                since: now,
+                seen: 0,
+                held: None,
+            };
         }
         kind.seen += 1;
         if kind.seen <= self.settings.after {
@@ -104,7 +128,12 @@ impl Storms {
         }
         match &mut kind.held {
             Some(held) => held.count += 1,
-            None => kind.held = Some(AuditRecord { event: AuditEvent::Repeated, ..record }),
+            None => {
+                kind.held = Some(AuditRecord {
+                    event: AuditEvent::Repeated,
+                    ..record
+                })
+            }
         }
         None
     }

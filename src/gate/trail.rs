@@ -90,13 +90,17 @@ impl AuditTrail {
     /// The request's number.
     #[must_use]
     pub fn request_id(&self) -> RequestId {
-        self.record.as_ref().map_or(RequestId::from_bits(0), |record| record.request_id)
+        self.record
+            .as_ref()
+            .map_or(RequestId::from_bits(0), |record| record.request_id)
     }
 
     /// The trace that the request belongs to.
     #[must_use]
     pub fn trace_id(&self) -> Option<&str> {
-        self.record.as_ref().and_then(|record| record.trace_id.as_deref())
+        self.record
+            .as_ref()
+            .and_then(|record| record.trace_id.as_deref())
     }
 
     /// What the request is, as far as its first line tells; also for requests
@@ -163,7 +167,9 @@ impl AuditTrail {
             record.action_allowed = true;
             record.rule = permit.rule().cloned();
             record.mode = Some(permit.mode());
-            record.would_deny = permit.audited_denial().map(|denied| denied.reason().as_str());
+            record.would_deny = permit
+                .audited_denial()
+                .map(|denied| denied.reason().as_str());
         });
     }
 
@@ -197,7 +203,11 @@ impl AuditTrail {
             if let Some(detail) = &denial.detail {
                 record.detail = Some(detail.as_str().into());
             }
-            if let Some(authority) = denial.destination.as_ref().filter(|_| record.destination_host.is_none()) {
+            if let Some(authority) = denial
+                .destination
+                .as_ref()
+                .filter(|_| record.destination_host.is_none())
+            {
                 record.destination_host = Some(authority.host.to_string().into());
                 record.destination_port = Some(authority.port);
             }
@@ -233,7 +243,10 @@ impl AuditTrail {
     #[must_use]
     pub fn refusal_delay(&self) -> Duration {
         match &self.record {
-            Some(record) => self.ports.storms.delay(record, self.ports.clock.monotonic()),
+            Some(record) => self
+                .ports
+                .storms
+                .delay(record, self.ports.clock.monotonic()),
             None => Duration::ZERO,
         }
     }
@@ -256,9 +269,17 @@ impl AuditTrail {
             record.status = Some(200);
             record.reason = "ok";
         });
-        self.ports.observe.observe(Observation::InFlight { change: 1 });
-        self.ports.observe.observe(Observation::Tunnel { change: 1 });
-        let trail = Self { record: closing, started: self.started, ports: Arc::clone(&self.ports) };
+        self.ports
+            .observe
+            .observe(Observation::InFlight { change: 1 });
+        self.ports
+            .observe
+            .observe(Observation::Tunnel { change: 1 });
+        let trail = Self {
+            record: closing,
+            started: self.started,
+            ports: Arc::clone(&self.ports),
+        };
         drop(self);
         trail
     }
@@ -281,11 +302,17 @@ impl Drop for AuditTrail {
         };
         let now = self.ports.clock.monotonic();
         record.duration_ms = now.saturating_sub(self.started);
-        self.ports.observe.observe(Observation::InFlight { change: -1 });
+        self.ports
+            .observe
+            .observe(Observation::InFlight { change: -1 });
         if record.event == AuditEvent::TunnelClosed {
-            self.ports.observe.observe(Observation::Tunnel { change: -1 });
+            self.ports
+                .observe
+                .observe(Observation::Tunnel { change: -1 });
         }
-        self.ports.observe.observe(Observation::Finished { record: &record });
+        self.ports
+            .observe
+            .observe(Observation::Finished { record: &record });
         if let Some(record) = self.ports.storms.pass(record, now) {
             self.ports.sink.push(record);
         }
@@ -294,5 +321,7 @@ impl Drop for AuditTrail {
 
 /// The wall clock as a number of seconds, for tokens.
 pub(super) fn unix_seconds(time: SystemTime) -> u64 {
-    time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()
+    time.duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_secs()
 }

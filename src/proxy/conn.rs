@@ -62,7 +62,10 @@ pub(super) struct CurrentRequest {
 
 impl Connection {
     pub(super) fn take_current(&self) -> Option<CurrentRequest> {
-        self.current.lock().unwrap_or_else(PoisonError::into_inner).take()
+        self.current
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take()
     }
 
     pub(super) fn put_current(&self, request: CurrentRequest) {
@@ -78,15 +81,24 @@ pub(super) struct Ending {
 }
 
 /// The ends that come from outside; the index is the code in [`Ending`].
-const OUTSIDE: [TunnelEnd; 4] =
-    [TunnelEnd::PolicyChanged, TunnelEnd::CredentialEnded, TunnelEnd::Drained, TunnelEnd::Aborted];
+const OUTSIDE: [TunnelEnd; 4] = [
+    TunnelEnd::PolicyChanged,
+    TunnelEnd::CredentialEnded,
+    TunnelEnd::Drained,
+    TunnelEnd::Aborted,
+];
 
 impl Ending {
     /// Ends it. The first reason stays.
     pub(super) fn end(&self, why: TunnelEnd) {
-        let index = OUTSIDE.iter().position(|end| *end == why).unwrap_or(OUTSIDE.len() - 1);
+        let index = OUTSIDE
+            .iter()
+            .position(|end| *end == why)
+            .unwrap_or(OUTSIDE.len() - 1);
         let code = u8::try_from(index + 1).unwrap_or(1);
-        let _ = self.reason.compare_exchange(0, code, Ordering::AcqRel, Ordering::Acquire);
+        let _ = self
+            .reason
+            .compare_exchange(0, code, Ordering::AcqRel, Ordering::Acquire);
         // One permit is stored, so a wait that begins later ends at once.
         self.notify.notify_one();
     }
@@ -137,7 +149,14 @@ impl ConnIo {
             Box::new(placeholder_header()),
             Some(Box::new(Arc::clone(&connection)) as Box<dyn Any + Send + Sync>),
         ));
-        Self { transport, unread: BytesMut::new(), fence: None, http2: false, digest, connection }
+        Self {
+            transport,
+            unread: BytesMut::new(),
+            fence: None,
+            http2: false,
+            digest,
+            connection,
+        }
     }
 
     /// The same bytes, as the inside of a tunnel.
@@ -229,7 +248,11 @@ impl ConnIo {
         let _ = tokio::time::timeout(LONGEST, discard).await;
     }
 
-    fn poll_transport_read(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_transport_read(
+        &mut self,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         match &mut self.transport {
             Transport::Tcp(tcp) => Pin::new(tcp).poll_read(cx, buf),
             Transport::Unix(unix) => Pin::new(unix).poll_read(cx, buf),
@@ -262,7 +285,11 @@ fn placeholder_header() -> ResponseHeader {
 }
 
 impl AsyncRead for ConnIo {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let allowed = match this.fence {
             Some(0) => return this.poll_behind_fence(cx),
@@ -296,14 +323,22 @@ impl AsyncRead for ConnIo {
 }
 
 impl AsyncWrite for ConnIo {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         match &mut self.get_mut().transport {
             Transport::Tcp(tcp) => Pin::new(tcp).poll_write(cx, bytes),
             Transport::Unix(unix) => Pin::new(unix).poll_write(cx, bytes),
         }
     }
 
-    fn poll_write_vectored(self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
         match &mut self.get_mut().transport {
             Transport::Tcp(tcp) => Pin::new(tcp).poll_write_vectored(cx, bufs),
             Transport::Unix(unix) => Pin::new(unix).poll_write_vectored(cx, bufs),
@@ -332,7 +367,9 @@ impl AsyncWrite for ConnIo {
 impl fmt::Debug for ConnIo {
     /// Says nothing of the bytes: they may hold a token.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ConnIo").field("client", &self.connection.client).finish_non_exhaustive()
+        f.debug_struct("ConnIo")
+            .field("client", &self.connection.client)
+            .finish_non_exhaustive()
     }
 }
 

@@ -48,16 +48,25 @@ pub(super) async fn connect(wire: &Arc<Wire>, io: ConnIo, head: ConnectHead) {
     let mut trail = open_trail(wire, &io);
     trail.method("CONNECT");
     let trace = head.trace.as_deref().and_then(forward::trace_id);
-    trail.labels(trace.as_deref(), head.skill.as_deref().and_then(forward::skill).as_deref());
+    trail.labels(
+        trace.as_deref(),
+        head.skill.as_deref().and_then(forward::skill).as_deref(),
+    );
     let (admission, request) = match admit(wire, &io, &head, &mut trail).await {
         Ok(admitted) => admitted,
         Err(denial) => return refuse(io, trail, denial).await,
     };
     let Ok(_slot) = Arc::clone(&wire.shared.tunnel_slots).try_acquire_owned() else {
-        let denial = Denial::new(Cause::Overloaded).towards(&request.authority).detail("limits.tunnels is reached");
+        let denial = Denial::new(Cause::Overloaded)
+            .towards(&request.authority)
+            .detail("limits.tunnels is reached");
         return refuse(io, trail, denial).await;
     };
-    let _place = match wire.shared.gate.tunnel_of(admission.who(), &request.authority) {
+    let _place = match wire
+        .shared
+        .gate
+        .tunnel_of(admission.who(), &request.authority)
+    {
         Ok(place) => place,
         Err(denial) => return refuse(io, trail, denial).await,
     };
@@ -78,11 +87,17 @@ async fn admit(
     trail: &mut AuditTrail,
 ) -> Result<(Admission, EgressRequest), Denial> {
     if io.connection().tunnel.is_some() {
-        return Err(Denial::new(Cause::BadRequest("there is no CONNECT inside a tunnel")));
+        return Err(Denial::new(Cause::BadRequest(
+            "there is no CONNECT inside a tunnel",
+        )));
     }
     let authority = match RequestTarget::parse("CONNECT", &head.target) {
         Ok(RequestTarget::Authority(authority)) => authority,
-        Ok(_) => return Err(Denial::new(Cause::BadRequest("the target of CONNECT is host:port"))),
+        Ok(_) => {
+            return Err(Denial::new(Cause::BadRequest(
+                "the target of CONNECT is host:port",
+            )));
+        }
         Err(error) => return Err(bad_target(&error)),
     };
     if let Some(host) = &head.host {
@@ -95,7 +110,10 @@ async fn admit(
         .authenticate(head.credential.as_deref(), source, trail)
         .await
         .map_err(|denial| denial.towards(&authority))?;
-    let request = EgressRequest { authority, ask: Ask::Tunnel };
+    let request = EgressRequest {
+        authority,
+        ask: Ask::Tunnel,
+    };
     let admission = wire.shared.gate.admit(&who, &request, trail).await?;
     Ok((admission, request))
 }
@@ -103,7 +121,8 @@ async fn admit(
 /// Real clients leave the port out of the `Host` of a CONNECT (CLIENTS R1);
 /// another host, or another port, is a lie.
 fn check_host(raw: &[u8], authority: &Authority) -> Result<(), Denial> {
-    let bad = || Denial::new(Cause::BadRequest("the Host field is not a valid host")).towards(authority);
+    let bad =
+        || Denial::new(Cause::BadRequest("the Host field is not a valid host")).towards(authority);
     let text = std::str::from_utf8(raw).map_err(|_| bad())?;
     let (host, port) = Authority::parse_optional_port(text).map_err(|_| bad())?;
     if host != authority.host || port.is_some_and(|port| port != authority.port) {
@@ -122,8 +141,16 @@ async fn open(
     mut trail: AuditTrail,
 ) {
     let ending = Arc::new(Ending::default());
-    let _registered = wire.shared.tunnels.register(admission.who(), request, Some(dialled), &ending);
-    if io.write_all(b"HTTP/1.1 200 Connection Established\r\n\r\n").await.is_err() || io.flush().await.is_err() {
+    let _registered =
+        wire.shared
+            .tunnels
+            .register(admission.who(), request, Some(dialled), &ending);
+    if io
+        .write_all(b"HTTP/1.1 200 Connection Established\r\n\r\n")
+        .await
+        .is_err()
+        || io.flush().await.is_err()
+    {
         return;
     }
     let first = tokio::select! {
@@ -132,7 +159,11 @@ async fn open(
     };
     let first = match first {
         // In audit mode it passes, and the record says that it would not have.
-        First::End(end) if admission.permit().mode() == Mode::Audit && !end.was_allowed() && end != TunnelEnd::NoFirstBytes => {
+        First::End(end)
+            if admission.permit().mode() == Mode::Audit
+                && !end.was_allowed()
+                && end != TunnelEnd::NoFirstBytes =>
+        {
             trail.would_deny(end.code());
             First::Opaque
         }
@@ -147,7 +178,9 @@ async fn open(
             };
             (end, relay.carried())
         }
-        First::ClearText if !wire.shared.settings.plain_in_tunnels => (TunnelEnd::NotTls, Carried::default()),
+        First::ClearText if !wire.shared.settings.plain_in_tunnels => {
+            (TunnelEnd::NotTls, Carried::default())
+        }
         First::ClearText => {
             drop(upstream);
             inside(wire, io, &admission, ending).await;
@@ -165,7 +198,10 @@ async fn inside(wire: &Arc<Wire>, io: ConnIo, admission: &Admission, ending: Arc
     let connection = Arc::new(Connection {
         listener: Arc::clone(&outer.listener),
         client: outer.client,
-        tunnel: Some(InTunnel { who: Arc::clone(admission.who()), authority: admission.authority().clone() }),
+        tunnel: Some(InTunnel {
+            who: Arc::clone(admission.who()),
+            authority: admission.authority().clone(),
+        }),
         current: Mutex::new(None),
         ending,
     });
@@ -183,7 +219,12 @@ enum First {
 }
 
 /// Looks at the first bytes of the client until they say what they are.
-async fn first_bytes(wire: &Wire, io: &mut ConnIo, upstream: &TcpStream, admission: &Admission) -> First {
+async fn first_bytes(
+    wire: &Wire,
+    io: &mut ConnIo,
+    upstream: &TcpStream,
+    admission: &Admission,
+) -> First {
     let rule = wire.shared.settings.loosest(admission.permit().tls());
     let opaque = admission.permit().opaque();
     let look = async {
@@ -256,9 +297,22 @@ fn judge_hello(found: &hello::ClientHello, rule: TlsRule, authority: &Authority)
 /// Not TLS: HTTP in clear text, or something else.
 fn classify_text(bytes: &[u8], anything: bool) -> Option<First> {
     const MOST_METHOD: usize = 32;
-    let other = || Some(if anything { First::Opaque } else { First::End(TunnelEnd::NotTls) });
-    let Some(word) = bytes.iter().position(|b| !b.is_ascii_uppercase() && *b != b'-') else {
-        return if bytes.len() > MOST_METHOD { other() } else { None };
+    let other = || {
+        Some(if anything {
+            First::Opaque
+        } else {
+            First::End(TunnelEnd::NotTls)
+        })
+    };
+    let Some(word) = bytes
+        .iter()
+        .position(|b| !b.is_ascii_uppercase() && *b != b'-')
+    else {
+        return if bytes.len() > MOST_METHOD {
+            other()
+        } else {
+            None
+        };
     };
     if word == 0 || bytes[word] != b' ' {
         return other();
@@ -267,8 +321,15 @@ fn classify_text(bytes: &[u8], anything: bool) -> Option<First> {
     match bytes.iter().position(|b| *b == b'\n') {
         Some(end) => {
             let line = bytes[..end].trim_ascii_end();
-            let http = line.rsplit(|b| *b == b' ').next().is_some_and(|last| last.starts_with(b"HTTP/"));
-            if http { Some(First::ClearText) } else { other() }
+            let http = line
+                .rsplit(|b| *b == b' ')
+                .next()
+                .is_some_and(|last| last.starts_with(b"HTTP/"));
+            if http {
+                Some(First::ClearText)
+            } else {
+                other()
+            }
         }
         // A request line may be long; a line that longer is the loop's to refuse.
         None if bytes.len() > crate::egress::MAX_TARGET_BYTES => Some(First::ClearText),
@@ -280,7 +341,11 @@ fn classify_text(bytes: &[u8], anything: bool) -> Option<First> {
 mod tests {
     use super::*;
 
-    const STRICT: TlsRule = TlsRule { tls: TlsUse::Strict, sni: SniRule::Match, ech: EchRule::Refuse };
+    const STRICT: TlsRule = TlsRule {
+        tls: TlsUse::Strict,
+        sni: SniRule::Match,
+        ech: EchRule::Refuse,
+    };
 
     fn text(bytes: &[u8], anything: bool) -> &'static str {
         match classify_text(bytes, anything) {
@@ -305,8 +370,18 @@ mod tests {
             (b"get / HTTP/1.1\r\n", "not_tls", "opaque"),
             (b"GET / \r\n", "not_tls", "opaque"),
         ] {
-            assert_eq!(text(bytes, false), strict, "{:?}", String::from_utf8_lossy(bytes));
-            assert_eq!(text(bytes, true), any, "{:?}", String::from_utf8_lossy(bytes));
+            assert_eq!(
+                text(bytes, false),
+                strict,
+                "{:?}",
+                String::from_utf8_lossy(bytes)
+            );
+            assert_eq!(
+                text(bytes, true),
+                any,
+                "{:?}",
+                String::from_utf8_lossy(bytes)
+            );
         }
         assert_eq!(text(&[b'A'; 40], false), "not_tls");
     }
@@ -335,11 +410,21 @@ mod tests {
         assert_eq!(judge(None, false, a, STRICT), "sni_missing");
         assert_eq!(judge(Some("a.example"), true, a, STRICT), "ech_refused");
         assert_eq!(judge(None, false, "192.0.2.1:443", STRICT), "ok");
-        assert_eq!(judge(Some("b.example"), false, "192.0.2.1:443", STRICT), "sni_mismatch");
-        let optional = TlsRule { sni: SniRule::Optional, ..STRICT };
+        assert_eq!(
+            judge(Some("b.example"), false, "192.0.2.1:443", STRICT),
+            "sni_mismatch"
+        );
+        let optional = TlsRule {
+            sni: SniRule::Optional,
+            ..STRICT
+        };
         assert_eq!(judge(None, false, a, optional), "ok");
         assert_eq!(judge(Some("b.example"), false, a, optional), "sni_mismatch");
-        let any = TlsRule { sni: SniRule::Any, ech: EchRule::Allow, ..STRICT };
+        let any = TlsRule {
+            sni: SniRule::Any,
+            ech: EchRule::Allow,
+            ..STRICT
+        };
         assert_eq!(judge(Some("b.example"), true, a, any), "ok");
     }
 }

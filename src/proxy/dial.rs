@@ -9,8 +9,8 @@ use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use crate::gate::{Admission, Cause, Denial};
 use crate::gate::ports::Observation;
+use crate::gate::{Admission, Cause, Denial};
 
 use super::Shared;
 
@@ -24,9 +24,16 @@ const MOST_ADDRESSES: usize = 8;
 ///
 /// # Errors
 /// A [`Denial`] with what the last attempt said.
-pub(super) async fn dial(shared: &Shared, admission: &Admission) -> Result<(TcpStream, SocketAddr), Denial> {
+pub(super) async fn dial(
+    shared: &Shared,
+    admission: &Admission,
+) -> Result<(TcpStream, SocketAddr), Denial> {
     let started = shared.gate.clock().monotonic();
-    let result = tokio::time::timeout(shared.settings.connect_timeout, race(order(admission.addresses(), shared.settings.ipv4_first))).await;
+    let result = tokio::time::timeout(
+        shared.settings.connect_timeout,
+        race(order(admission.addresses(), shared.settings.ipv4_first)),
+    )
+    .await;
     let result = match result {
         Ok(Ok(connected)) => Ok(connected),
         Ok(Err(error)) => Err(Denial::new(cause(&error)).detail(error.to_string())),
@@ -50,8 +57,12 @@ pub(super) fn cause(error: &io::Error) -> Cause {
 
 /// The families in turn, each in the resolver's order (RFC 8305 section 4).
 pub(super) fn order(addresses: &[SocketAddr], ipv4_first: bool) -> Vec<SocketAddr> {
-    let mut first = addresses.iter().filter(|address| address.is_ipv4() == ipv4_first);
-    let mut second = addresses.iter().filter(|address| address.is_ipv4() != ipv4_first);
+    let mut first = addresses
+        .iter()
+        .filter(|address| address.is_ipv4() == ipv4_first);
+    let mut second = addresses
+        .iter()
+        .filter(|address| address.is_ipv4() != ipv4_first);
     let mut ordered = Vec::with_capacity(addresses.len().min(MOST_ADDRESSES));
     while ordered.len() < MOST_ADDRESSES {
         let (a, b) = (first.next(), second.next());
@@ -112,19 +123,40 @@ mod tests {
     #[test]
     fn families_take_turns() {
         let parse = |list: &[&str]| -> Vec<SocketAddr> {
-            list.iter().map(|text| text.parse().expect("an address")).collect()
+            list.iter()
+                .map(|text| text.parse().expect("an address"))
+                .collect()
         };
-        let given = parse(&["1.1.1.1:1", "[2::1]:1", "[2::2]:1", "1.1.1.2:1", "1.1.1.3:1"]);
-        assert_eq!(order(&given, false), parse(&["[2::1]:1", "1.1.1.1:1", "[2::2]:1", "1.1.1.2:1", "1.1.1.3:1"]));
+        let given = parse(&[
+            "1.1.1.1:1",
+            "[2::1]:1",
+            "[2::2]:1",
+            "1.1.1.2:1",
+            "1.1.1.3:1",
+        ]);
+        assert_eq!(
+            order(&given, false),
+            parse(&[
+                "[2::1]:1",
+                "1.1.1.1:1",
+                "[2::2]:1",
+                "1.1.1.2:1",
+                "1.1.1.3:1"
+            ])
+        );
         assert_eq!(order(&given, true)[..2], parse(&["1.1.1.1:1", "[2::1]:1"]));
         assert_eq!(order(&[], true), []);
     }
 
     #[tokio::test]
     async fn an_address_that_refuses_does_not_hold_up_the_next() {
-        let open = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("bind");
+        let open = tokio::net::TcpListener::bind("127.0.0.1:0")
+            .await
+            .expect("bind");
         let closed = {
-            let gone = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("bind");
+            let gone = tokio::net::TcpListener::bind("127.0.0.1:0")
+                .await
+                .expect("bind");
             gone.local_addr().expect("an address")
         };
         let good = open.local_addr().expect("an address");

@@ -22,7 +22,9 @@ use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, ErrorType};
 use tokio::sync::OwnedSemaphorePermit;
 
-use crate::egress::{Ask, Authority, EgressRequest, Host, RequestId, RequestPath, RequestTarget, Scheme};
+use crate::egress::{
+    Ask, Authority, EgressRequest, Host, RequestId, RequestPath, RequestTarget, Scheme,
+};
 use crate::gate::ports::Observation;
 use crate::gate::{Admission, AuditTrail, Cause, Denial, Opening};
 
@@ -72,8 +74,13 @@ impl Forward {
         Self { shared }
     }
 
-    async fn look(&self, session: &mut Session, exchange: &mut Exchange) -> Result<Verdict, Denial> {
-        let connection = connection(session).ok_or_else(|| Denial::new(Cause::Internal).detail("a session without a connection"))?;
+    async fn look(
+        &self,
+        session: &mut Session,
+        exchange: &mut Exchange,
+    ) -> Result<Verdict, Denial> {
+        let connection = connection(session)
+            .ok_or_else(|| Denial::new(Cause::Internal).detail("a session without a connection"))?;
         let id = RequestId::from_bits((self.shared.random)());
         let mut trail = self.shared.gate.open(Opening {
             listener: Arc::clone(&connection.listener),
@@ -82,8 +89,14 @@ impl Forward {
         });
         let head = session.req_header();
         trail.method(head.method.as_str());
-        let trace = head.headers.get("traceparent").and_then(|value| trace_id(value.as_bytes()));
-        let label = head.headers.get(SKILL_FIELD).and_then(|value| skill(value.as_bytes()));
+        let trace = head
+            .headers
+            .get("traceparent")
+            .and_then(|value| trace_id(value.as_bytes()));
+        let label = head
+            .headers
+            .get(SKILL_FIELD)
+            .and_then(|value| skill(value.as_bytes()));
         trail.labels(trace.as_deref(), label.as_deref());
         let trail = exchange.trail.insert(trail);
 
@@ -93,7 +106,15 @@ impl Forward {
         };
         let method = session.req_header().method.clone();
         let (authority, path) = match (current.target, &connection.tunnel) {
-            (RequestTarget::Absolute { scheme: Scheme::Http, authority, path, .. }, None) => (authority, path),
+            (
+                RequestTarget::Absolute {
+                    scheme: Scheme::Http,
+                    authority,
+                    path,
+                    ..
+                },
+                None,
+            ) => (authority, path),
             (RequestTarget::Absolute { authority, .. }, None) => {
                 return Err(Denial::new(Cause::HttpsAbsolute).towards(&authority));
             }
@@ -102,7 +123,12 @@ impl Forward {
             (RequestTarget::Origin { path, .. }, None) => {
                 return self.look_local(session, exchange, connection, path).await;
             }
-            (RequestTarget::Absolute { .. } | RequestTarget::Asterisk | RequestTarget::Authority(_), _) => {
+            (
+                RequestTarget::Absolute { .. }
+                | RequestTarget::Asterisk
+                | RequestTarget::Authority(_),
+                _,
+            ) => {
                 return Err(Denial::new(Cause::BadRequest(
                     "the request target is neither a path, an absolute URL nor an authority",
                 )));
@@ -115,19 +141,34 @@ impl Forward {
             }
             None => {
                 let source = connection.client.map(|client| client.ip());
-                let checked = self.shared.gate.authenticate(current.credential.as_deref(), source, trail).await;
+                let checked = self
+                    .shared
+                    .gate
+                    .authenticate(current.credential.as_deref(), source, trail)
+                    .await;
                 checked.map_err(|denial| denial.towards(&authority))?
             }
         };
         if self.has_passed_here(session) {
             return Err(Denial::new(Cause::Loop).towards(&authority));
         }
-        let request = EgressRequest { authority, ask: Ask::Request { scheme: Scheme::Http, method, path } };
+        let request = EgressRequest {
+            authority,
+            ask: Ask::Request {
+                scheme: Scheme::Http,
+                method,
+                path,
+            },
+        };
         let admission = self.shared.gate.admit(&who, &request, trail).await?;
         if current.last_hop {
             exchange.answered = true;
             trail.answered(200);
-            let page = local::Page { status: 200, media_type: "text/plain", body: Vec::new() };
+            let page = local::Page {
+                status: 200,
+                media_type: "text/plain",
+                body: Vec::new(),
+            };
             let _ = local::write(session, page).await;
             return Ok(Verdict::Answered);
         }
@@ -157,7 +198,10 @@ impl Forward {
         let Some(agent) = &self.shared.settings.agent else {
             return Err(Denial::new(Cause::NotFound));
         };
-        let authority = Authority { host: Host::Name(agent.name.clone()), port: 80 };
+        let authority = Authority {
+            host: Host::Name(agent.name.clone()),
+            port: 80,
+        };
         let headers = &session.req_header().headers;
         let (spent, credential) = match headers.get(TOKEN_FIELD) {
             Some(token) => {
@@ -165,7 +209,12 @@ impl Forward {
                 value.extend_from_slice(token.as_bytes());
                 (TOKEN_FIELD, Some(value))
             }
-            None => ("authorization", headers.get(header::AUTHORIZATION).map(|value| value.as_bytes().to_vec())),
+            None => (
+                "authorization",
+                headers
+                    .get(header::AUTHORIZATION)
+                    .map(|value| value.as_bytes().to_vec()),
+            ),
         };
         let source = connection.client.map(|client| client.ip());
         let who = self
@@ -175,7 +224,14 @@ impl Forward {
             .await
             .map_err(|denial| denial.at_origin().towards(&authority))?;
         exchange.spent = Some(spent);
-        let request = EgressRequest { authority, ask: Ask::Request { scheme: Scheme::Http, method, path } };
+        let request = EgressRequest {
+            authority,
+            ask: Ask::Request {
+                scheme: Scheme::Http,
+                method,
+                path,
+            },
+        };
         let at = match &agent.endpoint {
             AgentEndpoint::Tcp(authority) => Some(authority),
             AgentEndpoint::Unix(path) => {
@@ -183,15 +239,26 @@ impl Forward {
                 None
             }
         };
-        let admission = self.shared.gate.admit_behind(&who, &request, at, trail).await?;
+        let admission = self
+            .shared
+            .gate
+            .admit_behind(&who, &request, at, trail)
+            .await?;
         self.admitted(exchange, admission, request)
     }
 
-    fn admitted(&self, exchange: &mut Exchange, admission: Admission, request: EgressRequest) -> Result<Verdict, Denial> {
+    fn admitted(
+        &self,
+        exchange: &mut Exchange,
+        admission: Admission,
+        request: EgressRequest,
+    ) -> Result<Verdict, Denial> {
         match Arc::clone(&self.shared.in_flight).try_acquire_owned() {
             Ok(slot) => exchange.slot = Some(slot),
             Err(_) => {
-                return Err(Denial::new(Cause::Overloaded).towards(&request.authority).detail("limits.in_flight is reached"));
+                return Err(Denial::new(Cause::Overloaded)
+                    .towards(&request.authority)
+                    .detail("limits.in_flight is reached"));
             }
         }
         exchange.addresses = dial::order(admission.addresses(), self.shared.settings.ipv4_first);
@@ -220,9 +287,13 @@ impl Forward {
             tokio::time::sleep(delay).await;
         }
         // A body that was announced and not read ends the connection.
-        let close = !session.is_body_empty() || matches!(denial.cause, Cause::NoCredential | Cause::BadRequest(_));
+        let close = !session.is_body_empty()
+            || matches!(denial.cause, Cause::NoCredential | Cause::BadRequest(_));
         let id = trail.request_id();
-        if refusal::write_session(session, denial, &id, close).await.is_err() {
+        if refusal::write_session(session, denial, &id, close)
+            .await
+            .is_err()
+        {
             session.set_keepalive(None);
         }
     }
@@ -235,7 +306,11 @@ fn root() -> Result<RequestPath, Denial> {
 /// The connection that a session is on, by the way `conn` put it there.
 fn connection(session: &Session) -> Option<Arc<Connection>> {
     let digest = session.digest()?.proxy_digest.as_ref()?;
-    digest.user_data.as_ref()?.downcast_ref::<Arc<Connection>>().cloned()
+    digest
+        .user_data
+        .as_ref()?
+        .downcast_ref::<Arc<Connection>>()
+        .cloned()
 }
 
 /// An HTTP/2 request, which Pingora has parsed: its authority and path put
@@ -243,7 +318,8 @@ fn connection(session: &Session) -> Option<Arc<Connection>> {
 fn http2_request(session: &Session) -> Result<CurrentRequest, Denial> {
     let head = session.req_header();
     let uri = &head.uri;
-    let path = std::str::from_utf8(head.raw_path()).map_err(|_| Denial::new(Cause::BadRequest("the path is not ASCII")))?;
+    let path = std::str::from_utf8(head.raw_path())
+        .map_err(|_| Denial::new(Cause::BadRequest("the path is not ASCII")))?;
     let mut raw = String::with_capacity(64);
     if let Some(authority) = uri.authority() {
         raw.push_str(uri.scheme_str().unwrap_or("http"));
@@ -253,10 +329,17 @@ fn http2_request(session: &Session) -> Result<CurrentRequest, Denial> {
     } else {
         raw.push_str(path);
     }
-    let target = RequestTarget::parse(head.method.as_str(), &raw).map_err(|error| bad_target(&error))?;
-    if let (RequestTarget::Absolute { authority, .. }, Some(host)) = (&target, head.headers.get(header::HOST)) {
-        let named = std::str::from_utf8(host.as_bytes()).ok().and_then(|text| Authority::parse_optional_port(text).ok());
-        let same = named.is_some_and(|(host, port)| host == authority.host && port.is_none_or(|port| port == authority.port));
+    let target =
+        RequestTarget::parse(head.method.as_str(), &raw).map_err(|error| bad_target(&error))?;
+    if let (RequestTarget::Absolute { authority, .. }, Some(host)) =
+        (&target, head.headers.get(header::HOST))
+    {
+        let named = std::str::from_utf8(host.as_bytes())
+            .ok()
+            .and_then(|text| Authority::parse_optional_port(text).ok());
+        let same = named.is_some_and(|(host, port)| {
+            host == authority.host && port.is_none_or(|port| port == authority.port)
+        });
         if !same {
             return Err(Denial::new(Cause::HostMismatch).towards(authority));
         }
@@ -264,23 +347,39 @@ fn http2_request(session: &Session) -> Result<CurrentRequest, Denial> {
     let mut credentials = head.headers.get_all(header::PROXY_AUTHORIZATION).iter();
     let credential = credentials.next().map(|value| value.as_bytes().to_vec());
     if credentials.next().is_some() {
-        return Err(Denial::new(Cause::BadRequest("there are two Proxy-Authorization fields")));
+        return Err(Denial::new(Cause::BadRequest(
+            "there are two Proxy-Authorization fields",
+        )));
     }
-    Ok(CurrentRequest { target, credential, last_hop: false })
+    Ok(CurrentRequest {
+        target,
+        credential,
+        last_hop: false,
+    })
 }
 
 /// The trace of a `traceparent` (W3C Trace Context, section 3.2), if it is one.
 pub(super) fn trace_id(value: &[u8]) -> Option<String> {
     let text = std::str::from_utf8(value).ok()?;
     let mut parts = text.split('-');
-    let (version, trace, parent, flags) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
+    let (version, trace, parent, flags) =
+        (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
     let hex = |part: &str, length| {
-        part.len() == length && part.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+        part.len() == length
+            && part
+                .bytes()
+                .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
     };
     let zero = |part: &str| part.bytes().all(|b| b == b'0');
     let known = version != "ff" && (version != "00" || parts.next().is_none());
-    (hex(version, 2) && hex(trace, 32) && hex(parent, 16) && hex(flags, 2) && known && !zero(trace) && !zero(parent))
-        .then(|| trace.to_owned())
+    (hex(version, 2)
+        && hex(trace, 32)
+        && hex(parent, 16)
+        && hex(flags, 2)
+        && known
+        && !zero(trace)
+        && !zero(parent))
+    .then(|| trace.to_owned())
 }
 
 /// The skill's name, where it is fit for a record.
@@ -301,14 +400,22 @@ impl ProxyHttp for Forward {
     /// None: no compression, no cache.
     fn init_downstream_modules(&self, _modules: &mut HttpModules) {}
 
-    async fn early_request_filter(&self, session: &mut Session, exchange: &mut Exchange) -> pingora::Result<()> {
+    async fn early_request_filter(
+        &self,
+        session: &mut Session,
+        exchange: &mut Exchange,
+    ) -> pingora::Result<()> {
         let settings = &self.shared.settings;
         // Parsing the head has set this to "for ever".
         if session.get_keepalive().is_some() {
             session.set_keepalive(Some(settings.keepalive_timeout.as_secs()));
         }
         exchange.websocket = session.is_upgrade_req();
-        let idle = if exchange.websocket { settings.websocket_idle } else { settings.body_timeout };
+        let idle = if exchange.websocket {
+            settings.websocket_idle
+        } else {
+            settings.body_timeout
+        };
         session.set_read_timeout(Some(idle));
         session.set_write_timeout(Some(idle));
         if let ServerSession::H1(http1) = session.as_downstream_mut() {
@@ -319,7 +426,11 @@ impl ProxyHttp for Forward {
         Ok(())
     }
 
-    async fn request_filter(&self, session: &mut Session, exchange: &mut Exchange) -> pingora::Result<bool> {
+    async fn request_filter(
+        &self,
+        session: &mut Session,
+        exchange: &mut Exchange,
+    ) -> pingora::Result<bool> {
         match self.look(session, exchange).await {
             Ok(Verdict::Forward) => Ok(false),
             Ok(Verdict::Answered) => Ok(true),
@@ -330,7 +441,11 @@ impl ProxyHttp for Forward {
         }
     }
 
-    async fn upstream_peer(&self, _session: &mut Session, exchange: &mut Exchange) -> pingora::Result<Box<HttpPeer>> {
+    async fn upstream_peer(
+        &self,
+        _session: &mut Session,
+        exchange: &mut Exchange,
+    ) -> pingora::Result<Box<HttpPeer>> {
         let Some(admission) = &exchange.admission else {
             return Error::e_explain(ErrorType::InternalError, "no admission");
         };
@@ -338,15 +453,24 @@ impl ProxyHttp for Forward {
         let mut peer = match (&exchange.socket, exchange.addresses.get(exchange.attempt)) {
             (Some(path), _) => HttpPeer::new_uds(path, false, String::new())?,
             (None, Some(address)) => HttpPeer::new(*address, false, String::new()),
-            (None, None) => return Error::e_explain(ErrorType::InternalError, "no admitted address"),
+            (None, None) => {
+                return Error::e_explain(ErrorType::InternalError, "no admitted address");
+            }
         };
         let who = admission.who();
-        peer.group_key = self.shared.pool_key.hash_one((who.tenant(), who.agent(), admission.authority()));
+        peer.group_key =
+            self.shared
+                .pool_key
+                .hash_one((who.tenant(), who.agent(), admission.authority()));
         let options = &mut peer.options;
         options.connection_timeout = Some(settings.connect_timeout);
         options.total_connection_timeout = Some(settings.connect_timeout);
         options.idle_timeout = Some(settings.upstream_idle);
-        let wait = if exchange.websocket { settings.websocket_idle } else { settings.response_timeout };
+        let wait = if exchange.websocket {
+            settings.websocket_idle
+        } else {
+            settings.response_timeout
+        };
         options.read_timeout = Some(wait);
         options.write_timeout = Some(settings.body_timeout);
         exchange.dialling = Some(self.shared.gate.clock().monotonic());
@@ -364,7 +488,9 @@ impl ProxyHttp for Forward {
     ) -> pingora::Result<()> {
         // Whatever the pool gave, it must be an address that was admitted.
         let dialled = peer._address.as_inet().copied();
-        if exchange.socket.is_none() && !dialled.is_some_and(|address| exchange.addresses.contains(&address)) {
+        if exchange.socket.is_none()
+            && !dialled.is_some_and(|address| exchange.addresses.contains(&address))
+        {
             return Error::e_explain(ErrorType::InternalError, "an address that was not admitted");
         }
         if let (Some(trail), Some(address)) = (&mut exchange.trail, dialled) {
@@ -372,23 +498,41 @@ impl ProxyHttp for Forward {
         }
         if !reused && let Some(started) = exchange.dialling.take() {
             let took = self.shared.gate.clock().monotonic().saturating_sub(started);
-            self.shared.gate.observe().observe(Observation::Dialled { outcome: "ok", took });
+            self.shared.gate.observe().observe(Observation::Dialled {
+                outcome: "ok",
+                took,
+            });
         }
         Ok(())
     }
 
-    fn fail_to_connect(&self, _session: &mut Session, _peer: &HttpPeer, exchange: &mut Exchange, mut error: Box<Error>) -> Box<Error> {
+    fn fail_to_connect(
+        &self,
+        _session: &mut Session,
+        _peer: &HttpPeer,
+        exchange: &mut Exchange,
+        mut error: Box<Error>,
+    ) -> Box<Error> {
         if let Some(started) = exchange.dialling.take() {
             let took = self.shared.gate.clock().monotonic().saturating_sub(started);
-            let outcome = upstream_cause(&error).map_or("failed", |cause| Denial::new(cause).code());
-            self.shared.gate.observe().observe(Observation::Dialled { outcome, took });
+            let outcome =
+                upstream_cause(&error).map_or("failed", |cause| Denial::new(cause).code());
+            self.shared
+                .gate
+                .observe()
+                .observe(Observation::Dialled { outcome, took });
         }
         exchange.attempt += 1;
         error.set_retry(exchange.attempt < exchange.addresses.len());
         error
     }
 
-    async fn upstream_request_filter(&self, session: &mut Session, request: &mut RequestHeader, exchange: &mut Exchange) -> pingora::Result<()> {
+    async fn upstream_request_filter(
+        &self,
+        session: &mut Session,
+        request: &mut RequestHeader,
+        exchange: &mut Exchange,
+    ) -> pingora::Result<()> {
         // HTTP/1 heads have come through `canonical`; HTTP/2 ones have not.
         for name in [
             header::PROXY_AUTHORIZATION,
@@ -404,10 +548,18 @@ impl ProxyHttp for Forward {
             request.remove_header(spent);
         }
         if let Some(EgressRequest { authority, .. }) = &exchange.request {
-            let host = if authority.port == 80 { authority.host.to_string() } else { authority.to_string() };
+            let host = if authority.port == 80 {
+                authority.host.to_string()
+            } else {
+                authority.to_string()
+            };
             request.insert_header(header::HOST, host)?;
             if session.req_header().version == http::Version::HTTP_2 {
-                let path = request.uri.path_and_query().map_or("/", |path| path.as_str()).to_owned();
+                let path = request
+                    .uri
+                    .path_and_query()
+                    .map_or("/", |path| path.as_str())
+                    .to_owned();
                 request.set_raw_path(path.as_bytes())?;
             }
         }
@@ -422,7 +574,11 @@ impl ProxyHttp for Forward {
         {
             request.insert_header("Forwarded", forwarded(client))?;
         }
-        if let Some(parent) = request.headers.get("traceparent").and_then(|value| next_hop_trace(value.as_bytes(), (self.shared.random)())) {
+        if let Some(parent) = request
+            .headers
+            .get("traceparent")
+            .and_then(|value| next_hop_trace(value.as_bytes(), (self.shared.random)()))
+        {
             request.insert_header("traceparent", parent)?;
         }
         Ok(())
@@ -437,16 +593,27 @@ impl ProxyHttp for Forward {
     ) -> pingora::Result<()> {
         exchange.body += body.as_ref().map_or(0, |bytes| bytes.len() as u64);
         match self.shared.settings.body_bytes {
-            Some(most) if exchange.body > most && !exchange.websocket => {
-                Error::e_explain(ErrorType::HTTPStatus(413), "the body is over limits.body_bytes")
-            }
+            Some(most) if exchange.body > most && !exchange.websocket => Error::e_explain(
+                ErrorType::HTTPStatus(413),
+                "the body is over limits.body_bytes",
+            ),
             _ => Ok(()),
         }
     }
 
-    async fn response_filter(&self, session: &mut Session, response: &mut ResponseHeader, exchange: &mut Exchange) -> pingora::Result<()> {
+    async fn response_filter(
+        &self,
+        session: &mut Session,
+        response: &mut ResponseHeader,
+        exchange: &mut Exchange,
+    ) -> pingora::Result<()> {
         // A hint to go round the gateway, and names that only we may use.
-        for name in [header::ALT_SVC, header::PROXY_AUTHENTICATE, HeaderName::from_static("x-agentport-reason"), HeaderName::from_static("proxy-connection")] {
+        for name in [
+            header::ALT_SVC,
+            header::PROXY_AUTHENTICATE,
+            HeaderName::from_static("x-agentport-reason"),
+            HeaderName::from_static("proxy-connection"),
+        ] {
             response.remove_header(&name);
         }
         response.append_header(header::VIA, format!("1.1 {}", self.shared.instance))?;
@@ -454,36 +621,63 @@ impl ProxyHttp for Forward {
             return Ok(());
         };
         response.insert_header("X-Request-Id", trail.request_id().as_str())?;
-        if response.status.is_informational() && response.status != http::StatusCode::SWITCHING_PROTOCOLS {
+        if response.status.is_informational()
+            && response.status != http::StatusCode::SWITCHING_PROTOCOLS
+        {
             return Ok(());
         }
         trail.answered(response.status.as_u16());
         exchange.answered = true;
         if response.status == http::StatusCode::SWITCHING_PROTOCOLS
-            && let (Some(admission), Some(request), Some(connection)) = (&exchange.admission, &exchange.request, connection(session))
+            && let (Some(admission), Some(request), Some(connection)) =
+                (&exchange.admission, &exchange.request, connection(session))
         {
-            let dialled = exchange.addresses.get(exchange.attempt).map(SocketAddr::ip).filter(|_| exchange.spent.is_none());
-            let registered = self.shared.tunnels.register(admission.who(), request.clone(), dialled, &connection.ending);
+            let dialled = exchange
+                .addresses
+                .get(exchange.attempt)
+                .map(SocketAddr::ip)
+                .filter(|_| exchange.spent.is_none());
+            let registered = self.shared.tunnels.register(
+                admission.who(),
+                request.clone(),
+                dialled,
+                &connection.ending,
+            );
             exchange.registered = Some(registered);
         }
         Ok(())
     }
 
-    async fn fail_to_proxy(&self, session: &mut Session, error: &Error, exchange: &mut Exchange) -> FailToProxy {
+    async fn fail_to_proxy(
+        &self,
+        session: &mut Session,
+        error: &Error,
+        exchange: &mut Exchange,
+    ) -> FailToProxy {
         let denial = denial_of(error, exchange);
         if session.response_written().is_some() || denial.is_none() {
             if let Some(trail) = exchange.trail.as_mut() {
-                let reason = if error.esource() == &ErrorSource::Upstream { "upstream_broke_off" } else { "aborted" };
+                let reason = if error.esource() == &ErrorSource::Upstream {
+                    "upstream_broke_off"
+                } else {
+                    "aborted"
+                };
                 trail.broke_off(reason, Some(error.etype().as_str().to_owned()));
             }
-            return FailToProxy { error_code: 0, can_reuse_downstream: false };
+            return FailToProxy {
+                error_code: 0,
+                can_reuse_downstream: false,
+            };
         }
         let status = denial.as_ref().map_or(0, Denial::status);
         if let Some(denial) = denial {
             session.set_keepalive(None);
             self.refuse(session, exchange, &denial).await;
         }
-        FailToProxy { error_code: status, can_reuse_downstream: false }
+        FailToProxy {
+            error_code: status,
+            can_reuse_downstream: false,
+        }
     }
 
     async fn logging(&self, session: &mut Session, error: Option<&Error>, exchange: &mut Exchange) {
@@ -495,9 +689,15 @@ impl ProxyHttp for Forward {
         trail.bytes(up, session.body_bytes_sent() as u64);
         if let Some(error) = error
             && exchange.answered
-            && session.response_written().is_some_and(|header| header.status.as_u16() < 400)
+            && session
+                .response_written()
+                .is_some_and(|header| header.status.as_u16() < 400)
         {
-            let reason = if error.esource() == &ErrorSource::Upstream { "upstream_broke_off" } else { "aborted" };
+            let reason = if error.esource() == &ErrorSource::Upstream {
+                "upstream_broke_off"
+            } else {
+                "aborted"
+            };
             trail.broke_off(reason, Some(error.etype().as_str().to_owned()));
         }
         trail.finish();
@@ -509,7 +709,10 @@ impl ProxyHttp for Forward {
     }
 
     fn request_summary(&self, _session: &Session, exchange: &Exchange) -> String {
-        exchange.trail.as_ref().map_or_else(String::new, |trail| trail.request_id().to_string())
+        exchange
+            .trail
+            .as_ref()
+            .map_or_else(String::new, |trail| trail.request_id().to_string())
     }
 }
 
@@ -536,7 +739,9 @@ fn denial_of(error: &Error, exchange: &Exchange) -> Option<Denial> {
         ErrorType::HTTPStatus(413) => Cause::BodyTooLarge,
         _ => match error.esource() {
             ErrorSource::Downstream => match error.etype() {
-                ErrorType::ReadError | ErrorType::WriteError | ErrorType::ConnectionClosed => return None,
+                ErrorType::ReadError | ErrorType::WriteError | ErrorType::ConnectionClosed => {
+                    return None;
+                }
                 ErrorType::ReadTimedout => Cause::HeaderTimeout,
                 _ => Cause::BadRequest("the request is malformed"),
             },
@@ -545,7 +750,10 @@ fn denial_of(error: &Error, exchange: &Exchange) -> Option<Denial> {
         },
     };
     let mut denial = Denial::new(cause).detail(error.etype().as_str());
-    denial.destination = exchange.request.as_ref().map(|request| request.authority.clone());
+    denial.destination = exchange
+        .request
+        .as_ref()
+        .map(|request| request.authority.clone());
     Some(denial)
 }
 
@@ -553,15 +761,21 @@ fn upstream_cause(error: &Error) -> Option<Cause> {
     Some(match error.etype() {
         ErrorType::ConnectTimedout | ErrorType::TLSHandshakeTimedout => Cause::ConnectTimeout,
         ErrorType::ConnectRefused => Cause::ConnectRefused,
-        ErrorType::ConnectNoRoute | ErrorType::ConnectError | ErrorType::SocketError | ErrorType::BindError => {
-            Cause::Unreachable
+        ErrorType::ConnectNoRoute
+        | ErrorType::ConnectError
+        | ErrorType::SocketError
+        | ErrorType::BindError => Cause::Unreachable,
+        ErrorType::TLSHandshakeFailure | ErrorType::InvalidCert | ErrorType::HandshakeError => {
+            Cause::UpstreamTls
         }
-        ErrorType::TLSHandshakeFailure | ErrorType::InvalidCert | ErrorType::HandshakeError => Cause::UpstreamTls,
         ErrorType::ReadTimedout | ErrorType::WriteTimedout => Cause::UpstreamTimeout,
-        ErrorType::ConnectionClosed | ErrorType::ReadError | ErrorType::WriteError => Cause::UpstreamClosed,
-        ErrorType::InvalidHTTPHeader | ErrorType::H1Error | ErrorType::H2Error | ErrorType::InvalidH2 => {
-            Cause::UpstreamProtocol
+        ErrorType::ConnectionClosed | ErrorType::ReadError | ErrorType::WriteError => {
+            Cause::UpstreamClosed
         }
+        ErrorType::InvalidHTTPHeader
+        | ErrorType::H1Error
+        | ErrorType::H2Error
+        | ErrorType::InvalidH2 => Cause::UpstreamProtocol,
         _ => return None,
     })
 }
@@ -573,9 +787,15 @@ mod tests {
     #[test]
     fn a_trace_is_taken_up_only_where_it_is_one() {
         let good = b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
-        assert_eq!(trace_id(good).as_deref(), Some("4bf92f3577b34da6a3ce929d0e0e4736"));
+        assert_eq!(
+            trace_id(good).as_deref(),
+            Some("4bf92f3577b34da6a3ce929d0e0e4736")
+        );
         let next = next_hop_trace(good, 0x10).expect("a trace");
-        assert_eq!(next, "00-4bf92f3577b34da6a3ce929d0e0e4736-0000000000000011-01");
+        assert_eq!(
+            next,
+            "00-4bf92f3577b34da6a3ce929d0e0e4736-0000000000000011-01"
+        );
         for bad in [
             &b""[..],
             b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7",
@@ -592,7 +812,10 @@ mod tests {
 
     #[test]
     fn a_skill_is_a_plain_word() {
-        assert_eq!(skill(b"profile-enricher@1.0.0").as_deref(), Some("profile-enricher@1.0.0"));
+        assert_eq!(
+            skill(b"profile-enricher@1.0.0").as_deref(),
+            Some("profile-enricher@1.0.0")
+        );
         assert_eq!(skill(b""), None);
         assert_eq!(skill(b"a b"), None);
         assert_eq!(skill(b"a\"b"), None);

@@ -49,15 +49,24 @@ enum Socket {
 pub async fn bind(address: &ListenAddress) -> Result<Bound, String> {
     match address {
         ListenAddress::Tcp(tcp) => {
-            let listener = TcpListener::bind(tcp).await.map_err(|error| explain(&tcp.to_string(), &error))?;
-            Ok(Bound { name: "egress".into(), socket: Socket::Tcp(listener) })
+            let listener = TcpListener::bind(tcp)
+                .await
+                .map_err(|error| explain(&tcp.to_string(), &error))?;
+            Ok(Bound {
+                name: "egress".into(),
+                socket: Socket::Tcp(listener),
+            })
         }
         ListenAddress::Unix(path, mode) => {
             let text = path.display().to_string();
             remove_stale(path).map_err(|error| explain(&text, &error))?;
             let listener = UnixListener::bind(path).map_err(|error| explain(&text, &error))?;
-            std::fs::set_permissions(path, std::fs::Permissions::from_mode(*mode)).map_err(|error| explain(&text, &error))?;
-            Ok(Bound { name: "egress_unix".into(), socket: Socket::Unix(listener, path.clone()) })
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(*mode))
+                .map_err(|error| explain(&text, &error))?;
+            Ok(Bound {
+                name: "egress_unix".into(),
+                socket: Socket::Unix(listener, path.clone()),
+            })
         }
     }
 }
@@ -69,9 +78,10 @@ fn remove_stale(path: &std::path::Path) -> io::Result<()> {
     match std::fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(error),
-        Ok(meta) if !meta.file_type().is_socket() => {
-            Err(io::Error::new(io::ErrorKind::AlreadyExists, "the file is there and is no socket"))
-        }
+        Ok(meta) if !meta.file_type().is_socket() => Err(io::Error::new(
+            io::ErrorKind::AlreadyExists,
+            "the file is there and is no socket",
+        )),
         Ok(_) => match std::os::unix::net::UnixStream::connect(path) {
             Ok(_) => Err(io::ErrorKind::AddrInUse.into()),
             Err(_) => std::fs::remove_file(path),
@@ -81,8 +91,12 @@ fn remove_stale(path: &std::path::Path) -> io::Result<()> {
 
 fn explain(address: &str, error: &io::Error) -> String {
     let what = match error.kind() {
-        io::ErrorKind::AddrInUse => "; another process listens there: stop it or choose another address",
-        io::ErrorKind::PermissionDenied => "; ports below 1024 need a privilege: choose a higher one",
+        io::ErrorKind::AddrInUse => {
+            "; another process listens there: stop it or choose another address"
+        }
+        io::ErrorKind::PermissionDenied => {
+            "; ports below 1024 need a privilege: choose a higher one"
+        }
         io::ErrorKind::AddrNotAvailable => "; this machine has no such address",
         _ => "",
     };
@@ -122,7 +136,12 @@ impl Accepting {
         stop: watch::Receiver<bool>,
     ) -> Self {
         let per_source = per_source.map(|most| ConcurrencyLimit::new(most, SOURCES));
-        Self { wire, connections, per_source, stop }
+        Self {
+            wire,
+            connections,
+            per_source,
+            stop,
+        }
     }
 
     /// Accepts until told to stop.
@@ -167,7 +186,13 @@ impl Accepting {
     }
 }
 
-async fn one(wire: Arc<Wire>, listener: Arc<str>, transport: Transport, client: Option<SocketAddr>, held: Held) {
+async fn one(
+    wire: Arc<Wire>,
+    listener: Arc<str>,
+    transport: Transport,
+    client: Option<SocketAddr>,
+    held: Held,
+) {
     let gauge = Gauge::up(Arc::clone(&wire), Arc::clone(&listener));
     let connection = Arc::new(Connection {
         listener,
@@ -192,14 +217,20 @@ struct Gauge {
 
 impl Gauge {
     fn up(wire: Arc<Wire>, listener: Arc<str>) -> Self {
-        wire.gate().observe().observe(Observation::Connection { listener: &listener, change: 1 });
+        wire.gate().observe().observe(Observation::Connection {
+            listener: &listener,
+            change: 1,
+        });
         Self { wire, listener }
     }
 }
 
 impl Drop for Gauge {
     fn drop(&mut self) {
-        self.wire.gate().observe().observe(Observation::Connection { listener: &self.listener, change: -1 });
+        self.wire.gate().observe().observe(Observation::Connection {
+            listener: &self.listener,
+            change: -1,
+        });
     }
 }
 
@@ -207,11 +238,22 @@ impl Drop for Gauge {
 async fn too_many(transport: Transport, id: RequestId) {
     let denial = Denial::new(Cause::Overloaded);
     let body = denial.body(&id);
-    let mut out = format!("HTTP/1.1 {} {}\r\n", denial.status(), denial.reason_phrase(&id)).into_bytes();
+    let mut out = format!(
+        "HTTP/1.1 {} {}\r\n",
+        denial.status(),
+        denial.reason_phrase(&id)
+    )
+    .into_bytes();
     for (name, value) in denial.fields(&id) {
         out.extend_from_slice(format!("{name}: {value}\r\n").as_bytes());
     }
-    out.extend_from_slice(format!("Content-Length: {}\r\nConnection: close\r\n\r\n", body.len()).as_bytes());
+    out.extend_from_slice(
+        format!(
+            "Content-Length: {}\r\nConnection: close\r\n\r\n",
+            body.len()
+        )
+        .as_bytes(),
+    );
     out.extend_from_slice(&body);
     let write = async {
         match transport {
@@ -241,6 +283,8 @@ async fn accept(socket: &Socket) -> io::Result<(Transport, Option<SocketAddr>)> 
 fn is_transient(error: &io::Error) -> bool {
     matches!(
         error.kind(),
-        io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::Interrupted
+        io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::Interrupted
     )
 }

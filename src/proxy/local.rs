@@ -33,9 +33,13 @@ pub(super) async fn write(session: &mut Session, page: Page) -> pingora::Result<
     header.insert_header("Cache-Control", "no-store")?;
     header.insert_header("Content-Length", page.body.len().to_string())?;
     let head_only = session.req_header().method == http::Method::HEAD;
-    session.write_response_header(Box::new(header), head_only).await?;
+    session
+        .write_response_header(Box::new(header), head_only)
+        .await?;
     if !head_only {
-        session.write_response_body(Some(Bytes::from(page.body)), true).await?;
+        session
+            .write_response_body(Some(Bytes::from(page.body)), true)
+            .await?;
     }
     Ok(())
 }

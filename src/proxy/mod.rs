@@ -91,13 +91,21 @@ impl Settings {
     fn loosest(&self, rule: TlsRule) -> TlsRule {
         let all = self.every_tunnel;
         TlsRule {
-            tls: if all.tls == TlsUse::Any { all.tls } else { rule.tls },
+            tls: if all.tls == TlsUse::Any {
+                all.tls
+            } else {
+                rule.tls
+            },
             sni: match (all.sni, rule.sni) {
                 (SniRule::Any, _) | (_, SniRule::Any) => SniRule::Any,
                 (SniRule::Optional, _) | (_, SniRule::Optional) => SniRule::Optional,
                 (SniRule::Match, SniRule::Match) => SniRule::Match,
             },
-            ech: if all.ech == EchRule::Allow { all.ech } else { rule.ech },
+            ech: if all.ech == EchRule::Allow {
+                all.ech
+            } else {
+                rule.ech
+            },
         }
     }
 }
@@ -170,7 +178,11 @@ impl Wire {
             settings,
             pages,
             random,
-            instance: format!("{}-{:08x}", crate::gate::PSEUDONYM, u32::try_from(random() & 0xffff_ffff).unwrap_or(0)),
+            instance: format!(
+                "{}-{:08x}",
+                crate::gate::PSEUDONYM,
+                u32::try_from(random() & 0xffff_ffff).unwrap_or(0)
+            ),
             pool_key: std::hash::RandomState::new(),
         });
         let mut proxy = pingora::proxy::http_proxy(&conf, Forward::new(Arc::clone(&shared)));
@@ -181,7 +193,11 @@ impl Wire {
         h2.max_header_list_size(u32::try_from(shared.settings.header_bytes).unwrap_or(u32::MAX));
         h2.max_concurrent_streams(256);
         proxy.h2_options = Some(h2);
-        Self { shared, proxy: Arc::new(proxy), shutdown }
+        Self {
+            shared,
+            proxy: Arc::new(proxy),
+            shutdown,
+        }
     }
 
     /// The tunnels that are open.

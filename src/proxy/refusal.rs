@@ -15,11 +15,24 @@ use super::conn::ConnIo;
 pub(super) async fn write_raw(mut io: ConnIo, denial: &Denial, id: &RequestId) {
     let body = denial.body(id);
     let mut out = Vec::with_capacity(1024);
-    out.extend_from_slice(format!("HTTP/1.1 {} {}\r\n", denial.status(), denial.reason_phrase(id)).as_bytes());
+    out.extend_from_slice(
+        format!(
+            "HTTP/1.1 {} {}\r\n",
+            denial.status(),
+            denial.reason_phrase(id)
+        )
+        .as_bytes(),
+    );
     for (name, value) in denial.fields(id) {
         out.extend_from_slice(format!("{name}: {value}\r\n").as_bytes());
     }
-    out.extend_from_slice(format!("Content-Length: {}\r\nConnection: close\r\n\r\n", body.len()).as_bytes());
+    out.extend_from_slice(
+        format!(
+            "Content-Length: {}\r\nConnection: close\r\n\r\n",
+            body.len()
+        )
+        .as_bytes(),
+    );
     out.extend_from_slice(&body);
     if io.write_all(&out).await.is_ok() {
         io.close_gently().await;
@@ -30,7 +43,12 @@ pub(super) async fn write_raw(mut io: ConnIo, denial: &Denial, id: &RequestId) {
 ///
 /// # Errors
 /// Pingora's, when the client is gone.
-pub(super) async fn write_session(session: &mut Session, denial: &Denial, id: &RequestId, close: bool) -> pingora::Result<()> {
+pub(super) async fn write_session(
+    session: &mut Session,
+    denial: &Denial,
+    id: &RequestId,
+    close: bool,
+) -> pingora::Result<()> {
     let body = denial.body(id);
     let mut header = ResponseHeader::build(denial.status(), Some(10))?;
     header.set_reason_phrase(Some(&denial.reason_phrase(id)))?;
@@ -42,9 +60,13 @@ pub(super) async fn write_session(session: &mut Session, denial: &Denial, id: &R
         session.set_keepalive(None);
     }
     let head_only = session.req_header().method == http::Method::HEAD;
-    session.write_response_header(Box::new(header), head_only).await?;
+    session
+        .write_response_header(Box::new(header), head_only)
+        .await?;
     if !head_only {
-        session.write_response_body(Some(Bytes::from(body)), true).await?;
+        session
+            .write_response_body(Some(Bytes::from(body)), true)
+            .await?;
     }
     Ok(())
 }

@@ -72,7 +72,10 @@ where
     }
 
     pub(super) fn carried(&self) -> Carried {
-        Carried { up: self.up.carried, down: self.down.carried }
+        Carried {
+            up: self.up.carried,
+            down: self.down.carried,
+        }
     }
 }
 
@@ -90,7 +93,9 @@ where
         let down = this.down.poll(cx, this.upstream, this.client);
         match (up, down) {
             (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) => return Poll::Ready(TunnelEnd::Closed),
-            (Poll::Ready(Err(_)), _) | (_, Poll::Ready(Err(_))) => return Poll::Ready(TunnelEnd::Reset),
+            (Poll::Ready(Err(_)), _) | (_, Poll::Ready(Err(_))) => {
+                return Poll::Ready(TunnelEnd::Reset);
+            }
             _ => {}
         }
         if this.carried() != before {
@@ -140,9 +145,14 @@ impl Direction {
     }
 
     /// Sends what the other side could not take before.
-    fn poll_kept<W: AsyncWrite + Unpin>(&mut self, cx: &mut Context<'_>, to: &mut W) -> Poll<io::Result<()>> {
+    fn poll_kept<W: AsyncWrite + Unpin>(
+        &mut self,
+        cx: &mut Context<'_>,
+        to: &mut W,
+    ) -> Poll<io::Result<()>> {
         while self.sent < self.kept.len() {
-            let count = std::task::ready!(Pin::new(&mut *to).poll_write(cx, &self.kept[self.sent..]))?;
+            let count =
+                std::task::ready!(Pin::new(&mut *to).poll_write(cx, &self.kept[self.sent..]))?;
             if count == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
@@ -155,7 +165,12 @@ impl Direction {
         Poll::Ready(Ok(()))
     }
 
-    fn poll_move<R, W>(&mut self, cx: &mut Context<'_>, from: &mut R, to: &mut W) -> Poll<io::Result<()>>
+    fn poll_move<R, W>(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &mut R,
+        to: &mut W,
+    ) -> Poll<io::Result<()>>
     where
         R: AsyncRead + Unpin,
         W: AsyncWrite + Unpin,
@@ -217,7 +232,13 @@ mod tests {
         let ((end, carried), answer, ()) = tokio::join!(relay, client_side, upstream_side);
         assert_eq!(end, TunnelEnd::Closed);
         assert_eq!(answer, b"answer");
-        assert_eq!(carried, Carried { up: 800_000, down: 6 });
+        assert_eq!(
+            carried,
+            Carried {
+                up: 800_000,
+                down: 6
+            }
+        );
     }
 
     #[tokio::test(start_paused = true)]

@@ -127,8 +127,10 @@ async fn read_head(wire: &Wire, io: &mut ConnIo) -> HeadRead {
 fn hopeless(bytes: &[u8]) -> Option<Denial> {
     match bytes.first() {
         Some(0x16) => Some(
-            Denial::new(Cause::BadRequest("this port speaks clear text; the request is TLS"))
-                .detail("a TLS handshake on a clear-text listener"),
+            Denial::new(Cause::BadRequest(
+                "this port speaks clear text; the request is TLS",
+            ))
+            .detail("a TLS handshake on a clear-text listener"),
         ),
         Some(first) if !first.is_ascii_graphic() && !matches!(first, b'\r') => {
             Some(Denial::new(Cause::BadRequest("the request is not HTTP")))
@@ -139,7 +141,10 @@ fn hopeless(bytes: &[u8]) -> Option<Denial> {
 
 /// A head that is too large: because of its target, or altogether.
 fn too_large(bytes: &[u8]) -> Denial {
-    let line = bytes.iter().position(|b| *b == b'\r').unwrap_or(bytes.len());
+    let line = bytes
+        .iter()
+        .position(|b| *b == b'\r')
+        .unwrap_or(bytes.len());
     if line > crate::egress::MAX_TARGET_BYTES + 64 {
         return Denial::new(Cause::TargetTooLong);
     }
@@ -186,15 +191,23 @@ pub(super) fn bad_target(error: &TargetError) -> Denial {
         TargetError::Authority(AuthorityError::Userinfo) => Denial::new(Cause::BadRequest(
             "the request target has userinfo; send credentials in Proxy-Authorization",
         )),
-        TargetError::Authority(AuthorityError::Host(_)) => {
-            Denial::new(Cause::BadRequest("the host in the request target is not valid"))
-        }
+        TargetError::Authority(AuthorityError::Host(_)) => Denial::new(Cause::BadRequest(
+            "the host in the request target is not valid",
+        )),
         TargetError::Authority(AuthorityError::MissingPort | AuthorityError::InvalidPort) => {
-            Denial::new(Cause::BadRequest("the port in the request target is not a number from 1 to 65535"))
+            Denial::new(Cause::BadRequest(
+                "the port in the request target is not a number from 1 to 65535",
+            ))
         }
-        TargetError::Scheme => Denial::new(Cause::BadRequest("the scheme of the request target is not http")),
-        TargetError::Fragment => Denial::new(Cause::BadRequest("the request target has a fragment")),
-        TargetError::Path(_) => Denial::new(Cause::BadRequest("the path of the request target is not valid")),
+        TargetError::Scheme => Denial::new(Cause::BadRequest(
+            "the scheme of the request target is not http",
+        )),
+        TargetError::Fragment => {
+            Denial::new(Cause::BadRequest("the request target has a fragment"))
+        }
+        TargetError::Path(_) => Denial::new(Cause::BadRequest(
+            "the path of the request target is not valid",
+        )),
         TargetError::Form | TargetError::InvalidCharacter => Denial::new(Cause::BadRequest(
             "the request target is neither a path, an absolute URL nor an authority",
         )),
@@ -232,14 +245,21 @@ pub(super) async fn refuse(io: ConnIo, mut trail: AuditTrail, denial: Denial) {
 }
 
 /// Sends one request where it belongs.
-async fn dispatch(wire: &Arc<Wire>, mut io: ConnIo, head_length: usize, settings: &mut Option<HttpPersistentSettings>) -> Next {
+async fn dispatch(
+    wire: &Arc<Wire>,
+    mut io: ConnIo,
+    head_length: usize,
+    settings: &mut Option<HttpPersistentSettings>,
+) -> Next {
     let prepared = {
         let bytes = &io.unread()[..head_length];
         match head::parse(bytes) {
             Ok(head) if head.target.len() > wire.shared.settings.target_bytes => {
                 Err((Denial::new(Cause::TargetTooLong), head.method.to_owned()))
             }
-            Ok(head) if head.method == "CONNECT" => Ok(Prepared::Connect(connect::ConnectHead::take(&head))),
+            Ok(head) if head.method == "CONNECT" => {
+                Ok(Prepared::Connect(connect::ConnectHead::take(&head)))
+            }
             Ok(head) => prepare(&io, &head).map(|request| Prepared::Request(Box::new(request))),
             Err(error) => Err((bad_head(error), String::new())),
         }
@@ -281,7 +301,8 @@ fn prepare(io: &ConnIo, head: &Head<'_>) -> Result<PreparedRequest, (Denial, Str
         // It would send back what other fields the way here has added.
         return Err(refuse(Denial::new(Cause::Method)));
     }
-    let target = RequestTarget::parse(head.method, head.target).map_err(|error| refuse(bad_target(&error)))?;
+    let target = RequestTarget::parse(head.method, head.target)
+        .map_err(|error| refuse(bad_target(&error)))?;
     let host = host_field(head).map_err(refuse)?;
     let tunnel = io.connection().tunnel.as_ref();
     let authority = match (&target, tunnel) {
@@ -290,7 +311,14 @@ fn prepare(io: &ConnIo, head: &Head<'_>) -> Result<PreparedRequest, (Denial, Str
                 "inside a tunnel the request target is a path",
             ))));
         }
-        (RequestTarget::Absolute { scheme: Scheme::Https, authority, .. }, None) => {
+        (
+            RequestTarget::Absolute {
+                scheme: Scheme::Https,
+                authority,
+                ..
+            },
+            None,
+        ) => {
             return Err(refuse(Denial::new(Cause::HttpsAbsolute).towards(authority)));
         }
         (RequestTarget::Absolute { authority, .. }, None) => Some(authority),
@@ -301,8 +329,15 @@ fn prepare(io: &ConnIo, head: &Head<'_>) -> Result<PreparedRequest, (Denial, Str
         && (*host != authority.host || port.is_some_and(|port| port != authority.port))
     {
         let default = port.is_none() || *port == Some(authority.port);
-        let detail = format!("Host {host}{}", if default { "" } else { " with another port" });
-        return Err(refuse(Denial::new(Cause::HostMismatch).towards(authority).detail(detail)));
+        let detail = format!(
+            "Host {host}{}",
+            if default { "" } else { " with another port" }
+        );
+        return Err(refuse(
+            Denial::new(Cause::HostMismatch)
+                .towards(authority)
+                .detail(detail),
+        ));
     }
     let canonical = canonical(head, &target, authority);
     Ok(PreparedRequest {
@@ -322,7 +357,9 @@ fn host_field(head: &Head<'_>) -> Result<Option<(Host, Option<u16>)>, Denial> {
     };
     let bad = || Denial::new(Cause::BadRequest("the Host field is not a valid host"));
     let text = std::str::from_utf8(value).map_err(|_| bad())?;
-    Authority::parse_optional_port(text).map(Some).map_err(|error| bad().detail(error.to_string()))
+    Authority::parse_optional_port(text)
+        .map(Some)
+        .map_err(|error| bad().detail(error.to_string()))
 }
 
 /// How much the reader of this request may see behind its head. An upgraded
@@ -338,7 +375,11 @@ fn fence(body: BodyLength, websocket: bool) -> Option<u64> {
 
 /// One request through Pingora. A stream that has been upgraded can be ended
 /// from outside; its record is then written by the trail's drop.
-async fn forward(wire: &Arc<Wire>, io: ConnIo, settings: &mut Option<HttpPersistentSettings>) -> Next {
+async fn forward(
+    wire: &Arc<Wire>,
+    io: ConnIo,
+    settings: &mut Option<HttpPersistentSettings>,
+) -> Next {
     let ending = Arc::clone(&io.connection().ending);
     let mut session = ServerSession::new_http1(Box::new(io));
     if let Some(settings) = settings.take() {

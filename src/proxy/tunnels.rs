@@ -41,9 +41,17 @@ impl OpenTunnels {
         ending: &Arc<Ending>,
     ) -> Registered {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
-        let tunnel = OpenTunnel { who: Arc::clone(who), request, dialled, ending: Arc::clone(ending) };
+        let tunnel = OpenTunnel {
+            who: Arc::clone(who),
+            request,
+            dialled,
+            ending: Arc::clone(ending),
+        };
         lock(&self.open).insert(number, tunnel);
-        Registered { number, open: Arc::clone(&self.open) }
+        Registered {
+            number,
+            open: Arc::clone(&self.open),
+        }
     }
 
     /// How many are open.

@@ -37,9 +37,15 @@ fn documents_in(path: &Path, extensions: &[&str]) -> Result<Vec<PathBuf>, LoadEr
     let mut files = Vec::new();
     for entry in std::fs::read_dir(path).map_err(cannot)? {
         let file = entry.map_err(cannot)?.path();
-        let hidden = file.file_name().is_none_or(|name| name.to_string_lossy().starts_with('.'));
-        let cases = file.file_name().is_some_and(|name| name.to_string_lossy().contains(".cases."));
-        let named = file.extension().is_some_and(|extension| extensions.iter().any(|wanted| extension == *wanted));
+        let hidden = file
+            .file_name()
+            .is_none_or(|name| name.to_string_lossy().starts_with('.'));
+        let cases = file
+            .file_name()
+            .is_some_and(|name| name.to_string_lossy().contains(".cases."));
+        let named = file
+            .extension()
+            .is_some_and(|extension| extensions.iter().any(|wanted| extension == *wanted));
         if !hidden && !cases && named && std::fs::metadata(&file).map_err(cannot)?.is_file() {
             files.push(file);
         }
@@ -74,15 +80,27 @@ pub fn read_documents(files: &[PathBuf]) -> Result<Vec<Source>, LoadError> {
                 continue;
             }
         };
-        let extension = file.extension().map(|extension| extension.to_string_lossy().to_string());
-        let format = extension.and_then(|extension| Format::from_extension(&extension)).unwrap_or(Format::Yaml);
+        let extension = file
+            .extension()
+            .map(|extension| extension.to_string_lossy().to_string());
+        let format = extension
+            .and_then(|extension| Format::from_extension(&extension))
+            .unwrap_or(Format::Yaml);
         let name = SourceName::from(shown.as_str());
         match PolicyDocument::parse(&name, format, &text) {
-            Ok(document) => sources.push(Source { name, text, document }),
+            Ok(document) => sources.push(Source {
+                name,
+                text,
+                document,
+            }),
             Err(error) => errors.push(error.to_string()),
         }
     }
-    if errors.is_empty() { Ok(sources) } else { Err(LoadError(errors)) }
+    if errors.is_empty() {
+        Ok(sources)
+    } else {
+        Err(LoadError(errors))
+    }
 }
 
 /// The set that these documents make.
@@ -90,7 +108,10 @@ pub fn read_documents(files: &[PathBuf]) -> Result<Vec<Source>, LoadError> {
 /// # Errors
 /// Every mistake in every document, with its line and column.
 pub fn build(sources: &[Source], mode: Mode) -> Result<PolicySet, LoadError> {
-    let documents = sources.iter().map(|source| (source.name.clone(), source.document.clone())).collect();
+    let documents = sources
+        .iter()
+        .map(|source| (source.name.clone(), source.document.clone()))
+        .collect();
     PolicySet::build(documents, mode).map_err(|mut errors| {
         for source in sources {
             PolicyError::locate(&mut errors, &source.name, &source.text);
@@ -110,10 +131,19 @@ pub fn policy(config: &Config) -> Result<PolicySet, LoadError> {
     };
     if !config.allowed_destinations.is_empty() {
         let name = SourceName::from("ALLOWED_DESTINATIONS");
-        let text = config.allowed_destinations.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+        let text = config
+            .allowed_destinations
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>()
+            .join(",");
         let document = PolicyDocument::from_allowed_destinations(&name, &text)
             .map_err(|errors| LoadError(errors.iter().map(ToString::to_string).collect()))?;
-        sources.push(Source { name, text: String::new(), document });
+        sources.push(Source {
+            name,
+            text: String::new(),
+            document,
+        });
     }
     build(&sources, config.mode)
 }
@@ -134,15 +164,21 @@ pub fn keys(config: &Config) -> Result<VerifyingKeys, LoadError> {
     }
     match secret(config) {
         // With a signing key of its own, the secret still verifies.
-        Ok(Some(secret)) if identity.signing_key.is_some() => match VerifyingKey::from_secret(&secret) {
-            Ok(key) => own_keys.push(key),
-            Err(error) => errors.push(format!("AGENTPORT_JWKS_SECRET: {error}")),
-        },
+        Ok(Some(secret)) if identity.signing_key.is_some() => {
+            match VerifyingKey::from_secret(&secret) {
+                Ok(key) => own_keys.push(key),
+                Err(error) => errors.push(format!("AGENTPORT_JWKS_SECRET: {error}")),
+            }
+        }
         Ok(_) => {}
         Err(error) => errors.extend(error.0),
     }
     let mut keys = VerifyingKeys::new();
-    let add = |keys: VerifyingKeys, issuer: TrustedIssuer, list: Vec<VerifyingKey>, place: &str, errors: &mut Vec<String>| {
+    let add = |keys: VerifyingKeys,
+               issuer: TrustedIssuer,
+               list: Vec<VerifyingKey>,
+               place: &str,
+               errors: &mut Vec<String>| {
         match keys.clone().with(issuer, list) {
             Ok(more) => more,
             Err(error) => {
@@ -161,7 +197,10 @@ pub fn keys(config: &Config) -> Result<VerifyingKeys, LoadError> {
         );
         match documents_in(&trusted.file, &["pem", "jwk", "jwks", "json", "pub", "key"]) {
             Ok(files) if files.is_empty() => {
-                errors.push(format!("{}: the directory has no key (*.pem, *.jwk, *.json)", trusted.file.display()));
+                errors.push(format!(
+                    "{}: the directory has no key (*.pem, *.jwk, *.json)",
+                    trusted.file.display()
+                ));
             }
             Ok(files) => {
                 let mut list = Vec::new();
@@ -172,13 +211,23 @@ pub fn keys(config: &Config) -> Result<VerifyingKeys, LoadError> {
                     }
                 }
                 if !list.is_empty() {
-                    keys = add(keys, issuer, list, &trusted.file.display().to_string(), &mut errors);
+                    keys = add(
+                        keys,
+                        issuer,
+                        list,
+                        &trusted.file.display().to_string(),
+                        &mut errors,
+                    );
                 }
             }
             Err(error) => errors.extend(error.0),
         }
     }
-    if errors.is_empty() { Ok(keys) } else { Err(LoadError(errors)) }
+    if errors.is_empty() {
+        Ok(keys)
+    } else {
+        Err(LoadError(errors))
+    }
 }
 
 /// The keys in one file: PEM, a JWK or a JWK Set, told apart by what it holds.
@@ -186,14 +235,21 @@ fn read_keys(file: &Path) -> Result<Vec<VerifyingKey>, String> {
     let text = read_text(file)?;
     let shown = file.display();
     if text.trim_start().starts_with('{') {
-        let is_set = serde_json::from_str::<serde_json::Value>(&text).is_ok_and(|value| value.get("keys").is_some());
+        let is_set = serde_json::from_str::<serde_json::Value>(&text)
+            .is_ok_and(|value| value.get("keys").is_some());
         return if is_set {
-            KeySet::parse(&text).map(|set| set.keys).map_err(|error| format!("{shown}: {error}"))
+            KeySet::parse(&text)
+                .map(|set| set.keys)
+                .map_err(|error| format!("{shown}: {error}"))
         } else {
-            VerifyingKey::from_jwk(&text).map(|key| vec![key]).map_err(|error| format!("{shown}: {error}"))
+            VerifyingKey::from_jwk(&text)
+                .map(|key| vec![key])
+                .map_err(|error| format!("{shown}: {error}"))
         };
     }
-    VerifyingKey::from_pem(&text).map(|key| vec![key]).map_err(|error| format!("{shown}: {error}"))
+    VerifyingKey::from_pem(&text)
+        .map(|key| vec![key])
+        .map_err(|error| format!("{shown}: {error}"))
 }
 
 /// The key that this process signs with: the configured one, or else the
@@ -204,7 +260,9 @@ fn read_keys(file: &Path) -> Result<Vec<VerifyingKey>, String> {
 pub fn signing_key(config: &Config) -> Result<Option<SigningKey>, LoadError> {
     if let Some(file) = &config.identity.signing_key {
         let text = read_text(file).map_err(|error| LoadError(vec![error]))?;
-        return SigningKey::from_pem(&text).map(Some).map_err(|error| LoadError(vec![format!("{}: {error}", file.display())]));
+        return SigningKey::from_pem(&text)
+            .map(Some)
+            .map_err(|error| LoadError(vec![format!("{}: {error}", file.display())]));
     }
     match secret(config)? {
         Some(secret) => SigningKey::from_secret(&secret)

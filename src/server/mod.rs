@@ -17,14 +17,20 @@ use crate::adapters::clock::SystemClock;
 use crate::adapters::figures::Figures;
 use crate::adapters::host;
 use crate::adapters::names::{Resolver, ResolverSettings};
-use crate::adapters::records::{self, AuditLog, AuditLogSettings, Durability, FileWriter, Rotation, StreamWriter};
+use crate::adapters::records::{
+    self, AuditLog, AuditLogSettings, Durability, FileWriter, Rotation, StreamWriter,
+};
 use crate::admin::{Admin, Readiness};
-use crate::config::{self, AuditPath, BasicUser, Config, Endpoint, Fsync, Listener, Overflow, Threads, Verdict};
+use crate::config::{
+    self, AuditPath, BasicUser, Config, Endpoint, Fsync, Listener, Overflow, Threads, Verdict,
+};
 use crate::gate::ports::Clock;
 use crate::gate::{Gate, GateParts, Limits, OwnListeners, StormSettings, TunnelEnd};
 use crate::identity::{CacheSettings, CachedVerifier, TokenVerifier, VerifierSettings};
 use crate::policy::{EchRule, SniRule, TlsRule, TlsUse};
-use crate::proxy::{Accepting, AgentEndpoint, Bound, FrontedAgent, ListenAddress, Settings, Wire, bind};
+use crate::proxy::{
+    Accepting, AgentEndpoint, Bound, FrontedAgent, ListenAddress, Settings, Wire, bind,
+};
 
 use reload::{PolicyInForce, Reloader};
 
@@ -77,7 +83,9 @@ impl Gateway {
         let policy = load::policy(&config).context("the policy is not valid")?;
         let keys = load::keys(&config).context("the keys are not valid")?;
         if keys.is_empty() {
-            bail!("there is no key to verify tokens with: set AGENTPORT_JWKS_SECRET or identity.keys");
+            bail!(
+                "there is no key to verify tokens with: set AGENTPORT_JWKS_SECRET or identity.keys"
+            );
         }
         if let Some(bundle) = &config.upstream_ca {
             check_bundle(bundle)?;
@@ -90,30 +98,47 @@ impl Gateway {
         for listener in &config.listen.egress {
             let address = match listener {
                 Listener::Tcp(address) => ListenAddress::Tcp(*address),
-                Listener::Unix(path) => ListenAddress::Unix(path.clone(), config.listen.unix_mode.bits()),
+                Listener::Unix(path) => {
+                    ListenAddress::Unix(path.clone(), config.listen.unix_mode.bits())
+                }
             };
             egress.push(bind(&address).await.map_err(anyhow::Error::msg)?);
         }
         let admin_listener = match &config.listen.admin {
-            Some(listener) => Some(crate::admin::bind(listener).await.map_err(anyhow::Error::msg)?),
+            Some(listener) => Some(
+                crate::admin::bind(listener)
+                    .await
+                    .map_err(anyhow::Error::msg)?,
+            ),
             None => None,
         };
         let mut own = OwnListeners {
             sockets: egress.iter().filter_map(Bound::address).collect(),
             local: host::interface_addresses().unwrap_or_default(),
         };
-        own.sockets.extend(admin_listener.as_ref().and_then(crate::admin::BoundAdmin::address));
+        own.sockets.extend(
+            admin_listener
+                .as_ref()
+                .and_then(crate::admin::BoundAdmin::address),
+        );
 
         figures.policy_loaded(policy.digest(), clock.wall());
         let in_force = Arc::new(PolicyInForce::new(policy));
-        let verifier = TokenVerifier::new(keys, VerifierSettings {
-            leeway: config.identity.leeway,
-            max_token_bytes: usize::try_from(config.identity.max_token.bytes()).unwrap_or(usize::MAX),
-        });
-        let tokens = Arc::new(CachedVerifier::new(verifier, CacheSettings {
-            lifetime: config.identity.cache.ttl,
-            capacity: config.identity.cache.entries,
-        }));
+        let verifier = TokenVerifier::new(
+            keys,
+            VerifierSettings {
+                leeway: config.identity.leeway,
+                max_token_bytes: usize::try_from(config.identity.max_token.bytes())
+                    .unwrap_or(usize::MAX),
+            },
+        );
+        let tokens = Arc::new(CachedVerifier::new(
+            verifier,
+            CacheSettings {
+                lifetime: config.identity.cache.ttl,
+                capacity: config.identity.cache.entries,
+            },
+        ));
         let names = Arc::new(resolver(&config, &clock)?);
         let gate = Gate::new(GateParts {
             policy: Arc::clone(&in_force) as _,
@@ -134,9 +159,30 @@ impl Gateway {
             storms: StormSettings::default(),
         });
         let readiness = Arc::new(Readiness::default());
-        let admin = Admin::new(Arc::clone(&figures), Arc::clone(&readiness), Arc::clone(&log), Arc::clone(&in_force) as _, Arc::clone(&tokens));
-        let wire = Arc::new(Wire::new(gate, settings(&config), Arc::new(admin.clone()), host::random_bits, stopped));
-        let reloader = Reloader::new(Arc::clone(&config), in_force, tokens, Arc::clone(&wire), figures, readiness, clock, names);
+        let admin = Admin::new(
+            Arc::clone(&figures),
+            Arc::clone(&readiness),
+            Arc::clone(&log),
+            Arc::clone(&in_force) as _,
+            Arc::clone(&tokens),
+        );
+        let wire = Arc::new(Wire::new(
+            gate,
+            settings(&config),
+            Arc::new(admin.clone()),
+            host::random_bits,
+            stopped,
+        ));
+        let reloader = Reloader::new(
+            Arc::clone(&config),
+            in_force,
+            tokens,
+            Arc::clone(&wire),
+            figures,
+            readiness,
+            clock,
+            names,
+        );
         Ok(Self {
             config,
             wire,
@@ -153,7 +199,10 @@ impl Gateway {
     pub fn addresses(&self) -> Addresses {
         Addresses {
             egress: self.egress.iter().filter_map(Bound::address).collect(),
-            admin: self.admin.as_ref().and_then(|(listener, _)| listener.address()),
+            admin: self
+                .admin
+                .as_ref()
+                .and_then(|(listener, _)| listener.address()),
         }
     }
 
@@ -164,7 +213,15 @@ impl Gateway {
     /// # Errors
     /// Where a file could not be watched, or records could not be written.
     pub async fn run(self, until: impl Future<Output = ()>) -> anyhow::Result<()> {
-        let Self { config, wire, egress, admin, log, reloader, stop } = self;
+        let Self {
+            config,
+            wire,
+            egress,
+            admin,
+            log,
+            reloader,
+            stop,
+        } = self;
         let pid_file = write_pid_file(config.pid_file.as_deref())?;
         let reloading = tokio::spawn(reloader.run(Arc::clone(&log))?);
         let mut background = JoinSet::new();
@@ -186,7 +243,11 @@ impl Gateway {
             );
             accepting.spawn(accept.run(bound));
         }
-        tracing::info!(version = env!("CARGO_PKG_VERSION"), threads = threads(&config), "serving");
+        tracing::info!(
+            version = env!("CARGO_PKG_VERSION"),
+            threads = threads(&config),
+            "serving"
+        );
         until.await;
 
         tracing::info!(drain = ?config.timeouts.drain, tunnels = wire.tunnels().len(), "draining");
@@ -200,8 +261,14 @@ impl Gateway {
             }
         };
         tokio::pin!(all_gone);
-        if tokio::time::timeout(config.timeouts.drain, &mut all_gone).await.is_err() {
-            tracing::warn!(tunnels = wire.tunnels().len(), "the time to drain is over; what is open is cut");
+        if tokio::time::timeout(config.timeouts.drain, &mut all_gone)
+            .await
+            .is_err()
+        {
+            tracing::warn!(
+                tunnels = wire.tunnels().len(),
+                "the time to drain is over; what is open is cut"
+            );
             wire.tunnels().end_all(TunnelEnd::Drained);
             // What was cut still writes its records.
             let _ = tokio::time::timeout(Duration::from_secs(1), &mut all_gone).await;
@@ -211,7 +278,9 @@ impl Gateway {
         wire.gate().write_repeated(true);
         drop(pid_file);
         let closed = tokio::task::spawn_blocking(move || log.close(Duration::from_secs(10))).await;
-        closed.context("the audit log's thread failed")?.context("the audit log could not be finished")?;
+        closed
+            .context("the audit log's thread failed")?
+            .context("the audit log could not be finished")?;
         tracing::info!("stopped");
         Ok(())
     }
@@ -248,9 +317,13 @@ fn raise_open_files(figures: &Figures, config: &Config) {
 
 fn check_bundle(bundle: &Path) -> anyhow::Result<()> {
     // Pingora would panic over a bundle that it cannot read.
-    let text = std::fs::read_to_string(bundle).with_context(|| format!("upstream_ca: {}", bundle.display()))?;
+    let text = std::fs::read_to_string(bundle)
+        .with_context(|| format!("upstream_ca: {}", bundle.display()))?;
     if !text.contains("-----BEGIN CERTIFICATE-----") {
-        bail!("upstream_ca: {}: there is no PEM certificate in it", bundle.display());
+        bail!(
+            "upstream_ca: {}: there is no PEM certificate in it",
+            bundle.display()
+        );
     }
     Ok(())
 }
@@ -287,7 +360,10 @@ fn resolver(config: &Config, clock: &Arc<dyn Clock>) -> anyhow::Result<Resolver>
         search: written.search,
         timeout: written.timeout,
         ttl: (written.cache.min_ttl, written.cache.max_ttl),
-        negative_ttl: (Duration::from_secs(1).min(written.cache.negative_ttl), written.cache.negative_ttl),
+        negative_ttl: (
+            Duration::from_secs(1).min(written.cache.negative_ttl),
+            written.cache.negative_ttl,
+        ),
         names: written.cache.entries,
         ..ResolverSettings::default()
     };
@@ -313,7 +389,10 @@ fn settings(config: &Config) -> Settings {
         in_flight: config.limits.in_flight,
         tunnels: config.limits.tunnels,
         upstream_pool: config.limits.upstream_pool,
-        upstream_ca: config.upstream_ca.as_ref().map(|path| path.display().to_string()),
+        upstream_ca: config
+            .upstream_ca
+            .as_ref()
+            .map(|path| path.display().to_string()),
         threads: threads(config),
         agent: config.agent.upstream.as_ref().map(|upstream| FrontedAgent {
             name: config.agent.name.clone(),
@@ -323,7 +402,11 @@ fn settings(config: &Config) -> Settings {
             },
         }),
         every_tunnel: TlsRule {
-            tls: if allow(config.tunnel.opaque) { TlsUse::Any } else { TlsUse::Strict },
+            tls: if allow(config.tunnel.opaque) {
+                TlsUse::Any
+            } else {
+                TlsUse::Strict
+            },
             sni: if allow(config.tunnel.other_sni) {
                 SniRule::Any
             } else if allow(config.tunnel.no_sni) {
@@ -331,7 +414,11 @@ fn settings(config: &Config) -> Settings {
             } else {
                 SniRule::Match
             },
-            ech: if allow(config.tunnel.ech) { EchRule::Allow } else { EchRule::Refuse },
+            ech: if allow(config.tunnel.ech) {
+                EchRule::Allow
+            } else {
+                EchRule::Refuse
+            },
         },
         ipv4_first: config.resolver.prefer == config::Family::V4,
         plain_in_tunnels: config.tunnel.plain == config::Plain::Judge,
@@ -351,6 +438,7 @@ fn write_pid_file(path: Option<&Path>) -> anyhow::Result<Option<PidFile>> {
     let Some(path) = path else {
         return Ok(None);
     };
-    std::fs::write(path, format!("{}\n", std::process::id())).with_context(|| format!("pid_file: {}", path.display()))?;
+    std::fs::write(path, format!("{}\n", std::process::id()))
+        .with_context(|| format!("pid_file: {}", path.display()))?;
     Ok(Some(PidFile(path.to_owned())))
 }

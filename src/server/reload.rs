@@ -47,7 +47,10 @@ pub(super) struct Reloader {
 }
 
 impl Reloader {
-    #[expect(clippy::too_many_arguments, reason = "each is one part of the gateway that a reload touches")]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "each is one part of the gateway that a reload touches"
+    )]
     pub(super) fn new(
         config: Arc<Config>,
         policy: Arc<PolicyInForce>,
@@ -58,11 +61,23 @@ impl Reloader {
         clock: Arc<dyn Clock>,
         names: Arc<Resolver>,
     ) -> Self {
-        Self { config, policy, tokens, wire, figures, readiness, clock, names }
+        Self {
+            config,
+            policy,
+            tokens,
+            wire,
+            figures,
+            readiness,
+            clock,
+            names,
+        }
     }
 
     /// Reloads when a file changes and on SIGHUP, for ever.
-    pub(super) fn run(self, log: Arc<AuditLog>) -> anyhow::Result<impl Future<Output = ()> + Send + 'static> {
+    pub(super) fn run(
+        self,
+        log: Arc<AuditLog>,
+    ) -> anyhow::Result<impl Future<Output = ()> + Send + 'static> {
         let identity = &self.config.identity;
         let policy_paths: Vec<_> = self.config.policy.iter().cloned().collect();
         let key_paths: Vec<_> = identity
@@ -117,7 +132,9 @@ impl Reloader {
                 tracing::error!(%error, "the new policy is refused; the old one stays in force");
                 self.readiness.policy_is(Err(error.to_string()));
             }
-            Err(error) => tracing::error!(%error, "reading the policy failed; the old one stays in force"),
+            Err(error) => {
+                tracing::error!(%error, "reading the policy failed; the old one stays in force")
+            }
         }
     }
 
@@ -138,7 +155,9 @@ impl Reloader {
                 tracing::error!(%error, "the new keys are refused; the old ones stay in force");
                 self.readiness.keys_are(Err(error.to_string()));
             }
-            Err(error) => tracing::error!(%error, "reading the keys failed; the old ones stay in force"),
+            Err(error) => {
+                tracing::error!(%error, "reading the keys failed; the old ones stay in force")
+            }
         }
     }
 }
