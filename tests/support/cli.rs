@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -669,4 +669,126 @@ pub(crate) fn closed(stream: &mut TcpStream) {
             Err(error) => panic!("the stream is still open: {error}"),
         }
     }
+}
+
+/// What a name server says of a name.
+#[derive(Clone)]
+pub(crate) enum Says {
+    /// These addresses, good for one second.
+    Addresses(Vec<IpAddr>),
+    /// No such name.
+    Nothing,
+    /// Not a word.
+    Silence,
+}
+
+/// A DNS server (RFC 1035) that answers as it was told, and remembers for which
+/// names it was asked.
+pub(crate) struct Names {
+    pub(crate) address: SocketAddr,
+    known: Arc<Mutex<HashMap<String, Says>>>,
+    asked: Arc<Mutex<Vec<String>>>,
+}
+
+impl Names {
+    pub(crate) fn serve() -> Self {
+        let socket = UdpSocket::bind("127.0.0.1:0").expect("a port");
+        let names = Self {
+            address: socket.local_addr().expect("an address"),
+            known: Arc::default(),
+            asked: Arc::default(),
+        };
+        let (known, asked) = (Arc::clone(&names.known), Arc::clone(&names.asked));
+        std::thread::spawn(move || {
+            let mut query = [0; 1500];
+            while let Ok((count, from)) = socket.recv_from(&mut query) {
+                let (name, kind, end) = question(&query[..count]);
+                asked
+                    .lock()
+                    .expect("no one fails holding it")
+                    .push(name.clone());
+                let says = known
+                    .lock()
+                    .expect("no one fails holding it")
+                    .get(&name)
+                    .cloned();
+                if let Some(answer) = answer(&query[..end], kind, says.unwrap_or(Says::Nothing)) {
+                    let _ = socket.send_to(&answer, from);
+                }
+            }
+        });
+        names
+    }
+
+    /// What is said of a name from now on.
+    pub(crate) fn say(&self, name: &str, says: Says) {
+        let mut known = self.known.lock().expect("no one fails holding it");
+        known.insert(name.to_owned(), says);
+    }
+
+    /// The same, for addresses.
+    pub(crate) fn at(&self, name: &str, addresses: &[&str]) {
+        let parsed = addresses
+            .iter()
+            .map(|address| address.parse().expect("an address"));
+        self.say(name, Says::Addresses(parsed.collect()));
+    }
+
+    /// Whether anybody has asked for a name.
+    pub(crate) fn was_asked(&self, name: &str) -> bool {
+        let asked = self.asked.lock().expect("no one fails holding it");
+        asked.iter().any(|known| known == name)
+    }
+}
+
+/// The name, the type, and where the question ends.
+fn question(query: &[u8]) -> (String, u16, usize) {
+    let mut labels = Vec::new();
+    let mut at = 12;
+    while query[at] != 0 {
+        let end = at + 1 + usize::from(query[at]);
+        labels.push(String::from_utf8_lossy(&query[at + 1..end]).to_ascii_lowercase());
+        at = end;
+    }
+    let kind = u16::from_be_bytes([query[at + 1], query[at + 2]]);
+    (labels.join("."), kind, at + 5)
+}
+
+fn answer(query: &[u8], kind: u16, says: Says) -> Option<Vec<u8>> {
+    let (code, addresses) = match says {
+        Says::Addresses(addresses) => (0, addresses),
+        Says::Nothing => (3, Vec::new()),
+        Says::Silence => return None,
+    };
+    let data: Vec<Vec<u8>> = addresses
+        .into_iter()
+        .filter_map(|address| match (address, kind) {
+            (IpAddr::V4(address), 1) => Some(address.octets().to_vec()),
+            (IpAddr::V6(address), 28) => Some(address.octets().to_vec()),
+            _ => None,
+        })
+        .collect();
+    let count = u8::try_from(data.len()).expect("a few");
+    let mut out = query[..2].to_vec();
+    out.extend([0x81, 0x80 | code, 0, 1, 0, count, 0, 0, 0, 0]);
+    out.extend(&query[12..]);
+    for data in data {
+        // The name of the question, its type, the Internet, one second.
+        out.extend([
+            0xc0,
+            12,
+            0,
+            u8::try_from(kind).expect("A or AAAA"),
+            0,
+            1,
+            0,
+            0,
+            0,
+            1,
+            0,
+        ]);
+        out.push(u8::try_from(data.len()).expect("4 or 16"));
+        out.extend(data);
+    }
+    Some(out)
 }
