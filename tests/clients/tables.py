@@ -1,6 +1,9 @@
 """The clients, each in a table: how it is called, and what it shows."""
 
 import hashlib
+import io
+import json
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -211,8 +214,9 @@ def node_cases(world: World) -> list[Case]:
                 cases.append(Case(f"{name}, {scheme}, server-sent events one by one",
                                   [*program, client, world.url(scheme, f"/events/{slug}"), "events"], env(),
                                   allowed(slug, tls, "data: first", "data: second")))
-    cases += matrix(world, "Node WebSocket", lambda url, _proven: [*program, "websocket", url],
-                    {"ws": ("403",), "wss": ("403",)}, {"ws": ("407",), "wss": ("407",)},
+    # As in a browser, its error says nothing.
+    nothing = {"ws": ("TypeError",), "wss": ("TypeError",)}
+    cases += matrix(world, "Node WebSocket", lambda url, _proven: [*program, "websocket", url], nothing, nothing,
                     env, ("101", "echo me"), schemes=("ws", "wss"), version="websocket")
     cases += matrix(world, "Node http2 to the gateway", lambda url, _proven: [*program, "http2", url],
                     {"http": (f"403 {REFUSED}", BODY)}, {"http": (f"407 {UNPROVEN}", NO_BODY)},
@@ -237,11 +241,6 @@ def git_cases(world: World) -> list[Case]:
     make_repository(world, git)
     env = {"GIT_TERMINAL_PROMPT": "0", "GIT_CONFIG_NOSYSTEM": "1", "GIT_ASKPASS": "true"}
 
-    def command(url: str, _proven: bool) -> list[str]:
-        name = url.split("/")[-1]
-        base = url.rsplit("/", 2)[0]
-        return [git, "clone", "-q", f"{base}/files/repository.git/../{name}.git", f"clone-{name}"]
-
     def environment(token: bool) -> dict[str, str]:
         return {**world.environment(token), **env}
 
@@ -252,10 +251,10 @@ def git_cases(world: World) -> list[Case]:
             ("by http.proxy", ["-c", f"http.proxy={world.proxy}", "-c", f"http.sslCAInfo={world.ca}"],
              {**world.bare, **env}),
         ):
+            # Each has a folder of its own in the path, by which it is known.
             slug = f"git-{scheme}-{name.split()[-1].replace('.', '-')}"
+            link(world, slug, "repository.git")
             url = world.url(scheme, f"/files/{slug}/repository.git")
-            # Each has a folder name of its own in the path, by which it is known.
-            link(world, slug)
             cases.append(Case(f"git clone, {scheme}, {name}", [
                 "sh", "-c", '"$@" && cat "$0"/README', slug, git, *more, "clone", "-q", url, slug,
             ], given, allowed(slug, tls, "a small repository")))
@@ -288,11 +287,11 @@ def make_repository(world: World, git: str) -> None:
             raise Broken(f"git {command}: {done.err}")
 
 
-def link(world: World, slug: str) -> None:
-    """The repository once more, under another name."""
+def link(world: World, slug: str, name: str) -> None:
+    """The same once more, below another folder."""
     folder = world.folder / "files" / slug
     folder.mkdir()
-    (folder / "repository.git").symlink_to(world.folder / "files/repository.git")
+    (folder / name).symlink_to(world.folder / "files" / name)
 
 
 def pip_cases(world: World) -> list[Case]:
@@ -303,9 +302,7 @@ def pip_cases(world: World) -> list[Case]:
     cases = []
     for scheme, tls in (("http", False), ("https", True)):
         slug = f"pip-{scheme}"
-        index = world.folder / "files" / slug
-        index.mkdir()
-        (index / "simple").symlink_to(world.folder / "files/simple")
+        link(world, slug, "simple")
         for name, more, env in (
             ("by --proxy", ["--proxy", world.proxy], world.bare),
             ("by the environment", [], world.environment()),
@@ -319,10 +316,10 @@ def pip_cases(world: World) -> list[Case]:
             ("refused", "refused", True, "403"), ("without a credential", "unproven", False, "407"),
         ):
             host = f"pip-{scheme}.{domain}.test"
-            # Its warnings tell of the refusal: -q would hide them.
+            # Only at its most talkative it says why there is no such package.
             command = [word for word in pip if word != "-q"]
             cases.append(Case(f"pip download, {scheme}, {what}", [
-                *command, "-v", "-d", "pip-none", "--trusted-host", host,
+                *command, "-vv", "-d", "pip-none", "--trusted-host", host,
                 "--index-url", world.url(scheme, "/files/simple/", host, "closed"), "tiny-thing",
             ], world.environment(token), refused(host, f"{shows} ", "AgentPort: ", code=1)))
     return cases
@@ -343,6 +340,46 @@ def make_index(folder: Path) -> None:
     digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
     (package / "index.html").write_text(
         f'<!DOCTYPE html><html><body><a href="{wheel.name}#sha256={digest}">{wheel.name}</a></body></html>\n')
+
+
+def npm_cases(world: World) -> list[Case]:
+    """npm, from a registry of one package. It shows the body of a refusal, and
+    of a CONNECT that was refused the status."""
+    npm = find("npm", "npm")
+    cases = []
+    for scheme, tls in (("http", False), ("https", True)):
+        slug = f"npm-{scheme}"
+        registry = world.url(scheme, f"/files/{slug}/")
+        make_registry(world.folder / "files" / slug, registry)
+        base = [npm, "--no-audit", "--no-fund", "--no-update-notifier", "--fetch-retries=0", "install"]
+        cases.append(Case(f"npm install, {scheme}, allowed", [
+            "sh", "-c", '"$@" && cat "$0"/node_modules/tiny-thing/index.js', slug, *base,
+            f"--registry={registry}", "--prefix", slug, "tiny-thing",
+        ], world.environment(), allowed(slug, tls, "module.exports = 42")))
+        for what, domain, token, shows in (
+            ("refused", "refused", True, ("403",)), ("without a credential", "unproven", False, ("407",)),
+        ):
+            host = f"npm-{scheme}.{domain}.test"
+            registry = world.url(scheme, f"/files/{slug}/", host, "closed")
+            cases.append(Case(f"npm install, {scheme}, {what}", [
+                *base, f"--registry={registry}", "--prefix", f"{slug}-{domain}", "tiny-thing",
+            ], world.environment(token), refused(host, *shows, code=1)))
+    return cases
+
+
+def make_registry(folder: Path, url: str) -> None:
+    """What npm asks a registry for, with one package in it."""
+    folder.mkdir()
+    archive = folder / "tiny-thing-1.0.0.tgz"
+    manifest = {"name": "tiny-thing", "version": "1.0.0", "main": "index.js"}
+    with tarfile.open(archive, "w:gz") as tar:
+        for name, text in (("package.json", json.dumps(manifest)), ("index.js", "module.exports = 42\n")):
+            entry = tarfile.TarInfo(f"package/{name}")
+            entry.size = len(text)
+            tar.addfile(entry, io.BytesIO(text.encode()))
+    dist = {"tarball": url + archive.name, "shasum": hashlib.sha1(archive.read_bytes()).hexdigest()}
+    (folder / "tiny-thing").write_text(json.dumps({
+        "name": "tiny-thing", "dist-tags": {"latest": "1.0.0"}, "versions": {"1.0.0": {**manifest, "dist": dist}}}))
 
 
 def java_cases(world: World) -> list[Case]:
@@ -370,4 +407,4 @@ def java_cases(world: World) -> list[Case]:
     return cases
 
 
-TABLES = (curl_cases, wget_cases, python_cases, node_cases, git_cases, pip_cases, java_cases)
+TABLES = (curl_cases, wget_cases, python_cases, node_cases, git_cases, pip_cases, npm_cases, java_cases)

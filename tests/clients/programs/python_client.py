@@ -66,7 +66,10 @@ def of_httpx(url, mode, http2=False):
             with client.stream("GET", url) as answer:
                 lines = answer.iter_lines()
                 got = next(lines)
-                client.get(proceed(url)).raise_for_status()
+                # On a connection of its own: of two streams at once the first
+                # waits until httpx knows how many the server allows.
+                with httpx.Client(http2=http2, timeout=30) as other:
+                    other.get(proceed(url)).raise_for_status()
                 return answer.status_code, answer.reason_phrase, answer.http_version, got + " ".join(lines)
         answer = client.post(url, content=BIG) if mode == "post" else client.get(url)
         return answer.status_code, answer.reason_phrase, answer.http_version, answer.text
@@ -83,7 +86,8 @@ def of_aiohttp(url, mode):
         # It reads the environment only when it is told to.
         async with aiohttp.ClientSession(trust_env=True, timeout=aiohttp.ClientTimeout(30)) as session:
             if mode == "websocket":
-                async with session.ws_connect(url) as socket:
+                # For ws:// and wss:// it looks into no variable.
+                async with session.ws_connect(url, proxy=PROXY) as socket:
                     await socket.send_str("echo me")
                     return 101, "", "websocket", (await socket.receive()).data
             method, data = ("POST", BIG) if mode == "post" else ("GET", None)
