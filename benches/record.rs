@@ -6,9 +6,10 @@ use std::time::{Duration, SystemTime};
 
 use agentport::adapters::figures::Figures;
 use agentport::adapters::host;
-use agentport::audit::{AuditEvent, AuditRecord, Mode};
+use agentport::audit::{AuditEvent, AuditRecord};
 use agentport::egress::{AgentId, RequestId, TenantId};
 use agentport::gate::ports::{Observation, Observe};
+use agentport::policy::Mode;
 use criterion::{Criterion, criterion_group, criterion_main};
 
 fn record() -> AuditRecord {

@@ -9,6 +9,10 @@
 //! No path dials before [`gate`] has admitted it.
 
 pub mod egress;
+/// The bundled agent: the words are all that it shares with the gateway.
+#[cfg(feature = "openclaw")]
+pub mod openclaw;
+
 pub mod limit;
 pub mod identity;
 pub mod policy;

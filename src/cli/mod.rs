@@ -101,7 +101,10 @@ pub fn main() -> ExitCode {
         Command::Run(args) => run::run(&args),
         #[cfg(feature = "openclaw")]
         Command::Openclaw { arguments } => {
-            return crate::openclaw::main(std::iter::once("openclaw".into()).chain(arguments));
+            return crate::openclaw::main(
+                std::iter::once("openclaw".into()).chain(arguments),
+                true,
+            );
         }
     };
     match done {

@@ -202,7 +202,7 @@ fn explain(settings: &SettingsArgs, args: &ExplainArgs) -> anyhow::Result<ExitCo
 }
 
 fn request(method: &str, url: &str) -> anyhow::Result<EgressRequest> {
-    let target = RequestTarget::parse(method, url).with_context(|| format!("{url}"))?;
+    let target = RequestTarget::parse(method, url).with_context(|| url.to_owned())?;
     match target {
         RequestTarget::Authority(authority) => Ok(EgressRequest {
             authority,

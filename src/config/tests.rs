@@ -7,8 +7,8 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
-use crate::audit::Mode;
 use crate::limit::Quota;
+use crate::policy::Mode;
 
 const SECRET: &str = "0123456789abcdef0123456789abcdef";
 

@@ -17,16 +17,19 @@ pub const PSEUDONYM: &str = "agentport";
 pub struct Denial {
     /// Why.
     pub cause: Cause,
+    /// Boxed, so that what passes does not carry the size of a refusal.
+    about: Box<About>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct About {
     /// What policy said, where it was policy.
     policy: Option<Denied>,
     /// Whether the credential belongs in `Authorization`, as to an origin.
     to_origin: bool,
-    /// The rule that decided, where one did.
-    pub rule: Option<Arc<str>>,
-    /// Where the agent wanted to go.
-    pub destination: Option<Authority>,
+    destination: Option<Authority>,
     /// More, for the record.
-    pub detail: Option<String>,
+    detail: Option<String>,
 }
 
 /// Why a request does not pass.
@@ -180,43 +183,55 @@ impl Denial {
     pub fn new(cause: Cause) -> Self {
         Self {
             cause,
-            policy: None,
-            to_origin: false,
-            rule: None,
-            destination: None,
-            detail: None,
+            about: Box::default(),
         }
     }
 
     /// What policy refuses.
     #[must_use]
     pub fn of_policy(denied: &Denied) -> Self {
-        Self {
-            policy: Some(denied.clone()),
-            rule: denied.rule().cloned(),
-            ..Self::new(Cause::Policy(denied.reason()))
-        }
+        let mut denial = Self::new(Cause::Policy(denied.reason()));
+        denial.about.policy = Some(denied.clone());
+        denial
+    }
+
+    /// The rule that decided, where one did.
+    #[must_use]
+    pub fn rule(&self) -> Option<&Arc<str>> {
+        self.about.policy.as_ref().and_then(Denied::rule)
+    }
+
+    /// Where the agent wanted to go.
+    #[must_use]
+    pub fn destination(&self) -> Option<&Authority> {
+        self.about.destination.as_ref()
+    }
+
+    /// More, for the operator's record.
+    #[must_use]
+    pub fn operator_detail(&self) -> Option<&str> {
+        self.about.detail.as_deref()
     }
 
     /// The same, of a request to what stands behind the gateway: the missing
     /// credential is then one for an origin (401), not for a proxy (407).
     #[must_use]
     pub fn at_origin(mut self) -> Self {
-        self.to_origin = true;
+        self.about.to_origin = true;
         self
     }
 
     /// The same, towards this destination.
     #[must_use]
     pub fn towards(mut self, destination: &Authority) -> Self {
-        self.destination = Some(destination.clone());
+        self.about.destination = Some(destination.clone());
         self
     }
 
     /// The same, with more for the operator.
     #[must_use]
     pub fn detail(mut self, detail: impl Into<String>) -> Self {
-        self.detail = Some(detail.into());
+        self.about.detail = Some(detail.into());
         self
     }
 
@@ -225,7 +240,7 @@ impl Denial {
     pub fn status(&self) -> u16 {
         match self.cause {
             Cause::BadRequest(_) | Cause::HostMismatch | Cause::HttpsAbsolute => 400,
-            Cause::NoCredential if self.to_origin => 401,
+            Cause::NoCredential if self.about.to_origin => 401,
             Cause::NoCredential => 407,
             Cause::BadCredential { status, .. } => status,
             Cause::Policy(_) | Cause::OwnListener => 403,
@@ -325,7 +340,7 @@ impl Denial {
     /// What the agent is told of the reason, in a sentence.
     #[must_use]
     pub fn reason(&self) -> Cow<'static, str> {
-        if let Some(denied) = &self.policy {
+        if let Some(denied) = &self.about.policy {
             return denied.to_string().into();
         }
         Cow::Borrowed(match self.cause {
@@ -364,7 +379,7 @@ impl Denial {
     /// What the agent can do.
     #[must_use]
     pub fn hint(&self) -> &'static str {
-        if let Some(denied) = &self.policy {
+        if let Some(denied) = &self.about.policy {
             return denied.hint();
         }
         match self.cause {
@@ -427,7 +442,7 @@ impl Denial {
     /// ASCII, under 200 bytes.
     #[must_use]
     pub fn reason_phrase(&self, request_id: &RequestId) -> String {
-        let host = match &self.destination {
+        let host = match &self.about.destination {
             Some(authority) => {
                 let mut host = authority.host.to_string();
                 host.truncate(80);
@@ -463,8 +478,8 @@ impl Denial {
         let body = Body {
             error: self.code(),
             reason: &self.reason(),
-            rule: self.rule.as_deref(),
-            destination: self.destination.as_ref().map(ToString::to_string),
+            rule: self.rule().map(AsRef::as_ref),
+            destination: self.destination().map(ToString::to_string),
             hint: self.hint(),
             request_id: request_id.as_str(),
         };
@@ -484,7 +499,7 @@ impl Denial {
             ("X-Request-Id", request_id.to_string()),
         ];
         if matches!(self.status(), 401 | 407) {
-            let field = if self.to_origin {
+            let field = if self.about.to_origin {
                 "WWW-Authenticate"
             } else {
                 "Proxy-Authenticate"

@@ -5,7 +5,7 @@
 //! longer and longer. Nothing is lost: the counts add up.
 
 use std::collections::HashMap;
-use std::hash::{BuildHasher, Hash, Hasher, RandomState};
+use std::hash::{BuildHasher, RandomState};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -67,16 +67,13 @@ impl Storms {
             && !record.action_allowed
             && record.status.is_some();
         let agent = record.agent_id.as_ref().filter(|_| refused)?;
-        let mut hasher = self.hasher.build_hasher();
-        (
+        Some(self.hasher.hash_one((
             agent,
             &record.destination_host,
             record.destination_port,
             record.reason,
             &record.method,
-        )
-            .hash(&mut hasher);
-        Some(hasher.finish())
+        )))
     }
 
     /// How long an answer like this one should wait.

@@ -198,14 +198,13 @@ impl AuditTrail {
             record.reason = denial.code();
             record.status = Some(denial.status());
             if record.rule.is_none() {
-                record.rule = denial.rule.clone();
+                record.rule = denial.rule().cloned();
             }
-            if let Some(detail) = &denial.detail {
-                record.detail = Some(detail.as_str().into());
+            if let Some(detail) = denial.operator_detail() {
+                record.detail = Some(detail.into());
             }
             if let Some(authority) = denial
-                .destination
-                .as_ref()
+                .destination()
                 .filter(|_| record.destination_host.is_none())
             {
                 record.destination_host = Some(authority.host.to_string().into());
@@ -263,6 +262,7 @@ impl AuditTrail {
         let mut closing = self.record.clone();
         if let Some(record) = &mut closing {
             record.event = AuditEvent::TunnelClosed;
+            record.status = Some(200);
             record.reason = TunnelEnd::Aborted.code();
         }
         self.edit(|record| {

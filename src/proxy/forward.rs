@@ -54,6 +54,8 @@ pub(super) struct Exchange {
     dialling: Option<Duration>,
     /// The Unix socket of the agent behind the gateway.
     socket: Option<String>,
+    /// How the agent behind the gateway is addressed.
+    agent_host: Option<String>,
     websocket: bool,
     /// A credential field of ours that must not go on.
     spent: Option<&'static str>,
@@ -232,6 +234,10 @@ impl Forward {
                 path,
             },
         };
+        exchange.agent_host = Some(match &agent.endpoint {
+            AgentEndpoint::Tcp(authority) => authority.to_string(),
+            AgentEndpoint::Unix(_) => "localhost".to_owned(),
+        });
         let at = match &agent.endpoint {
             AgentEndpoint::Tcp(authority) => Some(authority),
             AgentEndpoint::Unix(path) => {
@@ -548,10 +554,10 @@ impl ProxyHttp for Forward {
             request.remove_header(spent);
         }
         if let Some(EgressRequest { authority, .. }) = &exchange.request {
-            let host = if authority.port == 80 {
-                authority.host.to_string()
-            } else {
-                authority.to_string()
+            let host = match &exchange.agent_host {
+                Some(host) => host.clone(),
+                None if authority.port == 80 => authority.host.to_string(),
+                None => authority.to_string(),
             };
             request.insert_header(header::HOST, host)?;
             if session.req_header().version == http::Version::HTTP_2 {
@@ -749,12 +755,11 @@ fn denial_of(error: &Error, exchange: &Exchange) -> Option<Denial> {
             ErrorSource::Internal | ErrorSource::Unset => Cause::Internal,
         },
     };
-    let mut denial = Denial::new(cause).detail(error.etype().as_str());
-    denial.destination = exchange
-        .request
-        .as_ref()
-        .map(|request| request.authority.clone());
-    Some(denial)
+    let denial = Denial::new(cause).detail(error.etype().as_str());
+    Some(match &exchange.request {
+        Some(request) => denial.towards(&request.authority),
+        None => denial,
+    })
 }
 
 fn upstream_cause(error: &Error) -> Option<Cause> {

@@ -2,8 +2,8 @@
 
 use super::*;
 use crate::adapters::records::{AuditLogSettings, StreamWriter};
-use crate::audit::Mode;
 use crate::egress::RequestId;
+use crate::policy::Mode;
 
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 

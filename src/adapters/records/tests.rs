@@ -9,8 +9,9 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::SystemTime;
 
 use super::*;
-use crate::audit::{AuditEvent, Mode};
+use crate::audit::AuditEvent;
 use crate::egress::{AgentId, RequestId};
+use crate::policy::Mode;
 
 /// Long enough for any machine, and waited for only where something is wrong.
 const LONG: Duration = Duration::from_secs(30);

@@ -1,2 +1,0 @@
-//! The bundled OpenClaw agent.
-fn main() {}
