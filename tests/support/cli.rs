@@ -1,6 +1,6 @@
 //! The real binary as a user starts it, and what stands around it: an origin
-//! that counts who comes, and clients that speak from plain sockets. Nothing
-//! here knows the gateway's code; what a test expects stands in the test.
+//! that counts who comes, and clients that speak from plain sockets. What a
+//! test expects stands in the test.
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -8,9 +8,11 @@ use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, U
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, OnceLock};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant, SystemTime};
 
+use agentport::egress::AgentId;
+use agentport::identity::{IssueRequest, SigningKey, TokenIssuer};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -63,25 +65,24 @@ pub(crate) fn stderr(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).expect("UTF-8")
 }
 
-/// A token of the shared secret; the same for the same agent.
+/// A token of the shared secret, as `issue-token` gives it.
 pub(crate) fn token(agent: &str) -> String {
-    static ISSUED: OnceLock<Mutex<HashMap<String, String>>> = OnceLock::new();
-    let mut issued = ISSUED
-        .get_or_init(Mutex::default)
-        .lock()
-        .expect("no test fails in here");
-    issued
-        .entry(agent.to_owned())
-        .or_insert_with(|| {
-            let agent = format!("--agent-id={agent}");
-            let output = run(
-                &["issue-token", &agent, "--ttl=1h"],
-                &[("AGENTPORT_JWKS_SECRET", SECRET)],
-            );
-            assert!(output.status.success(), "{}", stderr(&output));
-            stdout(&output).trim().to_owned()
-        })
-        .clone()
+    let key = SigningKey::from_secret(SECRET).expect("a secret");
+    let now = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .expect("after 1970");
+    let request = IssueRequest {
+        agent: AgentId::parse(agent).expect("an agent"),
+        tenant: None,
+        destinations: None,
+        lifetime: Duration::from_secs(3600),
+        audience: None,
+        jti: now.as_nanos(),
+        actors: Vec::new(),
+    };
+    TokenIssuer::new(key, "agentport", "agentport")
+        .issue(&request, now.as_secs())
+        .expect("a token")
 }
 
 /// How a gateway is to be started.
