@@ -15,7 +15,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use crate::egress::RequestId;
 use crate::gate::ports::Observation;
-use crate::gate::{Cause, Denial};
+use crate::gate::{Cause, Denial, TunnelEnd};
 use crate::limit::{ConcurrencyLimit, InFlight};
 
 use super::Wire;
@@ -201,10 +201,28 @@ async fn one(
         current: Mutex::new(None),
         ending: Arc::new(Ending::default()),
     });
-    serve(&wire, ConnIo::new(transport, connection)).await;
+    let ending = Arc::clone(&connection.ending);
+    let mut cut = wire.cut.subscribe();
+    {
+        let serving = serve(&wire, ConnIo::new(transport, connection));
+        tokio::pin!(serving);
+        let cut = tokio::select! {
+            () = &mut serving => false,
+            _ = cut.wait_for(|cut| *cut) => true,
+        };
+        if cut {
+            ending.end(TunnelEnd::Drained);
+            // What does not see it in time is dropped where it stands; a trail
+            // that is dropped is written as well.
+            let _ = tokio::time::timeout(LAST_WORDS, serving).await;
+        }
+    }
     drop(gauge);
     drop(held);
 }
+
+/// How long a connection that is cut may take to end by itself.
+const LAST_WORDS: Duration = Duration::from_millis(500);
 
 /// What a connection holds for as long as it lives.
 type Held = (OwnedSemaphorePermit, Option<InFlight<IpAddr>>);
