@@ -512,6 +512,7 @@ fn read_chunked(stream: &mut impl Read) -> Vec<u8> {
 pub(crate) struct Origin {
     pub(crate) address: SocketAddr,
     contacts: Arc<AtomicUsize>,
+    requests: Arc<AtomicUsize>,
     doors: Arc<Doors>,
     held: Arc<Mutex<Vec<TcpStream>>>,
 }
@@ -555,11 +556,13 @@ impl Origin {
         let origin = Self {
             address: listener.local_addr().expect("an address"),
             contacts: Arc::default(),
+            requests: Arc::default(),
             doors: Arc::default(),
             held: Arc::default(),
         };
-        let (contacts, doors, held) = (
+        let (contacts, requests, doors, held) = (
             Arc::clone(&origin.contacts),
+            Arc::clone(&origin.requests),
             Arc::clone(&origin.doors),
             Arc::clone(&origin.held),
         );
@@ -570,9 +573,9 @@ impl Origin {
                     held.lock().expect("no one fails holding it").push(stream);
                     continue;
                 }
-                let doors = Arc::clone(&doors);
+                let (requests, doors) = (Arc::clone(&requests), Arc::clone(&doors));
                 std::thread::spawn(move || match manner {
-                    Manner::Http => serve(stream, &doors),
+                    Manner::Http => serve(stream, &requests, &doors),
                     Manner::Echo | Manner::Hold => echo(stream),
                 });
             }
@@ -580,9 +583,15 @@ impl Origin {
         origin
     }
 
-    /// How many have connected so far.
+    /// How often somebody has connected or asked so far. A request may come on
+    /// a connection that was there before, so that both count.
     pub(crate) fn contacts(&self) -> usize {
-        self.contacts.load(Ordering::SeqCst)
+        self.contacts.load(Ordering::SeqCst) + self.requests()
+    }
+
+    /// How many requests have come so far.
+    pub(crate) fn requests(&self) -> usize {
+        self.requests.load(Ordering::SeqCst)
     }
 
     pub(crate) fn url(&self, path: &str) -> String {
@@ -604,7 +613,7 @@ impl Origin {
     }
 }
 
-fn serve(stream: TcpStream, doors: &Doors) {
+fn serve(stream: TcpStream, requests: &AtomicUsize, doors: &Doors) {
     let mut reader = BufReader::new(stream.try_clone().expect("a second handle"));
     let mut writer = stream;
     loop {
@@ -617,6 +626,7 @@ fn serve(stream: TcpStream, doors: &Doors) {
                 Ok(_) => {}
             }
         }
+        requests.fetch_add(1, Ordering::SeqCst);
         let lower = head.to_ascii_lowercase();
         if lower.contains("upgrade: websocket") {
             let accept = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
