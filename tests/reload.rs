@@ -12,7 +12,7 @@ use std::net::TcpStream;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use nix::sys::signal::Signal;
 use support::{
@@ -39,8 +39,11 @@ fn only(ports: &[u16]) -> String {
     OPEN.replace("ports: any", &format!("ports: {ports:?}"))
 }
 
+/// As another agent each time: an agent that repeats itself is slowed down.
 fn status(gateway: &Gateway, origin: &Origin) -> u16 {
-    gateway.get("bot", &origin.url("/")).status
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    let agent = format!("bot-{}", NEXT.fetch_add(1, Ordering::SeqCst));
+    gateway.get(&agent, &origin.url("/")).status
 }
 
 /// Waits until requests are answered so.

@@ -28,7 +28,7 @@ use crate::egress::{
 use crate::gate::ports::Observation;
 use crate::gate::{Admission, AuditTrail, Cause, Denial, Opening};
 
-use super::conn::{Connection, CurrentRequest};
+use super::conn::{Connection, CurrentRequest, Ending};
 use super::serve::bad_target;
 use super::tunnels::Registered;
 use super::{AgentEndpoint, Shared, dial, local, refusal};
@@ -60,9 +60,25 @@ pub(super) struct Exchange {
     /// A credential field of ours that must not go on.
     spent: Option<&'static str>,
     body: u64,
+    /// Bytes of the answer's body, or of an upgraded stream, sent to the client.
+    sent: u64,
     answered: bool,
     slot: Option<OwnedSemaphorePermit>,
     registered: Option<Registered>,
+    /// How it may be ended from outside.
+    ending: Option<Arc<Ending>>,
+}
+
+impl Drop for Exchange {
+    /// What is ended from outside is dropped where it stands and sees no
+    /// `logging`: its record says here why, and how much had passed.
+    fn drop(&mut self) {
+        let ended = self.ending.as_ref().and_then(|ending| ending.reason());
+        if let (Some(mut trail), Some(why)) = (self.trail.take(), ended) {
+            trail.bytes(self.body, self.sent);
+            trail.broke_off(why.code(), None);
+        }
+    }
 }
 
 /// What becomes of a request after it was looked at.
@@ -83,6 +99,7 @@ impl Forward {
     ) -> Result<Verdict, Denial> {
         let connection = connection(session)
             .ok_or_else(|| Denial::new(Cause::Internal).detail("a session without a connection"))?;
+        exchange.ending = Some(Arc::clone(&connection.ending));
         let id = RequestId::from_bits((self.shared.random)());
         let mut trail = self.shared.gate.open(Opening {
             listener: Arc::clone(&connection.listener),
@@ -652,6 +669,17 @@ impl ProxyHttp for Forward {
             exchange.registered = Some(registered);
         }
         Ok(())
+    }
+
+    fn response_body_filter(
+        &self,
+        _session: &mut Session,
+        body: &mut Option<Bytes>,
+        _end: bool,
+        exchange: &mut Exchange,
+    ) -> pingora::Result<Option<Duration>> {
+        exchange.sent += body.as_ref().map_or(0, |bytes| bytes.len() as u64);
+        Ok(None)
     }
 
     async fn fail_to_proxy(

@@ -15,7 +15,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use crate::egress::RequestId;
 use crate::gate::ports::Observation;
-use crate::gate::{Cause, Denial};
+use crate::gate::{Cause, Denial, TunnelEnd};
 use crate::limit::{ConcurrencyLimit, InFlight};
 
 use super::Wire;
@@ -201,15 +201,35 @@ async fn one(
         current: Mutex::new(None),
         ending: Arc::new(Ending::default()),
     });
-    // Boxed and dropped before the tunnel runs, so that a task which waits in
-    // a tunnel does not hold the room of the loop.
-    let tunnel = Box::pin(serve(&wire, ConnIo::new(transport, connection))).await;
-    if let Some(tunnel) = tunnel {
-        tunnel.await;
+    let ending = Arc::clone(&connection.ending);
+    let mut cut = wire.cut.subscribe();
+    {
+        // Boxed, so that what the loop took is freed before a tunnel runs.
+        let io = ConnIo::new(transport, connection);
+        let serving = async {
+            let tunnel = Box::pin(serve(&wire, io)).await;
+            if let Some(tunnel) = tunnel {
+                tunnel.await;
+            }
+        };
+        tokio::pin!(serving);
+        let cut = tokio::select! {
+            () = &mut serving => false,
+            _ = cut.wait_for(|cut| *cut) => true,
+        };
+        if cut {
+            ending.end(TunnelEnd::Drained);
+            // What does not see it in time is dropped where it stands; a trail
+            // that is dropped is written as well.
+            let _ = tokio::time::timeout(LAST_WORDS, serving).await;
+        }
     }
     drop(gauge);
     drop(held);
 }
+
+/// How long a connection that is cut may take to end by itself.
+const LAST_WORDS: Duration = Duration::from_millis(500);
 
 /// What a connection holds for as long as it lives.
 type Held = (OwnedSemaphorePermit, Option<InFlight<IpAddr>>);

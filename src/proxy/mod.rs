@@ -31,7 +31,7 @@ pub use local::{LocalPages, Page};
 pub use tunnels::OpenTunnels;
 
 use crate::egress::Authority;
-use crate::gate::Gate;
+use crate::gate::{Gate, TunnelEnd};
 use crate::policy::{EchRule, SniRule, TlsRule, TlsUse};
 use forward::Forward;
 
@@ -149,6 +149,8 @@ pub struct Wire {
     shared: Arc<Shared>,
     proxy: Arc<HttpProxy<Forward>>,
     shutdown: watch::Receiver<bool>,
+    /// Turns true when what is still open is to be cut.
+    cut: watch::Sender<bool>,
 }
 
 impl Wire {
@@ -197,6 +199,7 @@ impl Wire {
             shared,
             proxy: Arc::new(proxy),
             shutdown,
+            cut: watch::Sender::new(false),
         }
     }
 
@@ -216,6 +219,13 @@ impl Wire {
     /// it refuses. Gives how many.
     pub fn judge_again(&self) -> usize {
         self.shared.tunnels.judge_again(&self.shared.gate)
+    }
+
+    /// Ends all that is still open: the time to drain is over. Every tunnel and
+    /// every request writes its record before its connection goes.
+    pub fn cut(&self) {
+        self.shared.tunnels.end_all(TunnelEnd::Drained);
+        self.cut.send_replace(true);
     }
 
     /// Wakes idle connections so that they close; called when going down.

@@ -45,7 +45,11 @@ pub(super) async fn serve(wire: &Arc<Wire>, mut io: ConnIo) -> Option<Tunnel> {
             HeadRead::Complete(length) => length,
             HeadRead::Http2 => {
                 io.speak_http2();
-                ServerApp::process_new(&wire.proxy, Box::new(io), &wire.shutdown).await;
+                let ending = Arc::clone(&io.connection().ending);
+                tokio::select! {
+                    _ = ServerApp::process_new(&wire.proxy, Box::new(io), &wire.shutdown) => {}
+                    _ = ending.ended() => {}
+                }
                 return None;
             }
             HeadRead::Over => return None,

@@ -78,7 +78,7 @@ impl OpenTunnels {
     }
 
     /// Ends them all: the time to drain is over.
-    pub fn end_all(&self, why: TunnelEnd) {
+    pub(super) fn end_all(&self, why: TunnelEnd) {
         for tunnel in lock(&self.open).values() {
             tunnel.ending.end(why);
         }

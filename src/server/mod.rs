@@ -25,7 +25,7 @@ use crate::config::{
     self, AuditPath, BasicUser, Config, Endpoint, Fsync, Listener, Overflow, Threads, Verdict,
 };
 use crate::gate::ports::Clock;
-use crate::gate::{Gate, GateParts, Limits, OwnListeners, StormSettings, TunnelEnd};
+use crate::gate::{Gate, GateParts, Limits, OwnListeners, StormSettings};
 use crate::identity::{CacheSettings, CachedVerifier, TokenVerifier, VerifierSettings};
 use crate::policy::{EchRule, SniRule, TlsRule, TlsUse};
 use crate::proxy::{
@@ -269,7 +269,7 @@ impl Gateway {
                 tunnels = wire.tunnels().len(),
                 "the time to drain is over; what is open is cut"
             );
-            wire.tunnels().end_all(TunnelEnd::Drained);
+            wire.cut();
             // What was cut still writes its records.
             let _ = tokio::time::timeout(Duration::from_secs(1), &mut all_gone).await;
         }

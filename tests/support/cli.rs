@@ -1,6 +1,6 @@
 //! The real binary as a user starts it, and what stands around it: an origin
-//! that counts who comes, and clients that speak from plain sockets. Nothing
-//! here knows the gateway's code; what a test expects stands in the test.
+//! that counts who comes, and clients that speak from plain sockets. What a
+//! test expects stands in the test.
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -8,9 +8,11 @@ use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, U
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, OnceLock};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant, SystemTime};
 
+use agentport::egress::AgentId;
+use agentport::identity::{IssueRequest, SigningKey, TokenIssuer};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -63,25 +65,24 @@ pub(crate) fn stderr(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).expect("UTF-8")
 }
 
-/// A token of the shared secret; the same for the same agent.
+/// A token of the shared secret, as `issue-token` gives it.
 pub(crate) fn token(agent: &str) -> String {
-    static ISSUED: OnceLock<Mutex<HashMap<String, String>>> = OnceLock::new();
-    let mut issued = ISSUED
-        .get_or_init(Mutex::default)
-        .lock()
-        .expect("no test fails in here");
-    issued
-        .entry(agent.to_owned())
-        .or_insert_with(|| {
-            let agent = format!("--agent-id={agent}");
-            let output = run(
-                &["issue-token", &agent, "--ttl=1h"],
-                &[("AGENTPORT_JWKS_SECRET", SECRET)],
-            );
-            assert!(output.status.success(), "{}", stderr(&output));
-            stdout(&output).trim().to_owned()
-        })
-        .clone()
+    let key = SigningKey::from_secret(SECRET).expect("a secret");
+    let now = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .expect("after 1970");
+    let request = IssueRequest {
+        agent: AgentId::parse(agent).expect("an agent"),
+        tenant: None,
+        destinations: None,
+        lifetime: Duration::from_secs(3600),
+        audience: None,
+        jti: now.as_nanos(),
+        actors: Vec::new(),
+    };
+    TokenIssuer::new(key, "agentport", "agentport")
+        .issue(&request, now.as_secs())
+        .expect("a token")
 }
 
 /// How a gateway is to be started.
@@ -511,6 +512,7 @@ fn read_chunked(stream: &mut impl Read) -> Vec<u8> {
 pub(crate) struct Origin {
     pub(crate) address: SocketAddr,
     contacts: Arc<AtomicUsize>,
+    requests: Arc<AtomicUsize>,
     doors: Arc<Doors>,
     held: Arc<Mutex<Vec<TcpStream>>>,
 }
@@ -554,11 +556,13 @@ impl Origin {
         let origin = Self {
             address: listener.local_addr().expect("an address"),
             contacts: Arc::default(),
+            requests: Arc::default(),
             doors: Arc::default(),
             held: Arc::default(),
         };
-        let (contacts, doors, held) = (
+        let (contacts, requests, doors, held) = (
             Arc::clone(&origin.contacts),
+            Arc::clone(&origin.requests),
             Arc::clone(&origin.doors),
             Arc::clone(&origin.held),
         );
@@ -569,9 +573,9 @@ impl Origin {
                     held.lock().expect("no one fails holding it").push(stream);
                     continue;
                 }
-                let doors = Arc::clone(&doors);
+                let (requests, doors) = (Arc::clone(&requests), Arc::clone(&doors));
                 std::thread::spawn(move || match manner {
-                    Manner::Http => serve(stream, &doors),
+                    Manner::Http => serve(stream, &requests, &doors),
                     Manner::Echo | Manner::Hold => echo(stream),
                 });
             }
@@ -579,9 +583,15 @@ impl Origin {
         origin
     }
 
-    /// How many have connected so far.
+    /// How often somebody has connected or asked so far. A request may come on
+    /// a connection that was there before, so that both count.
     pub(crate) fn contacts(&self) -> usize {
-        self.contacts.load(Ordering::SeqCst)
+        self.contacts.load(Ordering::SeqCst) + self.requests()
+    }
+
+    /// How many requests have come so far.
+    pub(crate) fn requests(&self) -> usize {
+        self.requests.load(Ordering::SeqCst)
     }
 
     pub(crate) fn url(&self, path: &str) -> String {
@@ -603,7 +613,7 @@ impl Origin {
     }
 }
 
-fn serve(stream: TcpStream, doors: &Doors) {
+fn serve(stream: TcpStream, requests: &AtomicUsize, doors: &Doors) {
     let mut reader = BufReader::new(stream.try_clone().expect("a second handle"));
     let mut writer = stream;
     loop {
@@ -616,6 +626,7 @@ fn serve(stream: TcpStream, doors: &Doors) {
                 Ok(_) => {}
             }
         }
+        requests.fetch_add(1, Ordering::SeqCst);
         let lower = head.to_ascii_lowercase();
         if lower.contains("upgrade: websocket") {
             let accept = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
