@@ -201,7 +201,12 @@ async fn one(
         current: Mutex::new(None),
         ending: Arc::new(Ending::default()),
     });
-    serve(&wire, ConnIo::new(transport, connection)).await;
+    // Boxed and dropped before the tunnel runs, so that a task which waits in
+    // a tunnel does not hold the room of the loop.
+    let tunnel = Box::pin(serve(&wire, ConnIo::new(transport, connection))).await;
+    if let Some(tunnel) = tunnel {
+        tunnel.await;
+    }
     drop(gauge);
     drop(held);
 }
