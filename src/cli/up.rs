@@ -243,7 +243,12 @@ impl State {
     }
 
     fn start_agent(&self, gateway: SocketAddr) -> anyhow::Result<Child> {
-        let log = std::fs::File::create(self.file("openclaw.log"))
+        let log = std::fs::OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(self.file("openclaw.log"))
             .context("cannot write the agent's log")?;
         let program = std::env::current_exe().context("cannot find this program")?;
         let mut command = Command::new(program);

@@ -111,7 +111,7 @@ def curl_cases(world: World) -> list[Case]:
         port = world.ports["closed_tls" if scheme == "https" else "closed_plain"]
         for spelling in ("127.0.0.1", "[::1]", "2130706433", "0x7f.1", "[::ffff:127.0.0.1]"):
             # curl makes plain addresses of the odd ones before it asks.
-            host = {"2130706433": "127.0.0.1", "0x7f.1": "127.0.0.1"}.get(spelling, spelling.strip("[]"))
+            host = {"2130706433": "127.0.0.1", "0x7f.1": "127.0.0.1"}.get(spelling, spelling)
             cases.append(Case(
                 f"curl, {scheme}, loopback as {spelling}",
                 [*base, *user, "--noproxy", "", f"{scheme}://{spelling}:{port}/"],

@@ -9,10 +9,11 @@ import subprocess
 import time
 from pathlib import Path
 
-from case import Wrong
 from world import NODE, PATIENCE, PYTHON, Broken, World, stop
 
 GREETING = "hello from the loopback origin"
+# Where the refused call goes.
+REFUSED = "collector.example"
 
 
 def needs_agent(world: World) -> None:
@@ -36,7 +37,7 @@ def up_once(world: World) -> str | None:
         done = world.run(up(world, state, "--once"), world.bare)
         if done.code != 0:
             return f"{turn} start: exit code {done.code}\n{done.text}"
-        for text in ("AgentPort is up.", "An allowed call", f"  200 ", GREETING, "A refused call", REFUSED):
+        for text in ("AgentPort is up.", "An allowed call", "  200 ", GREETING, "A refused call", REFUSED):
             if text not in done.out:
                 return f"{turn} start does not show {text!r}\n{done.out}"
         files = {name: (state / name).read_bytes() for name in ("signing-key.pem", "policies/policy.yaml")}
@@ -45,15 +46,12 @@ def up_once(world: World) -> str | None:
         kept = files
     for path in (state, *state.rglob("*")):
         mode = stat.S_IMODE(path.lstat().st_mode)
-        if path.is_file() and mode & 0o077 or path == state and mode != 0o700:
+        if (path.is_file() and mode & 0o077) or (path == state and mode != 0o700):
             return f"{path.relative_to(world.folder)} has mode {mode:o}: others may read it"
     records = (state / "audit.jsonl").read_text()
-    if '"collector.example"' not in records or GREETING in records:
+    if f'"{REFUSED}"' not in records or GREETING in records:
         return f"the records do not tell of the calls:\n{records}"
     return None
-
-
-REFUSED = "collector.example"
 
 
 def up_stays(world: World) -> str | None:
