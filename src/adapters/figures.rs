@@ -1,21 +1,32 @@
-//! The figures: what is counted and measured, under which names, and their
-//! OpenMetrics text.
+//! The figures: what is counted and measured, and under which names. The
+//! counting and the OpenMetrics text are `prometheus-client`'s.
 //!
 //! Labels take their values from bounded sets only: codes of the program, names
 //! of listeners and certificates from the configuration. Agents, hosts and
 //! paths stand in records, never here. Who may read the figures is `admin`'s
 //! business.
 
-mod metric;
+mod exemplar;
+mod state;
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
+
+use prometheus_client::encoding::{EncodeLabelSet, text};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::exemplar::HistogramWithExemplars;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::{Metric, Registry, Unit};
 
 use crate::audit::{AuditEvent, AuditRecord};
 use crate::gate::ports::{Observation, Observe};
 
 use super::records::AuditLog;
-use metric::{Counter, Exemplar, Family, Gauge, Histogram, Info};
+use exemplar::Exemplar;
+use state::State;
 
 /// The media type of [`Figures::encode`].
 pub const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -23,33 +34,75 @@ pub const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; char
 /// All figures of the process.
 #[derive(Debug)]
 pub struct Figures {
-    requests: Family<3, Counter>,
-    decisions: Family<2, Counter>,
-    decision_seconds: Family<0, Histogram>,
-    jwt_validation_seconds: Family<1, Histogram>,
-    jwt_cache: Family<1, Counter>,
-    active_connections: Family<1, Gauge>,
-    active_tunnels: Family<0, Gauge>,
-    requests_in_flight: Family<0, Gauge>,
-    throttled: Family<1, Counter>,
-    dns_seconds: Family<1, Histogram>,
-    upstream_connect_seconds: Family<1, Histogram>,
-    request_duration_seconds: Family<0, Histogram>,
-    tunnel_duration_seconds: Family<0, Histogram>,
-    bytes: Family<1, Counter>,
-    policy: Family<1, Info>,
-    policy_last_reload: Family<0, Gauge>,
-    policy_reloads: Family<1, Counter>,
-    certificate_expiry: Family<1, Gauge>,
-    audit_queue_depth: Family<0, Gauge>,
-    audit_records: Family<0, Counter>,
-    audit_failing: Family<0, Gauge>,
-    open_file_limit: Family<0, Gauge>,
-    build: Family<1, Info>,
-    process_open_fds: Family<0, Gauge>,
-    process_resident_memory: Family<0, Gauge>,
-    process_start_time: Family<0, Gauge>,
-    audit_log: OnceLock<Arc<AuditLog>>,
+    registry: Registry,
+    requests: Family<RequestLabels, Counter>,
+    decisions: Family<DecisionLabels, Counter>,
+    /// The member of `decisions` that nearly all requests want.
+    allowed: Counter,
+    decision_seconds: Traced,
+    jwt_validation_seconds: Family<OutcomeLabel, Traced>,
+    jwt_cache_hits: Counter,
+    jwt_cache_misses: Counter,
+    active_connections: Family<ListenerLabel, Gauge>,
+    active_tunnels: Gauge,
+    requests_in_flight: Gauge,
+    throttled: Family<LimitLabel, Counter>,
+    dns_seconds: Family<OutcomeLabel, Histogram>,
+    upstream_connect_seconds: Family<OutcomeLabel, Histogram>,
+    request_duration_seconds: Traced,
+    tunnel_duration_seconds: Traced,
+    bytes_up: Counter,
+    bytes_down: Counter,
+    policy_loads: Counter,
+    policy_refusals: Counter,
+    certificate_expiry: Family<CertificateLabel, Gauge>,
+    state: Arc<State>,
+}
+
+/// A histogram whose buckets name the last trace that fell into them.
+type Traced = HistogramWithExemplars<Exemplar>;
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RequestLabels {
+    decision: &'static str,
+    reason: &'static str,
+    listener: Arc<str>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct DecisionLabels {
+    decision: &'static str,
+    reason: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OutcomeLabel {
+    outcome: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ResultLabel {
+    result: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct DirectionLabel {
+    direction: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct LimitLabel {
+    limit: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ListenerLabel {
+    listener: Arc<str>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CertificateLabel {
+    certificate: Arc<str>,
 }
 
 /// Seconds: judgement, which takes microseconds.
@@ -78,191 +131,131 @@ impl Figures {
     /// All at zero. `version` is that of the program.
     #[must_use]
     pub fn new(version: &str) -> Self {
-        let figures = Self {
-            requests: Family::new(
-                "agentport_requests",
-                "Requests and tunnels, by what was decided and why.",
-                ["decision", "reason", "listener"],
-            ),
-            decisions: Family::new(
-                "agentport_decisions",
-                "Decisions of the gate.",
-                ["decision", "reason"],
-            ),
-            decision_seconds: Family::histogram(
-                "agentport_decision_seconds",
-                "Time to decide, without waiting for names.",
-                [],
-                DECISIONS,
-            ),
-            jwt_validation_seconds: Family::histogram(
-                "agentport_jwt_validation_seconds",
-                "Time to check a token that was not cached.",
-                ["outcome"],
-                SIGNATURES,
-            ),
-            jwt_cache: Family::new(
-                "agentport_jwt_cache",
-                "Tokens found in the cache of verified ones, or not.",
-                ["result"],
-            ),
-            active_connections: Family::new(
-                "agentport_active_connections",
-                "Open connections of clients.",
-                ["listener"],
-            ),
-            active_tunnels: Family::new("agentport_active_tunnels", "Open tunnels.", []),
-            requests_in_flight: Family::new(
-                "agentport_requests_in_flight",
-                "Requests that have begun and not ended.",
-                [],
-            ),
-            throttled: Family::new(
-                "agentport_throttled",
-                "Refusals by a used-up limit.",
-                ["limit"],
-            ),
-            dns_seconds: Family::histogram(
-                "agentport_dns_seconds",
-                "Time to look up a name that was not cached.",
-                ["outcome"],
-                NETWORK,
-            ),
-            upstream_connect_seconds: Family::histogram(
-                "agentport_upstream_connect_seconds",
-                "Time to connect to a destination.",
-                ["outcome"],
-                NETWORK,
-            ),
-            request_duration_seconds: Family::histogram(
-                "agentport_request_duration_seconds",
-                "Time from a request's head to its end.",
-                [],
-                REQUESTS,
-            ),
-            tunnel_duration_seconds: Family::histogram(
-                "agentport_tunnel_duration_seconds",
-                "Time from a tunnel's request to its end.",
-                [],
-                TUNNELS,
-            ),
-            bytes: Family::new(
-                "agentport_bytes",
-                "Bytes to destinations (up) and from them (down), of ended requests and tunnels.",
-                ["direction"],
-            ),
-            policy: Family::new(
-                "agentport_policy",
-                "The digest of the policy in force.",
-                ["version"],
-            ),
-            policy_last_reload: Family::new(
-                "agentport_policy_last_reload_timestamp_seconds",
-                "When the policy in force was loaded.",
-                [],
-            ),
-            policy_reloads: Family::new(
-                "agentport_policy_reloads",
-                "Attempts to load a policy; a refused one changes nothing.",
-                ["outcome"],
-            ),
-            certificate_expiry: Family::new(
-                "agentport_certificate_expiry_timestamp_seconds",
-                "When a certificate in use expires.",
-                ["certificate"],
-            ),
-            audit_queue_depth: Family::new(
-                "agentport_audit_queue_depth",
-                "Audit records taken and not yet written.",
-                [],
-            ),
-            audit_records: Family::new("agentport_audit_records", "Audit records written.", []),
-            audit_failing: Family::new(
-                "agentport_audit_failing",
-                "1 while audit records cannot be written.",
-                [],
-            ),
-            open_file_limit: Family::new(
-                "agentport_open_file_limit",
-                "How many descriptors the process may open.",
-                [],
-            ),
-            build: Family::new("agentport_build", "The program.", ["version"]),
-            process_open_fds: Family::new("process_open_fds", "Open descriptors.", []),
-            process_resident_memory: Family::new(
-                "process_resident_memory_bytes",
-                "Memory held by the process.",
-                [],
-            ),
-            process_start_time: Family::new(
-                "process_start_time_seconds",
-                "When the process started.",
-                [],
-            ),
-            audit_log: OnceLock::new(),
-        };
-        figures.build.only([version]);
-        figures
-            .process_start_time
-            .at([])
-            .set(unix(SystemTime::now()));
-        // Known outcomes stand at zero from the start, so that a first failure
-        // is seen as a rise.
-        for outcome in ["loaded", "refused"] {
-            figures.policy_reloads.at([outcome]);
-        }
-        for direction in ["up", "down"] {
-            figures.bytes.at([direction]);
-        }
-        for result in ["hit", "miss"] {
-            figures.jwt_cache.at([result]);
-        }
-        figures.active_tunnels.at([]);
-        figures.requests_in_flight.at([]);
-        figures
-    }
+        let mut to = Registry::default();
+        let requests = counted(
+            &mut to,
+            "agentport_requests",
+            "Requests and tunnels, by what was decided and why",
+            Family::default(),
+        );
+        let decisions = counted(
+            &mut to,
+            "agentport_decisions",
+            "Decisions of the gate",
+            Family::<DecisionLabels, Counter>::default(),
+        );
+        let decision_seconds = seconds(
+            &mut to,
+            "agentport_decision",
+            "Time to decide, without waiting for names",
+            traced(DECISIONS),
+        );
+        let jwt_validation_seconds = seconds(
+            &mut to,
+            "agentport_jwt_validation",
+            "Time to check a token that was not cached",
+            Family::new_with_constructor((|| traced(SIGNATURES)) as fn() -> Traced),
+        );
+        let jwt_cache = counted(
+            &mut to,
+            "agentport_jwt_cache",
+            "Tokens found in the cache of verified ones, or not",
+            Family::<ResultLabel, Counter>::default(),
+        );
+        let active_connections = counted(
+            &mut to,
+            "agentport_active_connections",
+            "Open connections of clients",
+            Family::default(),
+        );
+        let active_tunnels = counted(
+            &mut to,
+            "agentport_active_tunnels",
+            "Open tunnels",
+            Gauge::default(),
+        );
+        let requests_in_flight = counted(
+            &mut to,
+            "agentport_requests_in_flight",
+            "Requests that have begun and not ended",
+            Gauge::default(),
+        );
+        let throttled = counted(
+            &mut to,
+            "agentport_throttled",
+            "Refusals by a used-up limit",
+            Family::default(),
+        );
+        let dns_seconds = seconds(
+            &mut to,
+            "agentport_dns",
+            "Time to look up a name that was not cached",
+            Family::new_with_constructor(network as fn() -> Histogram),
+        );
+        let upstream_connect_seconds = seconds(
+            &mut to,
+            "agentport_upstream_connect",
+            "Time to connect to a destination",
+            Family::new_with_constructor(network as fn() -> Histogram),
+        );
+        let request_duration_seconds = seconds(
+            &mut to,
+            "agentport_request_duration",
+            "Time from a request's head to its end",
+            traced(REQUESTS),
+        );
+        let tunnel_duration_seconds = seconds(
+            &mut to,
+            "agentport_tunnel_duration",
+            "Time from a tunnel's request to its end",
+            traced(TUNNELS),
+        );
+        let bytes = Family::<DirectionLabel, Counter>::default();
+        to.register_with_unit(
+            "agentport",
+            "Bytes to destinations (up) and from them (down), of ended requests and tunnels",
+            Unit::Bytes,
+            bytes.clone(),
+        );
+        let policy_reloads = counted(
+            &mut to,
+            "agentport_policy_reloads",
+            "Attempts to load a policy; a refused one changes nothing",
+            Family::<OutcomeLabel, Counter>::default(),
+        );
+        let certificate_expiry = seconds(
+            &mut to,
+            "agentport_certificate_expiry_timestamp",
+            "When a certificate in use expires",
+            Family::default(),
+        );
+        to.register(
+            "agentport_build",
+            "The program",
+            Info::new([("version", version.to_owned())]),
+        );
+        let state = Arc::new(State::new());
+        to.register_collector(Box::new(Arc::clone(&state)));
 
-    /// A policy has come into force.
-    pub fn policy_loaded(&self, version: &str, at: SystemTime) {
-        self.policy.only([version]);
-        self.policy_last_reload.at([]).set(unix(at));
-        self.policy_reloads.at(["loaded"]).add(1);
-    }
-
-    /// A policy was refused, and the old one stays.
-    pub fn policy_refused(&self) {
-        self.policy_reloads.at(["refused"]).add(1);
-    }
-
-    /// A certificate is in use until then. The name is the configuration's.
-    pub fn certificate_expires(&self, name: &str, at: SystemTime) {
-        self.certificate_expiry.at([name]).set(unix(at));
-    }
-
-    /// How many descriptors the process may open.
-    pub fn open_file_limit(&self, limit: u64) {
-        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-        self.open_file_limit.at([]).set(limit);
-    }
-
-    /// Has the audit log's state read whenever the figures are. The first log
-    /// stays.
-    pub fn follow(&self, log: Arc<AuditLog>) {
-        // A second one is a mistake of the assembly that changes nothing.
-        let _ = self.audit_log.set(log);
-    }
-
-    /// All figures in OpenMetrics text, of the media type [`OPENMETRICS`].
-    #[must_use]
-    pub fn encode(&self) -> String {
-        self.refresh();
-        // Whole, so that a figure that is not written does not compile.
-        let Self {
+        // Known values stand at zero from the start, so that a first failure
+        // is seen as a rise, and are found from here without a search.
+        let (decision, reason) = ("allow", "ok");
+        let result = |result| jwt_cache.get_or_create_owned(&ResultLabel { result });
+        let direction = |direction| bytes.get_or_create_owned(&DirectionLabel { direction });
+        let outcome = |outcome| policy_reloads.get_or_create_owned(&OutcomeLabel { outcome });
+        Self {
+            allowed: decisions.get_or_create_owned(&DecisionLabels { decision, reason }),
+            jwt_cache_hits: result("hit"),
+            jwt_cache_misses: result("miss"),
+            bytes_up: direction("up"),
+            bytes_down: direction("down"),
+            policy_loads: outcome("loaded"),
+            policy_refusals: outcome("refused"),
+            registry: to,
             requests,
             decisions,
             decision_seconds,
             jwt_validation_seconds,
-            jwt_cache,
             active_connections,
             active_tunnels,
             requests_in_flight,
@@ -271,95 +264,87 @@ impl Figures {
             upstream_connect_seconds,
             request_duration_seconds,
             tunnel_duration_seconds,
-            bytes,
-            policy,
-            policy_last_reload,
-            policy_reloads,
             certificate_expiry,
-            audit_queue_depth,
-            audit_records,
-            audit_failing,
-            open_file_limit,
-            build,
-            process_open_fds,
-            process_resident_memory,
-            process_start_time,
-            audit_log: _,
-        } = self;
+            state,
+        }
+    }
+
+    /// A policy has come into force.
+    pub fn policy_loaded(&self, version: &str, at: SystemTime) {
+        self.state.policy(version, at);
+        self.policy_loads.inc();
+    }
+
+    /// A policy was refused, and the old one stays.
+    pub fn policy_refused(&self) {
+        self.policy_refusals.inc();
+    }
+
+    /// A certificate is in use until then. The name is the configuration's.
+    pub fn certificate_expires(&self, name: &str, at: SystemTime) {
+        let certificate = name.into();
+        self.certificate_expiry
+            .get_or_create(&CertificateLabel { certificate })
+            .set(unix(at));
+    }
+
+    /// How many descriptors the process may open.
+    pub fn open_file_limit(&self, limit: u64) {
+        self.state.open_file_limit(limit);
+    }
+
+    /// Has the audit log's state read whenever the figures are. The first log
+    /// stays.
+    pub fn follow(&self, log: Arc<AuditLog>) {
+        self.state.follow(log);
+    }
+
+    /// All figures in OpenMetrics text, of the media type [`OPENMETRICS`].
+    #[must_use]
+    pub fn encode(&self) -> String {
         let mut out = String::with_capacity(16 * 1024);
-        requests.write(&mut out);
-        decisions.write(&mut out);
-        decision_seconds.write(&mut out);
-        jwt_validation_seconds.write(&mut out);
-        jwt_cache.write(&mut out);
-        active_connections.write(&mut out);
-        active_tunnels.write(&mut out);
-        requests_in_flight.write(&mut out);
-        throttled.write(&mut out);
-        dns_seconds.write(&mut out);
-        upstream_connect_seconds.write(&mut out);
-        request_duration_seconds.write(&mut out);
-        tunnel_duration_seconds.write(&mut out);
-        bytes.write(&mut out);
-        policy.write(&mut out);
-        policy_last_reload.write(&mut out);
-        policy_reloads.write(&mut out);
-        certificate_expiry.write(&mut out);
-        audit_queue_depth.write(&mut out);
-        audit_records.write(&mut out);
-        audit_failing.write(&mut out);
-        open_file_limit.write(&mut out);
-        build.write(&mut out);
-        process_open_fds.write(&mut out);
-        process_resident_memory.write(&mut out);
-        process_start_time.write(&mut out);
-        out.push_str("# EOF\n");
+        // Writing to a string does not fail; and a text cut short would lack
+        // its last line, without which no reader takes it.
+        let _ = text::encode(&mut out, &self.registry);
         out
     }
 
-    /// Reads what is not observed but is there to be read.
-    fn refresh(&self) {
-        if let Some(log) = self.audit_log.get() {
-            let state = log.state();
-            let depth = i64::try_from(state.depth).unwrap_or(i64::MAX);
-            self.audit_queue_depth.at([]).set(depth);
-            self.audit_records.at([]).set(state.written);
-            self.audit_failing.at([]).set(i64::from(state.failing));
-        }
-        if let Ok(open) = std::fs::read_dir("/proc/self/fd") {
-            let open = i64::try_from(open.count()).unwrap_or(i64::MAX);
-            self.process_open_fds.at([]).set(open);
-        }
-        if let Some(bytes) = resident_bytes() {
-            self.process_resident_memory.at([]).set(bytes);
-        }
-    }
-
     fn finished(&self, record: &AuditRecord) {
-        let (decision, reason) = match record.would_deny {
-            Some(reason) if record.action_allowed => ("would_deny", reason),
-            _ => (allow_or_deny(record.action_allowed), record.reason),
-        };
+        let (decision, reason) = verdict(record.action_allowed, record.reason, record.would_deny);
         let took = match record.event {
             // It was counted when it was opened.
             AuditEvent::TunnelClosed => Some(&self.tunnel_duration_seconds),
             AuditEvent::Request | AuditEvent::Tunnel | AuditEvent::Repeated => {
+                let listener = Arc::clone(&record.listener);
                 self.requests
-                    .on([decision, reason, &record.listener], |requests| {
-                        requests.add(record.count);
-                    });
+                    .get_or_create(&RequestLabels {
+                        decision,
+                        reason,
+                        listener,
+                    })
+                    .inc_by(record.count);
                 (record.event == AuditEvent::Request).then_some(&self.request_duration_seconds)
             }
         };
-        if let Some(family) = took {
-            let exemplar = record.trace_id.as_deref().and_then(|trace_id| {
-                let at = record.ts.checked_add(record.duration_ms)?;
-                Exemplar::new(trace_id, record.skill.as_deref(), record.duration_ms, at)
-            });
-            family.on([], |seconds| seconds.observe(record.duration_ms, exemplar));
-            self.bytes.on(["up"], |bytes| bytes.add(record.bytes_up));
-            self.bytes
-                .on(["down"], |bytes| bytes.add(record.bytes_down));
+        if let Some(seconds) = took {
+            let exemplar = record
+                .trace_id
+                .as_deref()
+                .and_then(|trace_id| Exemplar::new(trace_id, record.skill.as_deref()));
+            let at = record.ts.checked_add(record.duration_ms);
+            seconds.observe(record.duration_ms.as_secs_f64(), exemplar, at);
+            self.bytes_up.inc_by(record.bytes_up);
+            self.bytes_down.inc_by(record.bytes_down);
+        }
+    }
+
+    fn decided(&self, (decision, reason): (&'static str, &'static str)) {
+        if (decision, reason) == ("allow", "ok") {
+            self.allowed.inc();
+        } else {
+            self.decisions
+                .get_or_create(&DecisionLabels { decision, reason })
+                .inc();
         }
     }
 }
@@ -368,77 +353,104 @@ impl Observe for Figures {
     fn observe(&self, event: Observation<'_>) {
         match event {
             Observation::Connection { listener, change } => {
+                let listener = listener.into();
                 self.active_connections
-                    .on([listener], |open| open.add(change));
+                    .get_or_create(&ListenerLabel { listener })
+                    .inc_by(change);
             }
             Observation::Tunnel { change } => {
-                self.active_tunnels.on([], |open| open.add(change));
+                self.active_tunnels.inc_by(change);
             }
             Observation::InFlight { change } => {
-                self.requests_in_flight.on([], |open| open.add(change));
+                self.requests_in_flight.inc_by(change);
+            }
+            Observation::Token { cached: true, .. } => {
+                self.jwt_cache_hits.inc();
             }
             Observation::Token {
                 outcome,
                 took,
-                cached,
+                cached: false,
                 trace_id,
             } => {
-                let result = if cached { "hit" } else { "miss" };
-                self.jwt_cache.on([result], |tokens| tokens.add(1));
-                if !cached {
-                    let exemplar = trace_id
-                        .and_then(|trace| Exemplar::new(trace, None, took, SystemTime::now()));
-                    self.jwt_validation_seconds
-                        .on([outcome], |seconds| seconds.observe(took, exemplar));
-                }
+                self.jwt_cache_misses.inc();
+                let seconds = self
+                    .jwt_validation_seconds
+                    .get_or_create(&OutcomeLabel { outcome });
+                observe_now(&seconds, took, trace_id);
             }
             Observation::Decision {
                 allowed,
                 reason,
                 would_deny,
                 took,
+                trace_id,
             } => {
-                let (decision, reason) = match would_deny {
-                    Some(reason) if allowed => ("would_deny", reason),
-                    _ => (allow_or_deny(allowed), reason),
-                };
-                self.decisions
-                    .on([decision, reason], |decisions| decisions.add(1));
-                self.decision_seconds
-                    .on([], |seconds| seconds.observe(took, None));
+                self.decided(verdict(allowed, reason, would_deny));
+                observe_now(&self.decision_seconds, took, trace_id);
             }
             Observation::Throttled { limit } => {
-                self.throttled.on([limit], |refusals| refusals.add(1));
+                self.throttled.get_or_create(&LimitLabel { limit }).inc();
             }
             Observation::Resolved { outcome, took } => {
                 self.dns_seconds
-                    .on([outcome], |seconds| seconds.observe(took, None));
+                    .get_or_create(&OutcomeLabel { outcome })
+                    .observe(took.as_secs_f64());
             }
             Observation::Dialled { outcome, took } => {
                 self.upstream_connect_seconds
-                    .on([outcome], |seconds| seconds.observe(took, None));
+                    .get_or_create(&OutcomeLabel { outcome })
+                    .observe(took.as_secs_f64());
             }
             Observation::Finished { record } => self.finished(record),
         }
     }
 }
 
-fn allow_or_deny(allowed: bool) -> &'static str {
-    if allowed { "allow" } else { "deny" }
+/// What was decided and why, as labels. In audit mode a request that would
+/// have been refused is neither allowed nor denied.
+fn verdict(
+    allowed: bool,
+    reason: &'static str,
+    would_deny: Option<&'static str>,
+) -> (&'static str, &'static str) {
+    match would_deny {
+        Some(reason) if allowed => ("would_deny", reason),
+        _ if allowed => ("allow", reason),
+        _ => ("deny", reason),
+    }
+}
+
+/// Without a trace no exemplar, and the time is not asked for.
+fn observe_now(seconds: &Traced, took: Duration, trace_id: Option<&str>) {
+    let exemplar = trace_id.and_then(|trace_id| Exemplar::new(trace_id, None));
+    let at = exemplar.as_ref().map(|_| SystemTime::now());
+    seconds.observe(took.as_secs_f64(), exemplar, at);
+}
+
+fn traced(bounds: &'static [f64]) -> Traced {
+    Traced::new(bounds.iter().copied())
+}
+
+fn network() -> Histogram {
+    Histogram::new(NETWORK.iter().copied())
+}
+
+/// Enters a figure. The registry ends the help with a full stop.
+fn counted<M: Metric + Clone>(to: &mut Registry, name: &str, help: &str, metric: M) -> M {
+    to.register(name, help, metric.clone());
+    metric
+}
+
+/// Enters a figure in seconds. The registry adds `_seconds` to the name.
+fn seconds<M: Metric + Clone>(to: &mut Registry, name: &str, help: &str, metric: M) -> M {
+    to.register_with_unit(name, help, Unit::Seconds, metric.clone());
+    metric
 }
 
 fn unix(at: SystemTime) -> i64 {
     let since = at.duration_since(SystemTime::UNIX_EPOCH);
     i64::try_from(since.unwrap_or(Duration::ZERO).as_secs()).unwrap_or(i64::MAX)
-}
-
-fn resident_bytes() -> Option<i64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:"))?;
-    let kibibytes: i64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    kibibytes.checked_mul(1024)
 }
 
 #[cfg(test)]

@@ -397,6 +397,7 @@ impl Gate {
                     .map(|denied| denied.reason().as_str())
             }),
             took,
+            trace_id: trail.trace_id(),
         });
         let permit = verdict?;
         trail.permitted(&permit);

@@ -130,6 +130,8 @@ pub enum Observation<'a> {
         would_deny: Option<&'static str>,
         /// Without waiting for names.
         took: Duration,
+        /// The trace, for the exemplar.
+        trace_id: Option<&'a str>,
     },
     /// A quota was used up.
     Throttled {

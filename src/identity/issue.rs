@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use ring::hmac;
+use jsonwebtoken::EncodingKey;
 use ring::rand::{SecureRandom, SystemRandom};
 use ring::signature::{Ed25519KeyPair, KeyPair};
 use serde::Serialize;
@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use super::claims::{MAX_ACTORS, MAX_DATE};
 use super::key::{KeyError, VerifyingKey};
 use super::pem::{self, PemKey, PrivateKind};
+use super::provider::RING;
 use super::verify::VerifierSettings;
 use crate::egress::{AgentId, Destination, RequestId, TenantId};
 
@@ -24,12 +25,8 @@ pub const MAX_LIFETIME: Duration = Duration::from_secs(366 * 24 * 60 * 60);
 /// A key that tokens are signed with. Its `Debug` shows no material.
 pub struct SigningKey {
     public: VerifyingKey,
-    material: Material,
-}
-
-enum Material {
-    Secret(hmac::Key),
-    Ed25519(Box<Ed25519KeyPair>),
+    /// Wiped when it goes.
+    material: EncodingKey,
 }
 
 /// A token to be issued.
@@ -66,6 +63,9 @@ pub enum IssueError {
     /// A date after the year 9999.
     #[error("the clock is wrong: the token would expire after the year 9999")]
     Date,
+    /// The key does not sign, which no key does that was read whole.
+    #[error("the signing key does not sign")]
+    Signing,
 }
 
 /// Issues tokens with one key.
@@ -131,7 +131,7 @@ impl TokenIssuer {
             self.header,
             URL_SAFE_NO_PAD.encode(json!(claims).to_string())
         );
-        let signature = self.key.sign(token.as_bytes());
+        let signature = self.key.sign(token.as_bytes())?;
         token.push('.');
         URL_SAFE_NO_PAD.encode_string(signature, &mut token);
         if token.len() > VerifierSettings::default().max_token_bytes {
@@ -183,10 +183,9 @@ impl SigningKey {
     /// [`KeyError`].
     pub fn from_secret(secret: &str) -> Result<Self, KeyError> {
         let public = VerifyingKey::from_secret(secret)?;
-        let key = hmac::Key::new(hmac::HMAC_SHA256, secret.as_bytes());
         Ok(Self {
             public,
-            material: Material::Secret(key),
+            material: EncodingKey::from_secret(secret.as_bytes()),
         })
     }
 
@@ -204,7 +203,7 @@ impl SigningKey {
         let public = VerifyingKey::from_ed25519(public.map_err(|_| KeyError::DamagedPrivateKey)?)?;
         Ok(Self {
             public,
-            material: Material::Ed25519(Box::new(pair)),
+            material: EncodingKey::from_ed_der(&der),
         })
     }
 
@@ -223,11 +222,11 @@ impl SigningKey {
         &self.public
     }
 
-    fn sign(&self, message: &[u8]) -> Vec<u8> {
-        match &self.material {
-            Material::Secret(key) => hmac::sign(key, message).as_ref().to_vec(),
-            Material::Ed25519(pair) => pair.sign(message).as_ref().to_vec(),
-        }
+    fn sign(&self, message: &[u8]) -> Result<Vec<u8>, IssueError> {
+        let algorithm = self.public.algorithm().into();
+        let signer = (RING.signer_factory)(&algorithm, &self.material);
+        let signer = signer.map_err(|_| IssueError::Signing)?;
+        signer.try_sign(message).map_err(|_| IssueError::Signing)
     }
 }
 

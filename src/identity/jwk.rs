@@ -3,11 +3,12 @@
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use jsonwebtoken::{AlgorithmFamily, DecodingKeyKind};
 use serde_json::{Map, Value, json};
 
 use super::algorithm::Algorithm;
 use super::json::{self, JsonError};
-use super::key::{KeyError, Material, VerifyingKey};
+use super::key::{KeyError, VerifyingKey};
 
 /// The keys of a JWK Set.
 #[derive(Debug)]
@@ -92,13 +93,20 @@ pub fn public_jwks<'k>(keys: impl IntoIterator<Item = &'k VerifyingKey>) -> Stri
     let items: Vec<Value> = keys
         .into_iter()
         .filter_map(|key| {
-            let mut jwk = match key.material() {
-                Material::Secret(_) => return None,
-                Material::Ed25519(x) => json!({"kty": "OKP", "crv": "Ed25519", "x": b64(x)}),
-                Material::P256(point) => json!({
-                    "kty": "EC", "crv": "P-256", "x": b64(&point[1..33]), "y": b64(&point[33..]),
-                }),
-                Material::Rsa { n, e } => json!({"kty": "RSA", "n": b64(n), "e": b64(e)}),
+            let material = key.material();
+            let mut jwk = match (material.family(), material.kind()) {
+                (AlgorithmFamily::Ed, DecodingKeyKind::SecretOrDer(x)) => {
+                    json!({"kty": "OKP", "crv": "Ed25519", "x": b64(x)})
+                }
+                (AlgorithmFamily::Ec, DecodingKeyKind::SecretOrDer(point)) => {
+                    // After the byte that says that both coordinates follow.
+                    let (x, y) = point.get(1..)?.split_at_checked(32)?;
+                    json!({"kty": "EC", "crv": "P-256", "x": b64(x), "y": b64(y)})
+                }
+                (AlgorithmFamily::Rsa, DecodingKeyKind::RsaModulusExponent { n, e }) => {
+                    json!({"kty": "RSA", "n": b64(n), "e": b64(e)})
+                }
+                _ => return None,
             };
             jwk["use"] = "sig".into();
             jwk["alg"] = key.algorithm().as_str().into();

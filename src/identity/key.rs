@@ -6,11 +6,13 @@ use std::sync::Arc;
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use jsonwebtoken::DecodingKey;
+use ring::digest;
 use ring::signature::{self, KeyPair};
-use ring::{digest, hmac};
 
 use super::algorithm::Algorithm;
 use super::pem::{self, PemKey, PrivateKind};
+use super::provider::RING;
 
 /// The fewest bytes a shared secret may have (RFC 7518, 3.2).
 pub const MIN_SECRET_BYTES: usize = 32;
@@ -24,20 +26,8 @@ pub struct VerifyingKey {
     id: Arc<str>,
     any_kid: bool,
     algorithm: Algorithm,
-    material: Arc<Material>,
-}
-
-/// What the key consists of.
-pub(super) enum Material {
-    Secret(hmac::Key),
-    Ed25519([u8; 32]),
-    /// An uncompressed point: 4, x, y.
-    P256([u8; 65]),
-    /// Big-endian without leading zeros.
-    Rsa {
-        n: Vec<u8>,
-        e: Vec<u8>,
-    },
+    /// What the key consists of; wiped when the last clone goes.
+    material: Arc<DecodingKey>,
 }
 
 /// Why a text is not a usable key. Never holds any of the text.
@@ -147,7 +137,7 @@ impl VerifyingKey {
         hash.update(b"agentport kid\0");
         hash.update(secret);
         let id = URL_SAFE_NO_PAD.encode(&hash.finish().as_ref()[..12]);
-        let material = Material::Secret(hmac::Key::new(hmac::HMAC_SHA256, secret));
+        let material = DecodingKey::from_secret(secret);
         Ok(Self::new(id, Algorithm::Hs256, material))
     }
 
@@ -163,7 +153,8 @@ impl VerifyingKey {
         }
         let x = URL_SAFE_NO_PAD.encode(public);
         let id = thumbprint(&format!(r#"{{"crv":"Ed25519","kty":"OKP","x":"{x}"}}"#));
-        Ok(Self::new(id, Algorithm::EdDsa, Material::Ed25519(public)))
+        let material = DecodingKey::from_ed_der(&public);
+        Ok(Self::new(id, Algorithm::EdDsa, material))
     }
 
     /// A P-256 public key as an uncompressed point. A point off the curve
@@ -177,7 +168,8 @@ impl VerifyingKey {
         let id = thumbprint(&format!(
             r#"{{"crv":"P-256","kty":"EC","x":"{x}","y":"{y}"}}"#
         ));
-        Ok(Self::new(id, Algorithm::Es256, Material::P256(point)))
+        let material = DecodingKey::from_ec_der(&point);
+        Ok(Self::new(id, Algorithm::Es256, material))
     }
 
     /// An RSA public key for one RSA algorithm.
@@ -207,7 +199,8 @@ impl VerifyingKey {
         }
         let (e64, n64) = (URL_SAFE_NO_PAD.encode(&e), URL_SAFE_NO_PAD.encode(&n));
         let id = thumbprint(&format!(r#"{{"e":"{e64}","kty":"RSA","n":"{n64}"}}"#));
-        Ok(Self::new(id, algorithm, Material::Rsa { n, e }))
+        let material = DecodingKey::from_rsa_raw_components(&n, &e);
+        Ok(Self::new(id, algorithm, material))
     }
 
     /// The one key of a PEM text: `PUBLIC KEY`, `RSA PUBLIC KEY`, or an
@@ -246,7 +239,7 @@ impl VerifyingKey {
         }
     }
 
-    fn new(id: String, algorithm: Algorithm, material: Material) -> Self {
+    fn new(id: String, algorithm: Algorithm, material: DecodingKey) -> Self {
         Self {
             id: id.into(),
             any_kid: false,
@@ -293,7 +286,7 @@ impl VerifyingKey {
         self.any_kid
     }
 
-    pub(super) fn material(&self) -> &Material {
+    pub(super) fn material(&self) -> &DecodingKey {
         &self.material
     }
 
@@ -301,21 +294,9 @@ impl VerifyingKey {
     /// any length may be passed in.
     #[must_use]
     pub fn confirms(&self, message: &[u8], signature: &[u8]) -> bool {
-        let asymmetric = |algorithm, public: &[u8]| {
-            signature::UnparsedPublicKey::new(algorithm, public).verify(message, signature)
-        };
-        match &*self.material {
-            Material::Secret(key) => hmac::verify(key, message, signature),
-            Material::Ed25519(public) => asymmetric(&signature::ED25519, public),
-            Material::P256(point) => asymmetric(&signature::ECDSA_P256_SHA256_FIXED, point),
-            Material::Rsa { n, e } => {
-                let key = signature::RsaPublicKeyComponents { n, e };
-                rsa_parameters(self.algorithm).map_or(Err(ring::error::Unspecified), |parameters| {
-                    key.verify(parameters, message, signature)
-                })
-            }
-        }
-        .is_ok()
+        // A key of another kind gives no verifier, and confirms nothing.
+        (RING.verifier_factory)(&self.algorithm.into(), &self.material)
+            .is_ok_and(|verifier| verifier.verify(message, &signature.to_vec()).is_ok())
     }
 }
 
@@ -325,16 +306,6 @@ impl fmt::Debug for VerifyingKey {
             .field("id", &self.id)
             .field("algorithm", &self.algorithm)
             .finish_non_exhaustive()
-    }
-}
-
-fn rsa_parameters(algorithm: Algorithm) -> Option<&'static signature::RsaParameters> {
-    match algorithm {
-        Algorithm::Rs256 => Some(&signature::RSA_PKCS1_2048_8192_SHA256),
-        Algorithm::Rs384 => Some(&signature::RSA_PKCS1_2048_8192_SHA384),
-        Algorithm::Rs512 => Some(&signature::RSA_PKCS1_2048_8192_SHA512),
-        Algorithm::Ps256 => Some(&signature::RSA_PSS_2048_8192_SHA256),
-        Algorithm::EdDsa | Algorithm::Es256 | Algorithm::Hs256 => None,
     }
 }
 

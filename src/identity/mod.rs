@@ -8,10 +8,11 @@
 //! passed in. What policy makes of a [`Principal`] lives in `policy`, and
 //! where a credential stands in a request is known to `proxy`.
 //!
-//! The signatures are *ring*'s. The common JWT crates read the system's clock
-//! and parse leniently (repeated members, `crit`, any `typ`), so that all of
-//! their checks would have to be made a second time here; one of them serves
-//! the tests as a second opinion instead.
+//! Keys are held, and signatures made and checked, by `jsonwebtoken`, for which
+//! `provider` computes them with *ring*. The reading of tokens and the judging
+//! of claims are ours: that crate reads the system's clock, and lets pass
+//! repeated members, an unknown `crit` and any `typ`. A third implementation
+//! serves the tests as a second opinion on all of it.
 
 mod algorithm;
 mod cache;
@@ -26,6 +27,7 @@ mod key;
 mod keys;
 mod pem;
 mod principal;
+mod provider;
 mod verify;
 
 pub use algorithm::Algorithm;

@@ -88,6 +88,14 @@ fn observed() -> Figures {
             reason: "ok",
             would_deny: None,
             took: Duration::from_nanos(800),
+            trace_id: None,
+        },
+        Observation::Decision {
+            allowed: true,
+            reason: "ok",
+            would_deny: Some("host_denied"),
+            took: Duration::from_micros(3),
+            trace_id: Some(TRACE),
         },
         Observation::Throttled { limit: "agent" },
         Observation::Resolved {
@@ -124,7 +132,8 @@ fn events_become_figures() {
         "agentport_requests_total{decision=\"deny\",reason=\"host_denied\",listener=\"egress\"} 8",
         "agentport_requests_total{decision=\"would_deny\",reason=\"host_denied\",listener=\"egress\"} 1",
         "agentport_decisions_total{decision=\"allow\",reason=\"ok\"} 1",
-        "agentport_decision_seconds_bucket{le=\"1e-6\"} 1",
+        "agentport_decisions_total{decision=\"would_deny\",reason=\"host_denied\"} 1",
+        "agentport_decision_seconds_bucket{le=\"0.000001\"} 1",
         "agentport_jwt_validation_seconds_count{outcome=\"ok\"} 1",
         "agentport_jwt_cache_total{result=\"hit\"} 1",
         "agentport_jwt_cache_total{result=\"miss\"} 1",
@@ -132,12 +141,12 @@ fn events_become_figures() {
         "agentport_active_tunnels 0",
         "agentport_requests_in_flight 1",
         "agentport_throttled_total{limit=\"agent\"} 1",
-        "agentport_dns_seconds_bucket{outcome=\"timeout\",le=\"10.0\"} 0",
-        "agentport_dns_seconds_bucket{outcome=\"timeout\",le=\"+Inf\"} 1",
-        "agentport_dns_seconds_sum{outcome=\"timeout\"} 100",
+        "agentport_dns_seconds_bucket{le=\"10.0\",outcome=\"timeout\"} 0",
+        "agentport_dns_seconds_bucket{le=\"+Inf\",outcome=\"timeout\"} 1",
+        "agentport_dns_seconds_sum{outcome=\"timeout\"} 100.0",
         // A value on a bound belongs below it.
-        "agentport_upstream_connect_seconds_bucket{outcome=\"ok\",le=\"0.0005\"} 0",
-        "agentport_upstream_connect_seconds_bucket{outcome=\"ok\",le=\"0.001\"} 1",
+        "agentport_upstream_connect_seconds_bucket{le=\"0.0005\",outcome=\"ok\"} 0",
+        "agentport_upstream_connect_seconds_bucket{le=\"0.001\",outcome=\"ok\"} 1",
         "agentport_request_duration_seconds_count 3",
         "agentport_tunnel_duration_seconds_count 1",
         "agentport_bytes_total{direction=\"up\"} 40",
@@ -160,11 +169,22 @@ fn exemplars_name_the_trace_and_the_skill() {
     let end = concat!(
         "agentport_request_duration_seconds_bucket{le=\"0.0025\"} 3",
         " # {trace_id=\"4bf92f3577b34da6a3ce929d0e0e4736\",skill=\"search \\\"web\\\"\"}",
-        " 0.0015 1700000000.001500"
+        " 0.0015 1700000000.0015"
     );
     assert!(text.lines().any(|line| line == end), "{text}");
-    let jwt = "agentport_jwt_validation_seconds_bucket{outcome=\"ok\",le=\"5e-5\"} 1 # {trace_id=";
+    let jwt =
+        "agentport_jwt_validation_seconds_bucket{le=\"0.00005\",outcome=\"ok\"} 1 # {trace_id=";
     assert!(text.lines().any(|line| line.starts_with(jwt)), "{text}");
+    let decision = format!(
+        "agentport_decision_seconds_bucket{{le=\"0.000005\"}} 2 # {{trace_id=\"{TRACE}\"}} 0.000003 "
+    );
+    assert!(
+        text.lines().any(|line| line.starts_with(&decision)),
+        "{text}"
+    );
+    // Nothing is said of an observation without a trace.
+    let untraced = "agentport_decision_seconds_bucket{le=\"0.000001\"} 1";
+    assert!(text.lines().any(|line| line == untraced), "{text}");
 }
 
 #[test]
@@ -192,12 +212,11 @@ fn an_exemplar_is_bounded_and_plain() {
         ),
     ] {
         let figures = Figures::new("0");
-        let exemplar = Exemplar::new(trace, skill, Duration::ZERO, at);
+        let exemplar = Exemplar::new(trace, skill);
         assert_eq!(exemplar.is_some(), there, "{case}");
         figures
             .request_duration_seconds
-            .at([])
-            .observe(Duration::ZERO, exemplar);
+            .observe(0.0, exemplar, Some(at));
         let text = figures.encode();
         assert_eq!(text.contains("skill="), skilled, "{case}");
         check(&text);
@@ -232,7 +251,6 @@ fn the_audit_log_is_read_when_asked() {
 #[test]
 fn many_labels_and_many_threads_lose_no_count() {
     let figures = Figures::new("0");
-    // More listeners than there are places to find them without a lock.
     let listeners: Vec<String> = (0..400).map(|number| format!("l{number}")).collect();
     std::thread::scope(|scope| {
         for _ in 0..4 {
@@ -270,17 +288,18 @@ fn check(text: &str) {
             let mut words = comment.splitn(3, ' ');
             let (word, name, rest) = (words.next(), words.next(), words.next());
             let (name, rest) = (name.expect("a name"), rest.expect("a text"));
+            if family != name {
+                assert!(!seen.contains(&name.to_owned()), "twice: {name}");
+                seen.push(name.to_owned());
+                (family, kind) = (name.to_owned(), String::new());
+            }
             match word.expect("a word") {
                 "TYPE" => {
-                    assert!(!seen.contains(&name.to_owned()), "twice: {name}");
-                    seen.push(name.to_owned());
-                    (family, kind) = (name.to_owned(), rest.to_owned());
+                    assert_eq!(kind, "", "two types: {name}");
+                    kind = rest.to_owned();
                 }
-                "UNIT" => assert!(
-                    family == name && name.ends_with(&format!("_{rest}")),
-                    "{line}"
-                ),
-                "HELP" => assert_eq!(family, name),
+                "UNIT" => assert!(name.ends_with(&format!("_{rest}")), "{line}"),
+                "HELP" => assert!(rest.ends_with('.') && !rest.ends_with(".."), "{line}"),
                 other => panic!("{other}"),
             }
             continue;

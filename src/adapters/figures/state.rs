@@ -1,0 +1,154 @@
+//! What nobody observes but is there to be read: the policy in force, the audit
+//! log, the process. Read whenever the figures are.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::SystemTime;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::Unit;
+
+use super::super::records::AuditLog;
+use super::unix;
+
+/// What there is to be read. What is not known yet is not written.
+#[derive(Debug)]
+pub(super) struct State {
+    started: SystemTime,
+    policy: Mutex<Option<(Box<str>, SystemTime)>>,
+    audit_log: OnceLock<Arc<AuditLog>>,
+    open_file_limit: Mutex<Option<u64>>,
+}
+
+impl State {
+    /// Of a process that starts now.
+    pub(super) fn new() -> Self {
+        Self {
+            started: SystemTime::now(),
+            policy: Mutex::default(),
+            audit_log: OnceLock::new(),
+            open_file_limit: Mutex::default(),
+        }
+    }
+
+    pub(super) fn policy(&self, version: &str, at: SystemTime) {
+        *lock(&self.policy) = Some((version.into(), at));
+    }
+
+    pub(super) fn open_file_limit(&self, limit: u64) {
+        *lock(&self.open_file_limit) = Some(limit);
+    }
+
+    /// The first log stays.
+    pub(super) fn follow(&self, log: Arc<AuditLog>) {
+        // A second one is a mistake of the assembly that changes nothing.
+        let _ = self.audit_log.set(log);
+    }
+}
+
+impl Collector for State {
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let mut out = Out(encoder);
+        if let Some((version, at)) = lock(&self.policy).clone() {
+            out.write(
+                "agentport_policy",
+                "The digest of the policy in force.",
+                None,
+                &Info::new([("version", String::from(version))]),
+            )?;
+            out.write(
+                "agentport_policy_last_reload_timestamp",
+                "When the policy in force was loaded.",
+                Some(&Unit::Seconds),
+                &ConstGauge::new(unix(at)),
+            )?;
+        }
+        if let Some(log) = self.audit_log.get() {
+            let state = log.state();
+            out.write(
+                "agentport_audit_queue_depth",
+                "Audit records taken and not yet written.",
+                None,
+                &ConstGauge::new(state.depth),
+            )?;
+            out.write(
+                "agentport_audit_records",
+                "Audit records written.",
+                None,
+                &ConstCounter::new(state.written),
+            )?;
+            out.write(
+                "agentport_audit_failing",
+                "1 while audit records cannot be written.",
+                None,
+                &ConstGauge::new(u32::from(state.failing)),
+            )?;
+        }
+        if let Some(limit) = *lock(&self.open_file_limit) {
+            out.write(
+                "agentport_open_file_limit",
+                "How many descriptors the process may open.",
+                None,
+                &ConstGauge::new(limit),
+            )?;
+        }
+        if let Ok(open) = std::fs::read_dir("/proc/self/fd") {
+            out.write(
+                "process_open_fds",
+                "Open descriptors.",
+                None,
+                &ConstGauge::new(open.count()),
+            )?;
+        }
+        if let Some(bytes) = resident_bytes() {
+            out.write(
+                "process_resident_memory",
+                "Memory held by the process.",
+                Some(&Unit::Bytes),
+                &ConstGauge::new(bytes),
+            )?;
+        }
+        out.write(
+            "process_start_time",
+            "When the process started.",
+            Some(&Unit::Seconds),
+            &ConstGauge::new(unix(self.started)),
+        )
+    }
+}
+
+struct Out<'a>(DescriptorEncoder<'a>);
+
+impl Out<'_> {
+    /// A figure of this name, to which its unit is added.
+    fn write(
+        &mut self,
+        name: &str,
+        help: &str,
+        unit: Option<&Unit>,
+        metric: &impl EncodeMetric,
+    ) -> Result<(), fmt::Error> {
+        let encoder = self
+            .0
+            .encode_descriptor(name, help, unit, metric.metric_type())?;
+        metric.encode(encoder)
+    }
+}
+
+/// What is behind the lock is whole at any time, also after a panic.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn resident_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    kibibytes.checked_mul(1024)
+}

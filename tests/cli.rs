@@ -1,0 +1,964 @@
+//! The commands, as somebody at a shell meets them: what they print and where,
+//! with which exit code, and what they leave on the disk.
+
+#![cfg(feature = "gateway")]
+
+#[path = "support/cli.rs"]
+#[expect(dead_code, reason = "each file of tests uses a part")]
+mod support;
+
+use std::os::unix::fs::PermissionsExt;
+
+use support::{SECRET, agentport, gateway, run, stderr, stdout, token};
+
+const KEY: (&str, &str) = ("AGENTPORT_JWKS_SECRET", SECRET);
+
+const OPENAI: &str = r#"
+version: 1
+rules:
+  - name: openai
+    action: allow
+    agents: ["bot-*"]
+    hosts: ["api.openai.com"]
+    ports: [443]
+  - name: mirror
+    action: allow
+    agents: any
+    hosts: ["mirror.example"]
+    methods: [GET]
+    paths: ["/simple/**"]
+    ports: [80]
+"#;
+
+#[test]
+fn a_token_is_printed_and_nothing_else() {
+    for (case, arguments, seconds) in [
+        ("the usual lifetime", &[][..], 900),
+        ("a batch job", &["--batch"], 3600),
+        ("an interactive agent", &["--interactive"], 900),
+        ("as long as it says", &["--ttl=5m"], 300),
+    ] {
+        let output = run(
+            &[&["issue-token", "--agent-id=bot-01"], arguments].concat(),
+            &[KEY],
+        );
+        let printed = stdout(&output);
+        assert_eq!(output.status.code(), Some(0), "{case}: {}", stderr(&output));
+        assert_eq!(stderr(&output), "", "{case}");
+        assert!(
+            printed.ends_with('\n') && printed.lines().count() == 1,
+            "{case}: {printed:?}"
+        );
+        let claims = claims(printed.trim());
+        assert_eq!(claims["agent_id"], "bot-01", "{case}");
+        let lives = claims["exp"].as_u64().zip(claims["iat"].as_u64());
+        assert_eq!(lives.map(|(exp, iat)| exp - iat), Some(seconds), "{case}");
+    }
+}
+
+#[test]
+fn a_token_says_what_was_asked_for() {
+    let output = run(
+        &[
+            "issue-token",
+            "--agent-id=bot-01",
+            "--tenant=acme",
+            "--allow=api.openai.com,*.github.com",
+            "--allow=203.0.113.0/24",
+            "--audience=elsewhere",
+        ],
+        &[KEY],
+    );
+    let claims = claims(stdout(&output).trim());
+    assert_eq!(claims["tenant"], "acme");
+    assert_eq!(claims["aud"], "elsewhere");
+    let expected = serde_json::json!(["api.openai.com", "*.github.com", "203.0.113.0/24"]);
+    assert_eq!(claims["allowed_destinations"], expected);
+    let other = run(&["issue-token", "--agent-id=bot-01"], &[KEY]);
+    let other = self::claims(stdout(&other).trim());
+    assert!(other.get("tenant").is_none_or(serde_json::Value::is_null));
+    assert!(
+        other["jti"].is_string() && other["jti"] != claims["jti"],
+        "each its own jti"
+    );
+}
+
+#[test]
+fn a_token_that_cannot_be_issued() {
+    let agent = "--agent-id=bot-01";
+    for (case, arguments, environment, says) in [
+        ("no key", &[agent][..], &[][..], "AGENTPORT_JWKS_SECRET"),
+        ("no agent", &[], &[KEY], "--agent-id"),
+        (
+            "an agent's name with a line feed",
+            &["--agent-id=a\nb"],
+            &[KEY],
+            "--agent-id",
+        ),
+        ("an empty name", &["--agent-id="], &[KEY], "--agent-id"),
+        (
+            "longer than may be asked for",
+            &[agent, "--ttl=25h"],
+            &[KEY],
+            "identity.max_token_ttl",
+        ),
+        ("no time", &[agent, "--ttl=soon"], &[KEY], "--ttl soon"),
+        ("no time at all", &[agent, "--ttl=0s"], &[KEY], "lifetime"),
+        (
+            "a destination that is a URL",
+            &[agent, "--allow=https://a.example"],
+            &[KEY],
+            "--allow",
+        ),
+        (
+            "two lifetimes",
+            &[agent, "--batch", "--ttl=5m"],
+            &[KEY],
+            "--ttl",
+        ),
+        (
+            "a short secret",
+            &[agent],
+            &[("AGENTPORT_JWKS_SECRET", "short")],
+            "32",
+        ),
+    ] {
+        let output = run(&[&["issue-token"], arguments].concat(), environment);
+        assert!(!output.status.success(), "{case}: {}", stdout(&output));
+        assert_eq!(stdout(&output), "", "{case}");
+        assert!(
+            stderr(&output).contains(says),
+            "{case}: {}",
+            stderr(&output)
+        );
+        assert!(!stderr(&output).contains(SECRET), "{case}");
+    }
+}
+
+#[test]
+fn every_command_explains_itself() {
+    for command in [
+        &[][..],
+        &["serve"],
+        &["up"],
+        &["issue-token"],
+        &["keys"],
+        &["keys", "generate"],
+        &["keys", "export"],
+        &["policy"],
+        &["policy", "check"],
+        &["policy", "explain"],
+        &["config"],
+        &["config", "check"],
+        &["config", "show"],
+        &["config", "reference"],
+        &["health"],
+        &["env"],
+        &["run"],
+    ] {
+        let output = run(
+            &[command, &["--help"]].concat(),
+            &[("AGENTPORT_TOKEN", "hidden.from.help")],
+        );
+        let help = stdout(&output);
+        assert_eq!(output.status.code(), Some(0), "{command:?}");
+        assert_eq!(stderr(&output), "", "{command:?}");
+        assert!(help.contains("Usage: agentport"), "{command:?}: {help}");
+        assert!(
+            !help.contains("hidden.from.help"),
+            "{command:?} shows a token"
+        );
+    }
+}
+
+#[test]
+fn what_is_not_understood_has_exit_code_two() {
+    for arguments in [
+        &["nonsense"][..],
+        &["serve", "--nonsense"],
+        &["keys"],
+        &["policy"],
+        &["policy", "explain"],
+        &["health", "--timeout=soon"],
+        &["env", "--format=csv"],
+        &["run"],
+    ] {
+        let output = run(arguments, &[KEY]);
+        assert_eq!(
+            output.status.code(),
+            Some(2),
+            "{arguments:?}: {}",
+            stderr(&output)
+        );
+        assert_eq!(stdout(&output), "", "{arguments:?}");
+        assert!(!stderr(&output).is_empty(), "{arguments:?}");
+    }
+}
+
+#[test]
+fn every_mistake_in_a_configuration_is_named_at_once() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("agentport.yaml");
+    let text = "listen:\n  egress: [\"127.0.0.1:99999\"]\n  amdin: off\n\
+                timeouts:\n  connect: fast\n\
+                limits:\n  in_flight: -3\n  header_bytes: 32 potatoes\n\
+                audit:\n  overflow: maybe\n\
+                mode: enforced\nlog: {level: loud}\nidentity: {leeway: 30}\n";
+    std::fs::write(&file, text).expect("written");
+    let shown = file.display().to_string();
+    let output = run(
+        &[
+            "config",
+            "check",
+            "-c",
+            &shown,
+            "--set",
+            "threads=many",
+            "--set",
+            "nonsense=1",
+        ],
+        &[
+            ("AGENTPORT_RESOLVER_TIMEOUT", "never"),
+            ("AGENTPORT_JWKS_SECRET", "too-short-to-be-good"),
+        ],
+    );
+    let said = stderr(&output);
+    assert_eq!(output.status.code(), Some(1));
+    for (place, remedy) in [
+        ("agentport.yaml:2:12: listen.egress[0]", "address:port"),
+        ("agentport.yaml:3:3: listen.amdin", "listen.admin"),
+        ("agentport.yaml:5:12: timeouts.connect", "250ms"),
+        ("agentport.yaml:7:14: limits.in_flight", "whole number"),
+        ("agentport.yaml:8:17: limits.header_bytes", "KiB"),
+        ("agentport.yaml:10:13: audit.overflow", "block or deny"),
+        ("agentport.yaml:11:7: mode", "enforce or audit"),
+        ("log.level", "debug"),
+        ("identity.leeway", "unit"),
+        ("--set", "threads"),
+        ("--set", "nonsense"),
+        ("AGENTPORT_RESOLVER_TIMEOUT", "250ms"),
+        ("AGENTPORT_JWKS_SECRET", "32"),
+    ] {
+        let line = said
+            .lines()
+            .find(|line| line.contains(place) && line.contains(remedy));
+        assert!(
+            line.is_some(),
+            "nothing on {place} with {remedy:?}:\n{said}"
+        );
+    }
+    assert!(
+        !said.contains("too-short-to-be-good"),
+        "the secret is shown"
+    );
+}
+
+#[test]
+fn a_configuration_is_checked_with_its_files() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    std::fs::write(path("good.yaml"), OPENAI).expect("written");
+    std::fs::write(path("bad.yaml"), OPENAI.replace("443", "70000")).expect("written");
+    std::fs::write(path("no-key.pem"), "nothing like a key").expect("written");
+    let good = format!("policy={}", path("good.yaml"));
+    let bad = format!("policy={}", path("bad.yaml"));
+    let gone = format!("policy={}", path("gone.yaml"));
+    let no_key = format!("identity.keys={}", path("no-key.pem"));
+    for (case, settings, code, says) in [
+        ("all good", vec![&good], 0, "valid"),
+        (
+            "a policy with a mistake",
+            vec![&bad],
+            1,
+            "bad.yaml:8:13: rules[0].ports[0]",
+        ),
+        ("a policy that is not there", vec![&gone], 1, "gone.yaml"),
+        ("a key that is none", vec![&good, &no_key], 1, "no-key.pem"),
+    ] {
+        let mut arguments = vec!["config", "check"];
+        for setting in settings {
+            arguments.extend(["--set", setting]);
+        }
+        let output = run(&arguments, &[KEY]);
+        assert_eq!(
+            output.status.code(),
+            Some(code),
+            "{case}: {}",
+            stderr(&output)
+        );
+        assert!(
+            stderr(&output).contains(says),
+            "{case}: {}",
+            stderr(&output)
+        );
+    }
+}
+
+#[test]
+fn a_configuration_is_shown_without_its_secrets() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("agentport.yaml");
+    std::fs::write(&file, "timeouts:\n  connect: 7s\n").expect("written");
+    let output = run(
+        &[
+            "config",
+            "show",
+            "-c",
+            &file.display().to_string(),
+            "--set",
+            "limits.tunnels=77",
+        ],
+        &[KEY, ("AGENTPORT_MODE", "audit")],
+    );
+    let shown = stdout(&output);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    for line in ["connect: 7s", "tunnels: 77", "mode: audit"] {
+        assert!(shown.contains(line), "{line} is not in:\n{shown}");
+    }
+    assert!(
+        !shown.contains(SECRET) && !shown.contains(&SECRET[..16]),
+        "{shown}"
+    );
+
+    // What is shown, and what is given as reference, can be read back.
+    let again = folder.path().join("again.yaml");
+    for text in [shown, stdout(&run(&["config", "reference"], &[]))] {
+        std::fs::write(&again, &text).expect("written");
+        let output = run(&["config", "show", "-c", &again.display().to_string()], &[]);
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    }
+}
+
+#[test]
+fn a_policy_is_checked() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    for (case, name, text, code, says) in [
+        ("a good one", "good.yaml", OPENAI.to_owned(), 0, "valid: 2 rules"),
+        (
+            "one without rules refuses everything",
+            "empty.yaml",
+            "version: 1\n".to_owned(),
+            0,
+            "valid: 0 rules",
+        ),
+        (
+            "a wrong port",
+            "port.yaml",
+            OPENAI.replace("[443]", "[70000]"),
+            1,
+            "port.yaml:8:13: rules[0].ports[0]: 70000: write a port from 1 to 65535",
+        ),
+        (
+            "an empty list is not `any`",
+            "empty-list.yaml",
+            OPENAI.replace("agents: any", "agents: []"),
+            1,
+            "rules[1].agents: the list is empty",
+        ),
+        (
+            "an unknown key",
+            "unknown.yaml",
+            OPENAI.replace("methods:", "method:"),
+            1,
+            "unknown.yaml:13",
+        ),
+        (
+            "no YAML",
+            "no.yaml",
+            "version: 1\nrules: [".to_owned(),
+            1,
+            "no.yaml:",
+        ),
+        (
+            "JSON",
+            "good.json",
+            r#"{"version":1,"rules":[{"name":"a","action":"allow","agents":"any","hosts":["a.example"]}]}"#
+                .to_owned(),
+            0,
+            "valid: 1 rules",
+        ),
+        (
+            "JSON with a key twice",
+            "twice.json",
+            r#"{"version":1,"version":1,"rules":[]}"#.to_owned(),
+            1,
+            "twice.json:1",
+        ),
+    ] {
+        std::fs::write(path(name), text).expect("written");
+        let output = run(&["policy", "check", &path(name)], &[]);
+        assert_eq!(output.status.code(), Some(code), "{case}: {}", stdout(&output));
+        assert!(stdout(&output).contains(says), "{case}: {}", stdout(&output));
+
+        let output = run(&["policy", "check", "--format=json", &path(name)], &[]);
+        let json: serde_json::Value = serde_json::from_str(&stdout(&output)).expect("JSON");
+        assert_eq!(json["valid"], code == 0, "{case}: {json}");
+        assert_eq!(output.status.code(), Some(code), "{case}");
+        let errors = json["errors"].as_array().map_or(0, Vec::len);
+        assert_eq!(errors > 0, code != 0, "{case}: {json}");
+    }
+}
+
+#[test]
+fn a_folder_of_policies_names_every_mistake_in_every_file() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = |name: &str| folder.path().join(name);
+    std::fs::write(path("a.yaml"), OPENAI.replace("443", "70000")).expect("written");
+    std::fs::write(
+        path("b.yaml"),
+        "tenant: acme\n".to_owned() + OPENAI.replace("[GET]", "[get]").trim_start(),
+    )
+    .expect("written");
+    std::fs::write(path("c.json"), "{").expect("written");
+    std::fs::write(path(".hidden.yaml"), "{").expect("written");
+    std::fs::write(path("notes.txt"), "not a policy").expect("written");
+    let shown = folder.path().display().to_string();
+    let output = run(&["policy", "check", &shown], &[]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stdout(&output).contains("c.json"), "{}", stdout(&output));
+    assert!(!stdout(&output).contains("hidden") && !stdout(&output).contains("notes"));
+
+    std::fs::remove_file(path("c.json")).expect("removed");
+    let output = run(&["policy", "check", &shown], &[]);
+    for place in [
+        "a.yaml:8:13: rules[0].ports[0]",
+        "b.yaml:13:15: rules[1].methods[0]",
+    ] {
+        assert!(
+            stdout(&output).contains(place),
+            "{place}: {}",
+            stdout(&output)
+        );
+    }
+}
+
+#[test]
+fn a_policy_explains_itself() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("policy.yaml");
+    std::fs::write(&file, OPENAI).expect("written");
+    let policy = format!("--policy={}", file.display());
+    for (case, arguments, code, verdict, says) in [
+        (
+            "allowed",
+            &["--agent=bot-1", "CONNECT", "api.openai.com:443"][..],
+            0,
+            "allow",
+            "openai",
+        ),
+        (
+            "an https URL is a tunnel",
+            &["--agent=bot-1", "GET", "https://api.openai.com/v1"],
+            0,
+            "allow",
+            "openai",
+        ),
+        (
+            "another agent",
+            &["--agent=cat", "CONNECT", "api.openai.com:443"],
+            1,
+            "deny",
+            "openai",
+        ),
+        (
+            "another port",
+            &["--agent=bot-1", "CONNECT", "api.openai.com:8443"],
+            1,
+            "deny",
+            "openai",
+        ),
+        (
+            "another host",
+            &["--agent=bot-1", "CONNECT", "openai.com:443"],
+            1,
+            "deny",
+            "no rule",
+        ),
+        (
+            "a path",
+            &["--agent=cat", "GET", "http://mirror.example/simple/a/"],
+            0,
+            "allow",
+            "mirror",
+        ),
+        (
+            "another path",
+            &["--agent=cat", "GET", "http://mirror.example/admin"],
+            1,
+            "deny",
+            "mirror",
+        ),
+        (
+            "another method",
+            &["--agent=cat", "POST", "http://mirror.example/simple/a"],
+            1,
+            "deny",
+            "mirror",
+        ),
+        (
+            "the token says less",
+            &[
+                "--agent=bot-1",
+                "--allow=a.example",
+                "CONNECT",
+                "api.openai.com:443",
+            ],
+            1,
+            "deny",
+            "token",
+        ),
+        (
+            "an address that is not public",
+            &[
+                "--agent=bot-1",
+                "--address=127.0.0.1",
+                "CONNECT",
+                "api.openai.com:443",
+            ],
+            1,
+            "deny",
+            "127.0.0.1",
+        ),
+    ] {
+        let arguments = [&["policy", "explain", &policy], arguments].concat();
+        let output = run(&arguments, &[]);
+        assert_eq!(
+            output.status.code(),
+            Some(code),
+            "{case}: {}",
+            stdout(&output)
+        );
+        let text = stdout(&output);
+        assert!(
+            text.starts_with(verdict) && text.contains(says),
+            "{case}: {text}"
+        );
+
+        let output = run(&[&arguments[..], &["--format=json"]].concat(), &[]);
+        let json: serde_json::Value = serde_json::from_str(&stdout(&output)).expect("JSON");
+        assert_eq!(json["verdict"], verdict, "{case}: {json}");
+        assert_eq!(output.status.code(), Some(code), "{case}");
+    }
+    for url in [
+        "/path",
+        "api.openai.com",
+        "http://0x7f.1/",
+        "http://user:pw@a.example/",
+    ] {
+        let output = run(
+            &["policy", "explain", &policy, "--agent=a", "GET", url],
+            &[],
+        );
+        assert_eq!(output.status.code(), Some(1), "{url}");
+        assert_eq!(stdout(&output), "", "{url}");
+        assert!(!stderr(&output).is_empty(), "{url}");
+    }
+}
+
+#[test]
+fn a_key_is_made_once_and_for_its_owner_alone() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("key.pem");
+    let shown = file.display().to_string();
+    let made = run(&["keys", "generate", "--out", &shown], &[]);
+    assert_eq!(made.status.code(), Some(0), "{}", stderr(&made));
+    assert_eq!(stdout(&made), "");
+    let text = std::fs::read_to_string(&file).expect("a key");
+    assert!(text.starts_with("-----BEGIN PRIVATE KEY-----"));
+    let mode = std::fs::metadata(&file)
+        .expect("a file")
+        .permissions()
+        .mode();
+    assert_eq!(mode & 0o777, 0o600);
+
+    let again = run(&["keys", "generate", "--out", &shown], &[]);
+    assert_eq!(again.status.code(), Some(1));
+    assert!(stderr(&again).contains(&shown), "{}", stderr(&again));
+    assert_eq!(
+        std::fs::read_to_string(&file).expect("a key"),
+        text,
+        "the old key stays"
+    );
+
+    let exported = run(&["keys", "export", "--key", &shown], &[]);
+    let keys: serde_json::Value = serde_json::from_str(&stdout(&exported)).expect("JSON");
+    assert_eq!(keys["keys"][0]["alg"], "EdDSA");
+    assert!(
+        keys["keys"][0].get("d").is_none(),
+        "the private half is printed"
+    );
+
+    // What it signs, a gateway that has only the public half accepts.
+    let public = folder.path().join("keys.json");
+    std::fs::write(&public, stdout(&exported)).expect("written");
+    let setting = format!("identity.signing_key={shown}");
+    let issued = run(
+        &["issue-token", "--agent-id=bot-01", "--set", &setting],
+        &[],
+    );
+    let issued = stdout(&issued).trim().to_owned();
+    let gateway = gateway("version: 1\n")
+        .without_env("AGENTPORT_JWKS_SECRET")
+        .set("identity.keys", public.display().to_string())
+        .start();
+    let ask = |token: &str| {
+        let request = format!(
+            "GET http://a.example/ HTTP/1.1\r\nHost: a.example\r\nProxy-Authorization: Bearer {token}\r\n\r\n"
+        );
+        support::ask(gateway.egress(), request.as_bytes()).error()
+    };
+    assert_eq!(
+        ask(&issued),
+        "no_rule",
+        "the token is good and the policy is empty"
+    );
+    assert_ne!(
+        ask(&token("bot-01")),
+        "no_rule",
+        "a token of the shared secret is not"
+    );
+}
+
+#[test]
+fn health_of_a_gateway() {
+    let mut gateway = gateway("version: 1\n").start();
+    let admin = format!("--address={}", gateway.admin());
+    let egress = format!("--address={}", gateway.egress());
+    let setting = format!("listen.admin={}", gateway.admin());
+    for (case, arguments) in [
+        ("at the admin listener", &["health", &admin][..]),
+        ("at the egress listener", &["health", &egress]),
+        (
+            "whether it may take traffic",
+            &["health", "--ready", &admin],
+        ),
+        (
+            "where the configuration says",
+            &["health", "--set", &setting],
+        ),
+    ] {
+        let output = run(arguments, &[]);
+        assert_eq!(output.status.code(), Some(0), "{case}: {}", stderr(&output));
+        let body: serde_json::Value = serde_json::from_str(&stdout(&output)).expect("JSON");
+        assert!(
+            body["status"] == "up" || body["ready"] == true,
+            "{case}: {body}"
+        );
+    }
+    gateway.stop();
+    let output = run(&["health", &admin, "--timeout=1"], &[]);
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(stdout(&output), "");
+    assert!(
+        stderr(&output).contains("does not answer"),
+        "{}",
+        stderr(&output)
+    );
+
+    // A server that accepts and says nothing is no healthy gateway.
+    let silent = support::Origin::hold();
+    let address = format!("--address={}", silent.address);
+    let output = run(&["health", &address, "--timeout=1"], &[]);
+    assert_eq!(output.status.code(), Some(1), "{}", stdout(&output));
+}
+
+/// What programs are told of the gateway (CLIENTS, R12).
+const PROXY: [&str; 7] = [
+    "HTTP_PROXY",
+    "HTTPS_PROXY",
+    "http_proxy",
+    "https_proxy",
+    "ALL_PROXY",
+    "all_proxy",
+    "grpc_proxy",
+];
+const ROOTS: [&str; 10] = [
+    "NODE_EXTRA_CA_CERTS",
+    "SSL_CERT_FILE",
+    "CURL_CA_BUNDLE",
+    "REQUESTS_CA_BUNDLE",
+    "GIT_SSL_CAINFO",
+    "PIP_CERT",
+    "AWS_CA_BUNDLE",
+    "CARGO_HTTP_CAINFO",
+    "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH",
+    "DENO_CERT",
+];
+
+#[test]
+fn a_command_is_run_with_the_gateway_in_its_environment() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let ca = folder.path().join("ca.pem");
+    let ours =
+        rcgen::generate_simple_self_signed(["ca.example".to_owned()]).expect("a certificate");
+    std::fs::write(&ca, ours.cert.pem()).expect("written");
+    let token = token("bot-01");
+    let token_file = folder.path().join("token");
+    std::fs::write(&token_file, format!("{token}\n")).expect("written");
+    let (ca_file, token_path) = (ca.display().to_string(), token_file.display().to_string());
+    let url = format!("http://bot-01:{token}@gateway:8080");
+
+    for (case, arguments, environment) in [
+        ("a token by flag", vec!["--token", &token], vec![]),
+        ("a token by file", vec!["--token-file", &token_path], vec![]),
+        (
+            "a token by environment",
+            vec![],
+            vec![("AGENTPORT_TOKEN", token.as_str())],
+        ),
+        ("a token in the URL", vec!["--url", &url], vec![]),
+    ] {
+        let mut all = vec!["run", "--ca", &ca_file];
+        if !arguments.contains(&"--url") {
+            all.extend(["--url", "http://gateway:8080"]);
+        }
+        all.extend(arguments);
+        all.extend(["--", "sh", "-c", "env"]);
+        let output = run(&all, &[&environment[..], &[KEY]].concat());
+        assert_eq!(output.status.code(), Some(0), "{case}: {}", stderr(&output));
+        let text = stdout(&output);
+        let of = |name: &str| {
+            let line = text
+                .lines()
+                .find_map(|line| line.strip_prefix(&format!("{name}=")));
+            line.unwrap_or_else(|| panic!("{case}: {name} is not set:\n{text}"))
+                .to_owned()
+        };
+        for name in PROXY {
+            assert_eq!(of(name), url, "{case}: {name}");
+        }
+        for name in ["NO_PROXY", "no_proxy"] {
+            assert_eq!(of(name), "localhost,127.0.0.1,::1", "{case}");
+        }
+        assert_eq!(of("NODE_USE_ENV_PROXY"), "1", "{case}");
+        assert!(
+            of("JAVA_TOOL_OPTIONS").contains("-Dhttps.proxyHost=gateway"),
+            "{case}"
+        );
+        for name in ROOTS {
+            let bundle = std::fs::read_to_string(of(name)).expect("the bundle is there");
+            assert!(
+                bundle.contains(ours.cert.pem().trim()),
+                "{case}: {name} lacks our root"
+            );
+        }
+        for name in ["AGENTPORT_JWKS_SECRET", "AGENTPORT_TOKEN"] {
+            assert!(
+                !text.contains(&format!("{name}=")),
+                "{case}: the child is given {name}"
+            );
+        }
+    }
+}
+
+#[test]
+fn the_command_that_runs_is_the_users() {
+    let script = "echo out; echo err >&2; cat; exit 7";
+    let mut command = agentport();
+    let mut child = command
+        .args(["run", "--", "sh", "-c", script])
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .expect("it runs");
+    let mut stdin = child.stdin.take().expect("a pipe");
+    std::io::Write::write_all(&mut stdin, b"in\n").expect("written");
+    drop(stdin);
+    let output = child.wait_with_output().expect("it ends");
+    assert_eq!(output.status.code(), Some(7), "its exit code is ours");
+    assert_eq!(stdout(&output), "out\nin\n");
+    assert_eq!(stderr(&output), "err\n");
+
+    for (case, arguments, says) in [
+        (
+            "a command that is not there",
+            &["run", "--", "/nonexistent/command"][..],
+            "/nonexistent/command",
+        ),
+        (
+            "no proxy's URL",
+            &["run", "--url=ftp://gateway", "--", "true"],
+            "http://gateway:8080",
+        ),
+        (
+            "two credentials",
+            &[
+                "run",
+                "--url=http://a:b@gateway",
+                "--token=x.y.z",
+                "--",
+                "true",
+            ],
+            "not both",
+        ),
+        (
+            "a CA that is none",
+            &["run", "--ca=/dev/null", "--", "true"],
+            "no PEM certificate",
+        ),
+        (
+            "a token's file that is not there",
+            &["run", "--token-file=/nonexistent/token", "--", "true"],
+            "/nonexistent/token",
+        ),
+    ] {
+        let output = run(arguments, &[]);
+        assert_eq!(output.status.code(), Some(1), "{case}");
+        assert!(
+            stderr(&output).contains(says),
+            "{case}: {}",
+            stderr(&output)
+        );
+    }
+}
+
+#[test]
+fn the_environment_is_written_for_shells_and_files() {
+    let arguments = ["env", "--url=http://gateway:8080", "--token=a.b.c"];
+    let url = "http://agent:a.b.c@gateway:8080";
+    for (form, line) in [
+        ("shell", format!("export HTTPS_PROXY='{url}'")),
+        ("dotenv", format!("HTTPS_PROXY='{url}'")),
+        ("docker", format!("HTTPS_PROXY={url}")),
+    ] {
+        let output = run(&[&arguments[..], &["--format", form]].concat(), &[]);
+        let text = stdout(&output);
+        assert_eq!(output.status.code(), Some(0), "{form}: {}", stderr(&output));
+        assert!(text.lines().any(|found| found == line), "{form}: {text}");
+        for name in PROXY.iter().chain(&[
+            "NO_PROXY",
+            "no_proxy",
+            "NODE_USE_ENV_PROXY",
+            "JAVA_TOOL_OPTIONS",
+        ]) {
+            assert!(text.contains(&format!("{name}=")), "{form}: {name}");
+        }
+        for name in ROOTS {
+            assert!(
+                !text.contains(&format!("{name}=")),
+                "{form}: {name} without a CA"
+            );
+        }
+    }
+}
+
+#[test]
+fn serving_fails_with_the_reason() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let taken = taken
+        .local_addr()
+        .map(|address| (taken, address.to_string()))
+        .expect("an address");
+    let unix = tempfile::tempdir().expect("a folder");
+    let live = unix.path().join("live.sock");
+    let listening = std::os::unix::net::UnixListener::bind(&live).expect("a socket");
+    let file = unix.path().join("file");
+    std::fs::write(&file, "precious").expect("written");
+    let socket = |path: &std::path::Path| format!("unix:{}", path.display());
+    let good = || gateway(OPENAI);
+    for (case, start, says) in [
+        (
+            "no key",
+            good().without_env("AGENTPORT_JWKS_SECRET"),
+            "AGENTPORT_JWKS_SECRET",
+        ),
+        (
+            "a short key",
+            good().env("AGENTPORT_JWKS_SECRET", "abc"),
+            "openssl rand -hex 32",
+        ),
+        (
+            "a policy that is not there",
+            good().set("policy", "/nonexistent/policy.yaml"),
+            "/nonexistent/policy.yaml",
+        ),
+        (
+            "a policy with a mistake",
+            gateway(&OPENAI.replace("443", "70000")),
+            "policy.yaml:8:13: rules[0].ports[0]",
+        ),
+        ("an empty file for a policy", gateway(""), "policy.yaml"),
+        (
+            "the egress port is taken",
+            good().set("listen.egress", &taken.1),
+            &taken.1,
+        ),
+        (
+            "the admin port is taken",
+            good().set("listen.admin", &taken.1),
+            &taken.1,
+        ),
+        (
+            "the second of two is taken",
+            good().set("listen.egress", format!("127.0.0.1:0,{}", taken.1)),
+            &taken.1,
+        ),
+        (
+            "somebody listens at the socket",
+            good().set("listen.egress", socket(&live)),
+            "live.sock",
+        ),
+        (
+            "a file stands where the socket should",
+            good().set("listen.egress", socket(&file)),
+            "no socket",
+        ),
+        (
+            "an address this machine has not",
+            good().set("listen.egress", "192.0.2.1:0"),
+            "no such address",
+        ),
+        (
+            "an audit log that cannot be written",
+            good().set("audit.path", "/nonexistent/audit.jsonl"),
+            "audit.path",
+        ),
+        (
+            "a CA that is none",
+            good().set("upstream_ca", "/dev/null"),
+            "upstream_ca",
+        ),
+        (
+            "a pid file that cannot be written",
+            good().set("pid_file", "/nonexistent/pid"),
+            "pid_file",
+        ),
+        (
+            "a key file that is none",
+            good().set("identity.keys", file.display().to_string()),
+            "file",
+        ),
+        ("an unknown key", good().set("nonsense", "1"), "nonsense"),
+    ] {
+        let output = start.fails();
+        assert_eq!(output.status.code(), Some(1), "{case}: {}", stderr(&output));
+        assert!(
+            stderr(&output).contains(says),
+            "{case}: {}",
+            stderr(&output)
+        );
+        assert!(
+            !stderr(&output).contains("panicked"),
+            "{case}: {}",
+            stderr(&output)
+        );
+        assert_eq!(stdout(&output), "", "{case}");
+    }
+    assert_eq!(
+        std::fs::read_to_string(&file).expect("still there"),
+        "precious"
+    );
+    drop(listening);
+}
+
+/// The claims of a token, unproven.
+fn claims(token: &str) -> serde_json::Value {
+    use base64::Engine;
+    let part = token.split('.').nth(1).expect("three parts");
+    let bytes = base64::engine::general_purpose::URL_SAFE_NO_PAD
+        .decode(part)
+        .expect("base64url");
+    serde_json::from_slice(&bytes).expect("JSON")
+}
