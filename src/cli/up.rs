@@ -228,7 +228,7 @@ impl State {
         let skill = |id: &str, url: &str, what: &str| {
             serde_json::json!({
                 "id": id, "version": "1.0.0", "description": what, "inputs": {}, "outputs": {},
-                "runtime": { "type": "http", "method": "GET", "url": url, "response": "text" },
+                "runtime": { "type": "http", "method": "GET", "url": url },
             })
         };
         let manifest = serde_json::json!({ "skills": [
