@@ -354,6 +354,9 @@ async fn show(
         format!("\n  metrics     http://{admin}/metrics")
     });
     let files = state.folder.display();
+    // Started by cargo it is in no PATH.
+    let program = std::env::current_exe().context("cannot find this program")?;
+    let program = program.display();
     give(&format!(
         "AgentPort is up.
 
@@ -372,7 +375,7 @@ Point your programs at it (the token lives for {} hours):
   curl -x http://{CLIENT}:$TOKEN@{egress} http://{origin}/hello
   HTTP_PROXY=http://{CLIENT}:$TOKEN@{egress} NO_PROXY= python3 -c 'import urllib.request as u; print(u.urlopen(\"http://{origin}/hello\").read())'
   NODE_USE_ENV_PROXY=1 HTTP_PROXY=http://{CLIENT}:$TOKEN@{egress} NO_PROXY= node -e 'fetch(\"http://{origin}/hello\").then(r => r.text()).then(console.log)'
-  AGENTPORT_URL=http://{egress} AGENTPORT_TOKEN=$TOKEN agentport run -- YOUR-AGENT
+  AGENTPORT_URL=http://{egress} AGENTPORT_TOKEN=$TOKEN {program} run -- YOUR-AGENT
 
 ",
         allowed_body.trim(),

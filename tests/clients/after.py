@@ -53,6 +53,8 @@ def unreached(world: World) -> str | None:
         untouched(world)
     except Wrong as wrong:
         return str(wrong)
+    if world.contacts:
+        return f"{world.contacts} connections and requests came to origins that nobody may reach"
     asked = [name for name in world.names.asked if "refused" in name or "unproven" in name]
     return f"the resolver was asked for {asked}" if asked else None
 

@@ -95,7 +95,7 @@ def run_printed_lines(world: World, said: str) -> str | None:
     tools = {"curl": "curl ", "Python": "python3 -c", "Node": "node -e", "run": "agentport run --"}
     token = next(line for line in lines if line.startswith("export TOKEN="))
     # The programs that tests/setup has installed come first.
-    path = f"{Path(world.agentport).parent}:{NODE.parent}:{PYTHON.parent}:{os.environ['PATH']}"
+    path = f"{NODE.parent}:{PYTHON.parent}:{os.environ['PATH']}"
     origin = re.search(r"http://[0-9.:]+/hello", said)
     for name, word in tools.items():
         line = next((line for line in lines if word in line and line != token), None)

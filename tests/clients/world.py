@@ -68,6 +68,8 @@ class World:
         self.processes: list[subprocess.Popen] = []
         # What the records must tell of at the end.
         self.refused_hosts: set[str] = set()
+        # How many have come to the closed origins.
+        self.contacts = 0
         # What a client may inherit: nothing of the one who runs the tests.
         self.bare = {"PATH": os.environ["PATH"], "HOME": str(self.home), "LANG": "C.UTF-8"}
         try:
