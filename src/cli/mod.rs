@@ -45,7 +45,7 @@ pub(crate) struct SettingsArgs {
         value_name = "FILE",
         env = "AGENTPORT_CONFIG"
     )]
-    config: Option<PathBuf>,
+    config: Option<std::ffi::OsString>,
     /// Set one key, over the file and the environment; may be given again
     #[arg(long = "set", short = 's', global = true, value_name = "KEY=VALUE")]
     set: Vec<String>,
@@ -119,8 +119,9 @@ pub fn main() -> ExitCode {
 /// Reads the settings, with everything that is wrong in one error.
 pub(crate) fn load(settings: &SettingsArgs, purpose: Purpose) -> anyhow::Result<Config> {
     let file = match &settings.config {
-        Some(path) => Some(path.clone()),
-        None => Some(PathBuf::from(DEFAULT_CONFIG)).filter(|path| path.exists()),
+        // Compose files set variables to nothing where they mean not at all.
+        Some(path) if !path.is_empty() => Some(PathBuf::from(path)),
+        _ => Some(PathBuf::from(DEFAULT_CONFIG)).filter(|path| path.exists()),
     };
     let text = match &file {
         Some(path) => Some(

@@ -8,9 +8,9 @@ use std::time::{Duration, SystemTime};
 use crate::audit::{AuditEvent, AuditRecord};
 use crate::egress::{AgentId, Ask, EgressRequest, RequestId};
 use crate::identity::Principal;
-use crate::policy::Permit;
+use crate::policy::{Mode, Permit};
 
-use super::denial::{Denial, TunnelEnd};
+use super::denial::{Cause, Denial, TunnelEnd};
 use super::ports::{AuditSink, Clock, Observation, Observe};
 use super::storm::Storms;
 
@@ -197,6 +197,10 @@ impl AuditTrail {
             record.action_allowed = record.action_allowed && denial.status() >= 500;
             record.reason = denial.code();
             record.status = Some(denial.status());
+            if matches!(denial.cause, Cause::Policy(_) | Cause::OwnListener) {
+                // In audit mode it would have passed.
+                record.mode = Some(Mode::Enforce);
+            }
             if record.rule.is_none() {
                 record.rule = denial.rule().cloned();
             }
