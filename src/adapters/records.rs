@@ -254,6 +254,8 @@ impl AuditSink for AuditLog {
 const BATCH_RECORDS: usize = 1024;
 /// How many bytes are at most serialised for one write, up to one record more.
 const BATCH_BYTES: usize = 256 * 1024;
+/// How long records are gathered before they are written together.
+const GATHER: Duration = Duration::from_millis(2);
 /// The first pause after a failure; it doubles.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// The longest pause.
@@ -357,6 +359,9 @@ impl Scribe {
                 Err(_) => return Next::End,
             },
         };
+        // While this thread sleeps nobody has to wake it: under load, waking it
+        // for every record would cost more than writing it.
+        std::thread::sleep(GATHER);
         self.take_queued(Some(first));
         Next::Work
     }

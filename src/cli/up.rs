@@ -243,7 +243,12 @@ impl State {
     }
 
     fn start_agent(&self, gateway: SocketAddr) -> anyhow::Result<Child> {
-        let log = std::fs::File::create(self.file("openclaw.log"))
+        let log = std::fs::OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(self.file("openclaw.log"))
             .context("cannot write the agent's log")?;
         let program = std::env::current_exe().context("cannot find this program")?;
         let mut command = Command::new(program);
@@ -296,7 +301,7 @@ fn write_private(path: &Path, text: &str) -> anyhow::Result<()> {
 
 /// An origin that needs no internet.
 async fn serve_origin(listener: TcpListener) {
-    const BODY: &str = "hello from the loopback origin\n";
+    const BODY: &str = "{\"greeting\":\"hello from the loopback origin\"}\n";
     while let Ok((mut stream, _)) = listener.accept().await {
         tokio::spawn(async move {
             let mut seen = Vec::new();
@@ -308,7 +313,7 @@ async fn serve_origin(listener: TcpListener) {
                 }
             }
             let answer = format!(
-                "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{BODY}",
+                "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{BODY}",
                 BODY.len()
             );
             let _ = stream.write_all(answer.as_bytes()).await;

@@ -43,15 +43,19 @@ pub fn canonical(
     target: &RequestTarget,
     authority: Option<&Authority>,
 ) -> Canonical {
-    let named: Vec<&str> = head
+    // As bytes: one odd character must not hide the names beside it.
+    let named: Vec<&[u8]> = head
         .fields
         .iter()
         .filter(|(name, _)| name.eq_ignore_ascii_case("connection"))
-        .filter_map(|(_, value)| std::str::from_utf8(value).ok())
-        .flat_map(|value| value.split(',').map(str::trim))
+        .flat_map(|(_, value)| value.split(|b| *b == b',').map(<[u8]>::trim_ascii))
         .filter(|token| !token.is_empty())
         .collect();
-    let names = |wanted: &str| named.iter().any(|token| token.eq_ignore_ascii_case(wanted));
+    let names = |wanted: &str| {
+        named
+            .iter()
+            .any(|token| token.eq_ignore_ascii_case(wanted.as_bytes()))
+    };
     let websocket = head.method == "GET"
         && head.version_11
         && names("upgrade")
@@ -184,6 +188,18 @@ mod tests {
         assert_eq!(
             head,
             "GET / HTTP/1.1\r\nHost: a.example\r\nContent-Length: 0\r\nX-Kept: 2\r\nConnection: keep-alive\r\n\r\n"
+        );
+    }
+
+    #[test]
+    fn an_odd_character_in_connection_hides_no_name_beside_it() {
+        let raw =
+            b"GET / HTTP/1.1\r\nHost: a\r\nConnection: \xff, X-Private\r\nX-Private: 1\r\n\r\n";
+        let head = head::parse(raw).expect("a head");
+        let target = RequestTarget::parse(head.method, head.target).expect("a target");
+        assert_eq!(
+            canonical(&head, &target, None).bytes,
+            b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
         );
     }
 

@@ -46,7 +46,7 @@ impl fmt::Display for Scheme {
 /// What the request line asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RequestTarget {
-    /// `http://host/path?query`, as to a proxy.
+    /// `http://host/path?query`, as to a proxy; `ws` is read as `http`.
     Absolute {
         /// How.
         scheme: Scheme,
@@ -130,9 +130,12 @@ impl RequestTarget {
         let Some((scheme, rest)) = raw.split_once("://") else {
             return Err(TargetError::Form);
         };
-        let scheme = if scheme.eq_ignore_ascii_case("http") {
+        // Some clients open a WebSocket with its own scheme here (aiohttp). Its
+        // handshake is a request like any other (RFC 6455 section 4.1).
+        let is = |names: [&str; 2]| names.iter().any(|name| scheme.eq_ignore_ascii_case(name));
+        let scheme = if is(["http", "ws"]) {
             Scheme::Http
-        } else if scheme.eq_ignore_ascii_case("https") {
+        } else if is(["https", "wss"]) {
             Scheme::Https
         } else {
             return Err(TargetError::Scheme);
@@ -179,6 +182,26 @@ mod tests {
         assert_eq!(authority.to_string(), "example.com:80");
         assert_eq!(path.as_str(), "/");
         assert_eq!(query.as_deref(), Some("q=1"));
+    }
+
+    #[test]
+    fn the_schemes_of_websocket_are_those_of_their_handshake() {
+        for (raw, scheme, port) in [
+            ("ws://example.com/chat", Scheme::Http, 80),
+            ("WS://example.com:8080/", Scheme::Http, 8080),
+            ("wss://example.com/chat", Scheme::Https, 443),
+        ] {
+            match RequestTarget::parse("GET", raw) {
+                Ok(RequestTarget::Absolute {
+                    scheme: found,
+                    authority,
+                    ..
+                }) => assert_eq!((found, authority.port), (scheme, port), "{raw}"),
+                other => panic!("{raw}: {other:?}"),
+            }
+        }
+        let other = RequestTarget::parse("GET", "wsx://example.com/");
+        assert_eq!(other, Err(TargetError::Scheme));
     }
 
     #[test]

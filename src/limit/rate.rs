@@ -333,6 +333,11 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig {
+            failure_persistence: None,
+            ..ProptestConfig::default()
+        })]
+
         #[test]
         fn it_is_a_token_bucket(
             count in prop::sample::select(vec![1u64, 2, 4, 5, 10, 100, 1000]),

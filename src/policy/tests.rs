@@ -1431,7 +1431,12 @@ fn passes(set: &PolicySet, case: &Case) -> (bool, Vec<&'static str>) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(512))]
+    #![proptest_config(ProptestConfig {
+        cases: 512,
+        // A failure prints its smallest case; what it teaches belongs above.
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
 
     #[test]
     fn the_index_says_what_looking_through_all_rules_says((documents, mode, case) in a_case()) {

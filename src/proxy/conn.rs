@@ -29,6 +29,9 @@ use crate::identity::Principal;
 
 /// How much is read at once while looking at first bytes.
 const LOOK_BYTES: usize = 4096;
+/// Writes up to this are gathered until they are flushed; larger ones go out
+/// at once.
+const GATHER_BYTES: usize = 4096;
 
 /// What is known of a connection, for every request on it.
 pub(super) struct Connection {
@@ -133,10 +136,14 @@ pub(super) struct ConnIo {
     transport: Transport,
     /// Bytes read and not yet served.
     unread: BytesMut,
+    /// Bytes written and not yet sent: heads and small bodies leave together.
+    unsent: BytesMut,
     /// How many bytes the reader of this request may still see; what lies
     /// behind belongs to the next one. `None`: all of them.
     fence: Option<u64>,
     http2: bool,
+    /// Whether small writes are gathered; inside a tunnel nothing waits.
+    gathers: bool,
     digest: Arc<ProxyDigest>,
     connection: Arc<Connection>,
 }
@@ -152,8 +159,10 @@ impl ConnIo {
         Self {
             transport,
             unread: BytesMut::new(),
+            unsent: BytesMut::new(),
             fence: None,
             http2: false,
+            gathers: true,
             digest,
             connection,
         }
@@ -217,10 +226,19 @@ impl ConnIo {
         self.http2 = true;
     }
 
-    /// Frees the buffer of what is unread, if nothing is.
+    /// From here bytes only pass through, and no buffer is kept.
+    pub(super) fn pass_through(&mut self) {
+        self.gathers = false;
+        self.shrink();
+    }
+
+    /// Frees the buffers that hold nothing.
     pub(super) fn shrink(&mut self) {
         if self.unread.is_empty() {
             self.unread = BytesMut::new();
+        }
+        if self.unsent.is_empty() {
+            self.unsent = BytesMut::new();
         }
     }
 
@@ -257,6 +275,34 @@ impl ConnIo {
             Transport::Tcp(tcp) => Pin::new(tcp).poll_read(cx, buf),
             Transport::Unix(unix) => Pin::new(unix).poll_read(cx, buf),
         }
+    }
+
+    fn poll_transport_write(
+        &mut self,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match &mut self.transport {
+            Transport::Tcp(tcp) => Pin::new(tcp).poll_write(cx, bytes),
+            Transport::Unix(unix) => Pin::new(unix).poll_write(cx, bytes),
+        }
+    }
+
+    /// Sends what has been gathered.
+    fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.unsent.is_empty() {
+            let gathered = std::mem::take(&mut self.unsent);
+            let sent = self.poll_transport_write(cx, &gathered);
+            self.unsent = gathered;
+            let count = std::task::ready!(sent)?;
+            if count == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.unsent.advance(count);
+        }
+        // The allocation is kept for the next head; an idle tunnel frees it.
+        self.unsent.clear();
+        Poll::Ready(Ok(()))
     }
 
     /// Nothing more may be seen for this request: bytes that come belong to
@@ -328,36 +374,32 @@ impl AsyncWrite for ConnIo {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        match &mut self.get_mut().transport {
-            Transport::Tcp(tcp) => Pin::new(tcp).poll_write(cx, bytes),
-            Transport::Unix(unix) => Pin::new(unix).poll_write(cx, bytes),
+        let this = self.get_mut();
+        if this.gathers && this.unsent.len() + bytes.len() <= GATHER_BYTES {
+            this.unsent.extend_from_slice(bytes);
+            return Poll::Ready(Ok(bytes.len()));
         }
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        match &mut self.get_mut().transport {
-            Transport::Tcp(tcp) => Pin::new(tcp).poll_write_vectored(cx, bufs),
-            Transport::Unix(unix) => Pin::new(unix).poll_write_vectored(cx, bufs),
+        std::task::ready!(this.poll_send(cx))?;
+        if this.gathers && bytes.len() <= GATHER_BYTES {
+            this.unsent.extend_from_slice(bytes);
+            return Poll::Ready(Ok(bytes.len()));
         }
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        true
+        this.poll_transport_write(cx, bytes)
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.get_mut().transport {
+        let this = self.get_mut();
+        std::task::ready!(this.poll_send(cx))?;
+        match &mut this.transport {
             Transport::Tcp(tcp) => Pin::new(tcp).poll_flush(cx),
             Transport::Unix(unix) => Pin::new(unix).poll_flush(cx),
         }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.get_mut().transport {
+        let this = self.get_mut();
+        std::task::ready!(this.poll_send(cx))?;
+        match &mut this.transport {
             Transport::Tcp(tcp) => Pin::new(tcp).poll_shutdown(cx),
             Transport::Unix(unix) => Pin::new(unix).poll_shutdown(cx),
         }

@@ -5,20 +5,23 @@
 //! A rejected CONNECT closes the connection, and what came behind it is not
 //! looked at (RFC 9931).
 
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
 
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
+use tokio::sync::OwnedSemaphorePermit;
 
 use crate::egress::head::Head;
 use crate::egress::hello::{self, HelloError, HelloProgress};
-use crate::egress::{Ask, Authority, EgressRequest, Host, RequestTarget};
+use crate::egress::{AgentId, Ask, Authority, EgressRequest, Host, RequestTarget};
 use crate::gate::{Admission, AuditTrail, Cause, Denial, TunnelEnd};
+use crate::limit::InFlight;
 use crate::policy::{EchRule, Mode, SniRule, TlsRule, TlsUse};
 
 use super::conn::{ConnIo, Connection, Ending, InTunnel};
 use super::relay::{Carried, Relay};
-use super::serve::{bad_target, open_trail, refuse, serve};
+use super::serve::{Tunnel, bad_target, open_trail, refuse, serve};
 use super::{Wire, dial, forward};
 
 /// What a CONNECT's head says, kept after its bytes are gone.
@@ -43,41 +46,62 @@ impl ConnectHead {
     }
 }
 
-/// Serves a CONNECT to its end.
-pub(super) async fn connect(wire: &Arc<Wire>, io: ConnIo, head: ConnectHead) {
+/// Serves a CONNECT up to the point where its tunnel can open, or refuses it.
+pub(super) async fn connect(wire: &Arc<Wire>, io: ConnIo, head: ConnectHead) -> Option<Tunnel> {
     let mut trail = open_trail(wire, &io);
     trail.method("CONNECT");
     let trace = head.trace.as_deref().and_then(forward::trace_id);
-    trail.labels(
-        trace.as_deref(),
-        head.skill.as_deref().and_then(forward::skill).as_deref(),
-    );
-    let (admission, request) = match admit(wire, &io, &head, &mut trail).await {
-        Ok(admitted) => admitted,
-        Err(denial) => return refuse(io, trail, denial).await,
-    };
-    let Ok(_slot) = Arc::clone(&wire.shared.tunnel_slots).try_acquire_owned() else {
-        let denial = Denial::new(Cause::Overloaded)
-            .towards(&request.authority)
-            .detail("limits.tunnels is reached");
-        return refuse(io, trail, denial).await;
-    };
-    let _place = match wire
+    let skill = head.skill.as_deref().and_then(forward::skill);
+    trail.labels(trace.as_deref(), skill.as_deref());
+    match prepare(wire, &io, &head, &mut trail).await {
+        Ok(ready) => {
+            let trail = trail.tunnel_opened();
+            Some(Box::pin(open(Arc::clone(wire), io, ready, trail)))
+        }
+        Err(denial) => {
+            refuse(io, trail, denial).await;
+            None
+        }
+    }
+}
+
+/// A tunnel that is admitted and dialled.
+struct Ready {
+    admission: Admission,
+    request: EgressRequest,
+    upstream: TcpStream,
+    dialled: IpAddr,
+    /// Held for as long as the tunnel is open.
+    _places: (OwnedSemaphorePermit, Option<InFlight<AgentId>>),
+}
+
+async fn prepare(
+    wire: &Wire,
+    io: &ConnIo,
+    head: &ConnectHead,
+    trail: &mut AuditTrail,
+) -> Result<Ready, Denial> {
+    let (admission, request) = admit(wire, io, head, trail).await?;
+    let slot = Arc::clone(&wire.shared.tunnel_slots)
+        .try_acquire_owned()
+        .map_err(|_| {
+            Denial::new(Cause::Overloaded)
+                .towards(&request.authority)
+                .detail("limits.tunnels is reached")
+        })?;
+    let place = wire
         .shared
         .gate
-        .tunnel_of(admission.who(), &request.authority)
-    {
-        Ok(place) => place,
-        Err(denial) => return refuse(io, trail, denial).await,
-    };
-    let (upstream, address) = match dial::dial(&wire.shared, &admission).await {
-        Ok(connected) => connected,
-        Err(denial) => return refuse(io, trail, denial).await,
-    };
+        .tunnel_of(admission.who(), &request.authority)?;
+    let (upstream, address) = dial::dial(&wire.shared, &admission).await?;
     trail.dialled(address.ip());
-    // From here the client has its 200; whatever fails can only close.
-    let trail = trail.tunnel_opened();
-    open(wire, io, upstream, admission, request, address.ip(), trail).await;
+    Ok(Ready {
+        admission,
+        request,
+        upstream,
+        dialled: address.ip(),
+        _places: (slot, place),
+    })
 }
 
 async fn admit(
@@ -131,15 +155,16 @@ fn check_host(raw: &[u8], authority: &Authority) -> Result<(), Denial> {
     Ok(())
 }
 
-async fn open(
-    wire: &Arc<Wire>,
-    mut io: ConnIo,
-    mut upstream: TcpStream,
-    admission: Admission,
-    request: EgressRequest,
-    dialled: std::net::IpAddr,
-    mut trail: AuditTrail,
-) {
+/// From here the client has its 200; whatever fails can only close.
+async fn open(wire: Arc<Wire>, mut io: ConnIo, ready: Ready, mut trail: AuditTrail) {
+    let wire = &wire;
+    let Ready {
+        admission,
+        request,
+        mut upstream,
+        dialled,
+        _places,
+    } = ready;
     let ending = Arc::new(Ending::default());
     let _registered =
         wire.shared
@@ -171,6 +196,7 @@ async fn open(
     };
     let (end, carried) = match first {
         First::Opaque => {
+            io.pass_through();
             let mut relay = Relay::new(&mut io, &mut upstream, wire.shared.settings.tunnel_idle);
             let end = tokio::select! {
                 end = &mut relay => end,
@@ -205,8 +231,15 @@ async fn inside(wire: &Arc<Wire>, io: ConnIo, admission: &Admission, ending: Arc
         current: Mutex::new(None),
         ending,
     });
-    // The loop calls itself here, once: there is no CONNECT inside a tunnel.
-    Box::pin(serve(wire, io.into_tunnel(connection))).await;
+    serve_inside(Arc::clone(wire), io.into_tunnel(connection)).await;
+}
+
+/// The loop within the loop. Its type is written out because it is its own
+/// part; it ends, as there is no CONNECT inside a tunnel.
+fn serve_inside(wire: Arc<Wire>, io: ConnIo) -> Tunnel {
+    Box::pin(async move {
+        let _none = serve(&wire, io).await;
+    })
 }
 
 enum First {

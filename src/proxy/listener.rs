@@ -204,7 +204,14 @@ async fn one(
     let ending = Arc::clone(&connection.ending);
     let mut cut = wire.cut.subscribe();
     {
-        let serving = serve(&wire, ConnIo::new(transport, connection));
+        // Boxed, so that what the loop took is freed before a tunnel runs.
+        let io = ConnIo::new(transport, connection);
+        let serving = async {
+            let tunnel = Box::pin(serve(&wire, io)).await;
+            if let Some(tunnel) = tunnel {
+                tunnel.await;
+            }
+        };
         tokio::pin!(serving);
         let cut = tokio::select! {
             () = &mut serving => false,

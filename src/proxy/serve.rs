@@ -4,6 +4,7 @@
 //! goes on to Pingora is a head that we have written: the target in
 //! origin-form, one `Host`, and of the body no more than the head announces.
 
+use std::pin::Pin;
 use std::sync::Arc;
 
 use pingora::apps::{HttpPersistentSettings, HttpServerApp, ServerApp};
@@ -21,16 +22,23 @@ use super::{Wire, connect, refusal};
 /// The first bytes of HTTP/2 with prior knowledge (RFC 9113 section 3.4).
 const H2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// What the loop does with a connection after a request.
-pub(super) enum Next {
+/// What becomes of a connection after a request.
+enum Next {
     /// Another request may come.
     Again(ConnIo),
+    /// It is a tunnel from here.
+    Tunnel(Tunnel),
     /// It is over.
     Gone,
 }
 
-/// Serves a connection until it ends.
-pub(super) async fn serve(wire: &Arc<Wire>, mut io: ConnIo) {
+/// What is left of a connection that has become a tunnel. It holds what the
+/// tunnel needs and nothing of the loop that made it, so that an idle tunnel
+/// costs little.
+pub(super) type Tunnel = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// Serves a connection until it ends or becomes a tunnel.
+pub(super) async fn serve(wire: &Arc<Wire>, mut io: ConnIo) -> Option<Tunnel> {
     let mut settings: Option<HttpPersistentSettings> = None;
     loop {
         let head_length = match read_head(wire, &mut io).await {
@@ -42,21 +50,22 @@ pub(super) async fn serve(wire: &Arc<Wire>, mut io: ConnIo) {
                     _ = ServerApp::process_new(&wire.proxy, Box::new(io), &wire.shutdown) => {}
                     _ = ending.ended() => {}
                 }
-                return;
+                return None;
             }
-            HeadRead::Over => return,
+            HeadRead::Over => return None,
             HeadRead::Refuse(denial) => {
                 refuse_unread(wire, io, denial, "").await;
-                return;
+                return None;
             }
         };
         let next = match dispatch(wire, io, head_length, &mut settings).await {
             Next::Again(next) => next,
-            Next::Gone => return,
+            Next::Tunnel(tunnel) => return Some(tunnel),
+            Next::Gone => return None,
         };
         io = next;
         if *wire.shutdown.borrow() {
-            return;
+            return None;
         }
     }
 }
@@ -271,8 +280,10 @@ async fn dispatch(
     match prepared {
         Ok(Prepared::Connect(head)) => {
             io.skip(head_length);
-            connect::connect(wire, io, head).await;
-            Next::Gone
+            match connect::connect(wire, io, head).await {
+                Some(tunnel) => Next::Tunnel(tunnel),
+                None => Next::Gone,
+            }
         }
         Ok(Prepared::Request(request)) => {
             io.replace_head(head_length, &request.head, request.fence);

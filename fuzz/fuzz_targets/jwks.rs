@@ -1,0 +1,49 @@
+//! Keys from a file are keys or a clear error, and what is published of them
+//! reads back as the same keys.
+#![no_main]
+
+use agentport::identity::{KeySet, TrustedIssuer, VerifyingKey, VerifyingKeys, public_jwks};
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|text: &str| {
+    if let Ok(set) = KeySet::parse(text) {
+        assert!(!set.keys.is_empty());
+        published(&set.keys);
+        // No two of them can be meant by one token.
+        VerifyingKeys::new()
+            .with(TrustedIssuer::default(), set.keys)
+            .expect("keys of distinct ids");
+    }
+    for key in [
+        VerifyingKey::from_jwk(text),
+        VerifyingKey::from_pem(text),
+        VerifyingKey::from_secret(text),
+    ]
+    .into_iter()
+    .flatten()
+    {
+        published(&[key]);
+    }
+});
+
+fn published(keys: &[VerifyingKey]) {
+    let asymmetric: Vec<_> = keys
+        .iter()
+        .filter(|key| key.algorithm().as_str() != "HS256")
+        .map(|key| (key.id().clone(), key.algorithm()))
+        .collect();
+    let text = public_jwks(keys);
+    assert!(!text.contains("\"k\"") && !text.contains("\"d\""), "{text}");
+    let again = match KeySet::parse(&text) {
+        Ok(set) => set.keys,
+        Err(error) => {
+            assert!(asymmetric.is_empty(), "{text}: {error}");
+            return;
+        }
+    };
+    let again: Vec<_> = again
+        .iter()
+        .map(|key| (key.id().clone(), key.algorithm()))
+        .collect();
+    assert_eq!(again, asymmetric, "{text}");
+}
