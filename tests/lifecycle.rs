@@ -261,8 +261,7 @@ fn more_at_once_than_there_is_room_for() {
     exact(&mut tunnel, b"\x00");
     let refused = gateway
         .tunnel("bot", &other.address.to_string())
-        .err()
-        .expect("no room");
+        .expect_err("no room");
     assert_eq!(
         (refused.status, refused.error().as_str()),
         (503, "overloaded")
@@ -321,8 +320,7 @@ fn quotas_are_kept_and_say_when_to_come_back() {
         .unwrap_or_else(|no| panic!("{}", no.text()));
     let refused = gateway
         .tunnel("bot", &authority)
-        .err()
-        .expect("one is the most");
+        .expect_err("one is the most");
     assert_eq!(refused.status, 429);
     assert!(refused.field("retry-after").is_some());
     assert!(
@@ -354,8 +352,7 @@ fn without_records_there_is_no_work() {
     let before = origin.contacts();
     let tunnel = gateway
         .tunnel("bot", &origin.address.to_string())
-        .err()
-        .expect("refused");
+        .expect_err("refused");
     assert_eq!(tunnel.status, 503);
     assert_eq!(origin.contacts(), before);
     assert_eq!(gateway.page("/ready").status, 503);
@@ -788,11 +785,10 @@ fn figures_are_valid_openmetrics() {
         200
     );
     assert_eq!(gateway.get("bot", "http://a.example/").status, 403);
-    until("both are counted", || {
-        let page = gateway.page("/metrics").text();
-        let both = page.contains("decision=\"deny\"") && page.contains("decision=\"allow\"");
-        both.then_some(())
-    });
+    for decision in ["allow", "deny"] {
+        let sample = format!("agentport_requests_total{{decision=\"{decision}\"");
+        until("both are counted", || gateway.figure(&sample));
+    }
     let page = gateway.page("/metrics");
     let kind = page.field("content-type").expect("a type").to_owned();
     assert!(
@@ -890,14 +886,14 @@ fn check_openmetrics(text: &str) -> Vec<String> {
             assert!(value >= 0.0, "{line}");
         }
         if suffix == "_bucket" {
-            let (rest, bound) = labels.split_once("le=\"").expect("a bound");
-            let bound = bound.trim_end_matches('"');
-            let bound = if bound == "+Inf" {
-                f64::INFINITY
-            } else {
-                bound.parse().expect("a bound")
+            let (before, bound) = labels.split_once("le=\"").expect("a bound");
+            let (bound, after) = bound.split_once('"').expect("closed");
+            let bound = match bound {
+                "+Inf" => f64::INFINITY,
+                bound => bound.parse().expect("a number"),
             };
-            let key = format!("{current}{{{}", rest.trim_end_matches(','));
+            let others = format!("{before}{after}");
+            let key = format!("{current}{{{}", others.trim_matches(','));
             let (last_bound, last) = buckets
                 .insert(key, (bound, value))
                 .unwrap_or((f64::NEG_INFINITY, 0.0));

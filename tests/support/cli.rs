@@ -416,6 +416,7 @@ pub(crate) fn ask(address: SocketAddr, request: &[u8]) -> Response {
 }
 
 /// An answer.
+#[derive(Debug)]
 pub(crate) struct Response {
     pub(crate) status: u16,
     pub(crate) head: String,
