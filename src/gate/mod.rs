@@ -10,6 +10,7 @@ pub mod ports;
 mod storm;
 mod trail;
 
+use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU32;
 use std::sync::Arc;
@@ -489,8 +490,29 @@ impl Gate {
         Ok(passed)
     }
 
-    /// Whether what was admitted would still be, under the policy and the keys
-    /// now in force: for tunnels that are open. `dialled` is where it goes.
+    /// The policy and the keys of this moment, to put to what is open.
+    #[must_use]
+    pub fn judge(&self) -> Judge {
+        Judge {
+            policy: self.policy.current(),
+            keys: self
+                .tokens
+                .keys()
+                .iter()
+                .map(|key| Arc::clone(key.id()))
+                .collect(),
+        }
+    }
+}
+
+/// The policy and the keys of one moment.
+pub struct Judge {
+    policy: Arc<PolicySet>,
+    keys: HashSet<Arc<str>>,
+}
+
+impl Judge {
+    /// Whether what was admitted would still be. `dialled` is where it goes.
     ///
     /// # Errors
     /// How the tunnel must end.
@@ -500,17 +522,10 @@ impl Gate {
         request: &EgressRequest,
         dialled: Option<IpAddr>,
     ) -> Result<(), TunnelEnd> {
-        self.still_under(&self.policy.current(), who, request, dialled)
-    }
-
-    fn still_under(
-        &self,
-        policy: &PolicySet,
-        who: &Principal,
-        request: &EgressRequest,
-        dialled: Option<IpAddr>,
-    ) -> Result<(), TunnelEnd> {
-        match policy.decide(&who.subject(), request) {
+        if !self.keys.contains(who.key_id()) {
+            return Err(TunnelEnd::CredentialEnded);
+        }
+        match self.policy.decide(&who.subject(), request) {
             Decision::Allow(permit) => match dialled.map(|address| permit.address(address)) {
                 None | Some(Ok(_)) => Ok(()),
                 Some(Err(_)) => Err(TunnelEnd::PolicyChanged),

@@ -903,7 +903,8 @@ fn shipped_policies_are_valid_and_without_doubts() {
             .file_name()
             .and_then(|name| name.to_str())
             .expect("a name");
-        if !name.ends_with(".yaml") || name.ends_with(".cases.yaml") {
+        // `agentport.yaml` is the example of a configuration.
+        if !name.ends_with(".yaml") || name.ends_with(".cases.yaml") || name == "agentport.yaml" {
             continue;
         }
         let text = std::fs::read_to_string(&path).expect(name);

@@ -215,8 +215,8 @@ impl Wire {
         &self.shared.gate
     }
 
-    /// Puts every open tunnel to the policy now in force, and ends those that
-    /// it refuses. Gives how many.
+    /// Puts every open tunnel to the policy and the keys now in force, and ends
+    /// those that they refuse. Gives how many.
     pub fn judge_again(&self) -> usize {
         self.shared.tunnels.judge_again(&self.shared.gate)
     }

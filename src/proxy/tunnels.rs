@@ -67,9 +67,10 @@ impl OpenTunnels {
     }
 
     pub(super) fn judge_again(&self, gate: &Gate) -> usize {
+        let judge = gate.judge();
         let mut ended = 0;
         for tunnel in lock(&self.open).values() {
-            if let Err(why) = gate.still(&tunnel.who, &tunnel.request, tunnel.dialled) {
+            if let Err(why) = judge.still(&tunnel.who, &tunnel.request, tunnel.dialled) {
                 tunnel.ending.end(why);
                 ended += 1;
             }

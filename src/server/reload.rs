@@ -149,7 +149,8 @@ impl Reloader {
             Ok(Ok(keys)) => {
                 self.tokens.replace_keys(keys);
                 self.readiness.keys_are(Ok(()));
-                tracing::info!("new keys are in force");
+                let ended = self.wire.judge_again();
+                tracing::info!(ended_tunnels = ended, "new keys are in force");
             }
             Ok(Err(error)) => {
                 tracing::error!(%error, "the new keys are refused; the old ones stay in force");
