@@ -112,19 +112,15 @@ pub enum HeadError {
 /// # Errors
 /// [`HeadError::BareLf`] as soon as one is seen: such a head would never end.
 pub fn progress(bytes: &[u8], from: usize) -> Result<HeadProgress, HeadError> {
-    let mut at = from.saturating_sub(3);
-    while let Some(found) = bytes
-        .get(at..)
-        .and_then(|rest| rest.iter().position(|b| *b == b'\n'))
-    {
-        let lf = at + found;
+    let start = from.saturating_sub(3);
+    for lf in memchr::memchr_iter(b'\n', bytes.get(start..).unwrap_or(&[])) {
+        let lf = start + lf;
         if lf == 0 || bytes[lf - 1] != b'\r' {
             return Err(HeadError::BareLf);
         }
         if lf >= 3 && &bytes[lf - 3..=lf] == b"\r\n\r\n" {
             return Ok(HeadProgress::Complete(lf + 1));
         }
-        at = lf + 1;
     }
     Ok(HeadProgress::Partial)
 }
@@ -190,13 +186,13 @@ struct Lines<'a>(&'a [u8]);
 impl<'a> Lines<'a> {
     /// The next line without its CRLF. A head always ends in an empty one.
     fn next_line(&mut self) -> Result<&'a [u8], HeadError> {
-        let Some(lf) = self.0.iter().position(|b| *b == b'\n') else {
+        let Some(lf) = memchr::memchr(b'\n', self.0) else {
             return Err(HeadError::RequestLine);
         };
         let (line, rest) = self.0.split_at(lf + 1);
         self.0 = rest;
         let line = line.strip_suffix(b"\r\n").ok_or(HeadError::BareLf)?;
-        if line.contains(&b'\r') {
+        if memchr::memchr(b'\r', line).is_some() {
             return Err(HeadError::BareCr);
         }
         Ok(line)
@@ -232,19 +228,15 @@ fn field(line: &[u8]) -> Result<(&str, &[u8]), HeadError> {
     if matches!(line.first(), Some(b' ' | b'\t')) {
         return Err(HeadError::Folded);
     }
-    let colon = line
-        .iter()
-        .position(|b| *b == b':')
-        .ok_or(HeadError::FieldName)?;
+    let colon = memchr::memchr(b':', line).ok_or(HeadError::FieldName)?;
     let (name, value) = (&line[..colon], &line[colon + 1..]);
     let token = |b: &u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(b);
     if name.is_empty() || !name.iter().all(token) {
         return Err(HeadError::FieldName);
     }
-    if value
-        .iter()
-        .any(|b| (*b < 0x20 && *b != b'\t') || *b == 0x7f)
-    {
+    // Every byte is looked at, without a branch: a credential is long.
+    let control = |b: &u8| (*b < 0x20 && *b != b'\t') || *b == 0x7f;
+    if value.iter().fold(false, |found, b| found | control(b)) {
         return Err(HeadError::FieldValue);
     }
     let name = std::str::from_utf8(name).map_err(|_| HeadError::FieldName)?;
