@@ -60,6 +60,7 @@ fn benches(c: &mut Criterion) {
     c.bench_function("figures/decision", |b| {
         b.iter(|| {
             figures.observe(black_box(Observation::Decision {
+                trace_id: Some("4bf92f3577b34da6a3ce929d0e0e4736"),
                 allowed: true,
                 reason: "ok",
                 would_deny: None,
