@@ -5,6 +5,7 @@
 
 mod address;
 mod canonical;
+mod chunked;
 pub mod head;
 pub mod hello;
 mod host;
@@ -16,6 +17,7 @@ mod target;
 
 pub use address::{AddressClass, classify, embedded_ipv4};
 pub use canonical::{Canonical, canonical};
+pub use chunked::{ChunkError, ChunkedBody};
 pub use host::{Authority, AuthorityError, DnsName, Host, HostError};
 pub use id::{AgentId, IdError, RequestId, TenantId};
 pub use path::{PathError, PathGlob, PathGlobError, RequestPath};

@@ -7,7 +7,7 @@ use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 
@@ -23,7 +23,8 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::Notify;
 
-use crate::egress::{Authority, RequestTarget};
+use crate::egress::head::BodyLength;
+use crate::egress::{Authority, ChunkedBody, RequestTarget};
 use crate::gate::TunnelEnd;
 use crate::identity::Principal;
 
@@ -42,9 +43,12 @@ pub(super) struct Connection {
     /// Whether the bytes are those inside a tunnel.
     pub(super) tunnel: Option<InTunnel>,
     /// The request being served, where it came by HTTP/1.
-    pub(super) current: Mutex<Option<CurrentRequest>>,
+    current: Mutex<Option<CurrentRequest>>,
     /// How a stream that has no end of its own is ended from outside.
     pub(super) ending: Arc<Ending>,
+    /// Whether the answer under way is short, so that its head may wait for
+    /// its body.
+    gathers: AtomicBool,
 }
 
 /// What a tunnel fixes for the clear-text requests inside it.
@@ -64,6 +68,29 @@ pub(super) struct CurrentRequest {
 }
 
 impl Connection {
+    pub(super) fn new(
+        listener: Arc<str>,
+        client: Option<SocketAddr>,
+        tunnel: Option<InTunnel>,
+        ending: Arc<Ending>,
+    ) -> Self {
+        Self {
+            listener,
+            client,
+            tunnel,
+            current: Mutex::new(None),
+            ending,
+            gathers: AtomicBool::new(true),
+        }
+    }
+
+    /// An answer of this length begins; `None` where its length is not known.
+    /// The parts of one that is long, or may last long, go out as they come.
+    pub(super) fn answers(&self, length: Option<u64>) {
+        let short = length.is_some_and(|length| length <= GATHER_BYTES as u64);
+        self.gathers.store(short, Ordering::Relaxed);
+    }
+
     pub(super) fn take_current(&self) -> Option<CurrentRequest> {
         self.current
             .lock()
@@ -72,6 +99,8 @@ impl Connection {
     }
 
     pub(super) fn put_current(&self, request: CurrentRequest) {
+        // The gateway's own answers are short.
+        self.gathers.store(true, Ordering::Relaxed);
         *self.current.lock().unwrap_or_else(PoisonError::into_inner) = Some(request);
     }
 }
@@ -131,6 +160,56 @@ pub(super) enum Transport {
     Unix(UnixStream),
 }
 
+/// How much the reader of this request may still see; what lies behind belongs
+/// to the next one.
+enum Fence {
+    /// All that comes.
+    Open,
+    /// So many bytes.
+    Bytes(u64),
+    /// So many bytes, which are the head, and then a chunked body to its end.
+    Chunked(u64, ChunkedBody),
+}
+
+impl Fence {
+    /// Whether the reader has seen all that is meant for it.
+    fn is_reached(&self) -> bool {
+        match self {
+            Self::Open => false,
+            Self::Bytes(left) => *left == 0,
+            Self::Chunked(head, body) => *head == 0 && body.is_done(),
+        }
+    }
+
+    /// How many bytes are the reader's whatever they are.
+    fn certain(&self) -> usize {
+        let certain = match self {
+            Self::Open => u64::MAX,
+            Self::Bytes(left) => *left,
+            Self::Chunked(0, body) => body.data_left(),
+            Self::Chunked(head, _) => *head,
+        };
+        usize::try_from(certain).unwrap_or(usize::MAX)
+    }
+
+    /// How many of these bytes are the reader's; they count as seen.
+    fn pass(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Open => Ok(bytes.len()),
+            Self::Bytes(left) | Self::Chunked(left @ 1.., _) => {
+                let count = bytes
+                    .len()
+                    .min(usize::try_from(*left).unwrap_or(usize::MAX));
+                *left -= count as u64;
+                Ok(count)
+            }
+            Self::Chunked(_, body) => body
+                .advance(bytes)
+                .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error)),
+        }
+    }
+}
+
 /// A client's connection.
 pub(super) struct ConnIo {
     transport: Transport,
@@ -138,9 +217,7 @@ pub(super) struct ConnIo {
     unread: BytesMut,
     /// Bytes written and not yet sent: heads and small bodies leave together.
     unsent: BytesMut,
-    /// How many bytes the reader of this request may still see; what lies
-    /// behind belongs to the next one. `None`: all of them.
-    fence: Option<u64>,
+    fence: Fence,
     http2: bool,
     /// Whether small writes are gathered; inside a tunnel nothing waits.
     gathers: bool,
@@ -150,29 +227,23 @@ pub(super) struct ConnIo {
 
 impl ConnIo {
     pub(super) fn new(transport: Transport, connection: Arc<Connection>) -> Self {
-        // Pingora carries this digest from the stream to every session on it,
-        // HTTP/1 and HTTP/2 alike. Its response header means nothing here.
-        let digest = Arc::new(ProxyDigest::new(
-            Box::new(placeholder_header()),
-            Some(Box::new(Arc::clone(&connection)) as Box<dyn Any + Send + Sync>),
-        ));
         Self {
             transport,
             unread: BytesMut::new(),
             unsent: BytesMut::new(),
-            fence: None,
+            fence: Fence::Open,
             http2: false,
             gathers: true,
-            digest,
+            digest: digest_of(&connection),
             connection,
         }
     }
 
     /// The same bytes, as the inside of a tunnel.
-    pub(super) fn into_tunnel(self, connection: Arc<Connection>) -> Self {
-        let mut inner = Self::new(self.transport, connection);
-        inner.unread = self.unread;
-        inner
+    pub(super) fn into_tunnel(mut self, connection: Arc<Connection>) -> Self {
+        self.digest = digest_of(&connection);
+        self.connection = connection;
+        self
     }
 
     pub(super) fn connection(&self) -> &Arc<Connection> {
@@ -202,23 +273,30 @@ impl ConnIo {
     }
 
     /// Puts another head in place of the one at the front, and fences off what
-    /// does not belong to the request.
-    pub(super) fn replace_head(&mut self, old: usize, new: &[u8], body: Option<u64>) {
+    /// does not belong to the request. Without a body's length nothing is
+    /// fenced off: the connection is to be upgraded.
+    pub(super) fn replace_head(&mut self, old: usize, new: &[u8], body: Option<BodyLength>) {
         let rest = self.unread.split_off(old.min(self.unread.len()));
         self.unread.clear();
         self.unread.extend_from_slice(new);
         self.unread.extend_from_slice(&rest);
-        self.fence = body.map(|body| body.saturating_add(new.len() as u64));
+        let head = new.len() as u64;
+        self.fence = match body {
+            None => Fence::Open,
+            Some(BodyLength::None) => Fence::Bytes(head),
+            Some(BodyLength::Bytes(count)) => Fence::Bytes(head.saturating_add(count)),
+            Some(BodyLength::Chunked) => Fence::Chunked(head, ChunkedBody::default()),
+        };
     }
 
     /// Whatever the last reader left, the next may see all.
     pub(super) fn lift_fence(&mut self) {
-        self.fence = None;
+        self.fence = Fence::Open;
     }
 
     /// Whether the last reader has read all that was meant for it.
     pub(super) fn at_fence(&self) -> bool {
-        matches!(self.fence, None | Some(0))
+        matches!(self.fence, Fence::Open) || self.fence.is_reached()
     }
 
     /// From here the bytes are HTTP/2.
@@ -252,7 +330,7 @@ impl ConnIo {
             return;
         }
         self.unread = BytesMut::new();
-        self.fence = None;
+        self.fence = Fence::Open;
         let discard = async {
             let mut sink = [0; 4096];
             let mut seen = 0;
@@ -325,6 +403,28 @@ impl ConnIo {
     }
 }
 
+impl Drop for ConnIo {
+    /// What was gathered when all broke off is offered once: a client should
+    /// see as much of an answer as there was.
+    fn drop(&mut self) {
+        if !self.unsent.is_empty() {
+            let _ = match &self.transport {
+                Transport::Tcp(tcp) => tcp.try_write(&self.unsent),
+                Transport::Unix(unix) => unix.try_write(&self.unsent),
+            };
+        }
+    }
+}
+
+/// Pingora carries this from the stream to every session on it, HTTP/1 and
+/// HTTP/2 alike. Its response header means nothing here.
+fn digest_of(connection: &Arc<Connection>) -> Arc<ProxyDigest> {
+    Arc::new(ProxyDigest::new(
+        Box::new(placeholder_header()),
+        Some(Box::new(Arc::clone(connection)) as Box<dyn Any + Send + Sync>),
+    ))
+}
+
 fn placeholder_header() -> ResponseHeader {
     // 200 is a valid status, so this cannot fail.
     ResponseHeader::build(200, Some(0)).expect("200 is a status")
@@ -337,33 +437,42 @@ impl AsyncRead for ConnIo {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        let allowed = match this.fence {
-            Some(0) => return this.poll_behind_fence(cx),
-            Some(left) => usize::try_from(left).unwrap_or(usize::MAX),
-            None => usize::MAX,
-        };
-        let served = if this.unread.is_empty() {
-            let before = buf.filled().len();
-            if allowed >= buf.remaining() {
-                std::task::ready!(this.poll_transport_read(cx, buf))?;
-            } else {
-                let mut part = buf.take(allowed);
-                std::task::ready!(this.poll_transport_read(cx, &mut part))?;
-                let count = part.filled().len();
-                // `part` has initialised and filled the front of the rest.
-                buf.initialize_unfilled_to(count);
-                buf.advance(count);
-            }
-            buf.filled().len() - before
-        } else {
-            let count = this.unread.len().min(buf.remaining()).min(allowed);
-            buf.put_slice(&this.unread[..count]);
-            this.unread.advance(count);
-            count
-        };
-        if let Some(left) = &mut this.fence {
-            *left = left.saturating_sub(served as u64);
+        // Who looks for more has said all there was to say for now: it leaves,
+        // and does not wait for what may not come for long.
+        if let Poll::Ready(Err(error)) = this.poll_send(cx) {
+            return Poll::Ready(Err(error));
         }
+        if this.fence.is_reached() {
+            return this.poll_behind_fence(cx);
+        }
+        if this.unread.is_empty() {
+            let certain = this.fence.certain();
+            if certain > 0 {
+                let before = buf.filled().len();
+                if certain >= buf.remaining() {
+                    std::task::ready!(this.poll_transport_read(cx, buf))?;
+                } else {
+                    let mut part = buf.take(certain);
+                    std::task::ready!(this.poll_transport_read(cx, &mut part))?;
+                    let count = part.filled().len();
+                    // `part` has initialised and filled the front of the rest.
+                    buf.initialize_unfilled_to(count);
+                    buf.advance(count);
+                }
+                this.fence.pass(&buf.filled()[before..])?;
+                return Poll::Ready(Ok(()));
+            }
+            // Among the framing of chunks only a look at the bytes tells how
+            // many of them are this request's.
+            let mut scratch = [0; LOOK_BYTES];
+            let mut look = ReadBuf::new(&mut scratch);
+            std::task::ready!(this.poll_transport_read(cx, &mut look))?;
+            this.unread.extend_from_slice(look.filled());
+        }
+        let most = this.unread.len().min(buf.remaining());
+        let count = this.fence.pass(&this.unread[..most])?;
+        buf.put_slice(&this.unread[..count]);
+        this.unread.advance(count);
         Poll::Ready(Ok(()))
     }
 }
@@ -375,12 +484,13 @@ impl AsyncWrite for ConnIo {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        if this.gathers && this.unsent.len() + bytes.len() <= GATHER_BYTES {
+        let gathers = this.gathers && this.connection.gathers.load(Ordering::Relaxed);
+        if gathers && this.unsent.len() + bytes.len() <= GATHER_BYTES {
             this.unsent.extend_from_slice(bytes);
             return Poll::Ready(Ok(bytes.len()));
         }
         std::task::ready!(this.poll_send(cx))?;
-        if this.gathers && bytes.len() <= GATHER_BYTES {
+        if gathers && bytes.len() <= GATHER_BYTES {
             this.unsent.extend_from_slice(bytes);
             return Poll::Ready(Ok(bytes.len()));
         }

@@ -6,7 +6,7 @@
 //! looked at (RFC 9931).
 
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
@@ -221,16 +221,16 @@ async fn open(wire: Arc<Wire>, mut io: ConnIo, ready: Ready, mut trail: AuditTra
 /// agent and the authority of the CONNECT.
 async fn inside(wire: &Arc<Wire>, io: ConnIo, admission: &Admission, ending: Arc<Ending>) {
     let outer = io.connection();
-    let connection = Arc::new(Connection {
-        listener: Arc::clone(&outer.listener),
-        client: outer.client,
-        tunnel: Some(InTunnel {
-            who: Arc::clone(admission.who()),
-            authority: admission.authority().clone(),
-        }),
-        current: Mutex::new(None),
+    let tunnel = InTunnel {
+        who: Arc::clone(admission.who()),
+        authority: admission.authority().clone(),
+    };
+    let connection = Arc::new(Connection::new(
+        Arc::clone(&outer.listener),
+        outer.client,
+        Some(tunnel),
         ending,
-    });
+    ));
     serve_inside(Arc::clone(wire), io.into_tunnel(connection)).await;
 }
 

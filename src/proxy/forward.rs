@@ -640,6 +640,11 @@ impl ProxyHttp for Forward {
             response.remove_header(&name);
         }
         response.append_header(header::VIA, format!("1.1 {}", self.shared.instance))?;
+        if let Some(connection) = connection(session) {
+            let length = response.headers.get(header::CONTENT_LENGTH);
+            let length = length.and_then(|value| value.to_str().ok()?.parse().ok());
+            connection.answers(length);
+        }
         let Some(trail) = exchange.trail.as_mut() else {
             return Ok(());
         };
@@ -773,6 +778,7 @@ fn denial_of(error: &Error, exchange: &Exchange) -> Option<Denial> {
         ErrorType::HTTPStatus(413) => Cause::BodyTooLarge,
         _ => match error.esource() {
             ErrorSource::Downstream => match error.etype() {
+                _ if is_malformed(error) => Cause::BadRequest("the chunked body is malformed"),
                 ErrorType::ReadError | ErrorType::WriteError | ErrorType::ConnectionClosed => {
                     return None;
                 }
@@ -788,6 +794,14 @@ fn denial_of(error: &Error, exchange: &Exchange) -> Option<Denial> {
         Some(request) => denial.towards(&request.authority),
         None => denial,
     })
+}
+
+/// Whether the client's bytes broke the framing, as `conn` found.
+fn is_malformed(error: &Error) -> bool {
+    error
+        .root_cause()
+        .downcast_ref::<std::io::Error>()
+        .is_some_and(|error| error.kind() == std::io::ErrorKind::InvalidData)
 }
 
 fn upstream_cause(error: &Error) -> Option<Cause> {

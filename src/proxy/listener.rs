@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU32;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
@@ -194,14 +194,8 @@ async fn one(
     held: Held,
 ) {
     let gauge = Gauge::up(Arc::clone(&wire), Arc::clone(&listener));
-    let connection = Arc::new(Connection {
-        listener,
-        client,
-        tunnel: None,
-        current: Mutex::new(None),
-        ending: Arc::new(Ending::default()),
-    });
-    let ending = Arc::clone(&connection.ending);
+    let ending = Arc::new(Ending::default());
+    let connection = Arc::new(Connection::new(listener, client, None, Arc::clone(&ending)));
     let mut cut = wire.cut.subscribe();
     {
         // Boxed, so that what the loop took is freed before a tunnel runs.

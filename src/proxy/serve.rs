@@ -286,7 +286,7 @@ async fn dispatch(
             }
         }
         Ok(Prepared::Request(request)) => {
-            io.replace_head(head_length, &request.head, request.fence);
+            io.replace_head(head_length, &request.head, request.body);
             io.connection().put_current(request.current);
             forward(wire, io, settings).await
         }
@@ -304,7 +304,8 @@ enum Prepared {
 
 struct PreparedRequest {
     head: Vec<u8>,
-    fence: Option<u64>,
+    /// How much of what comes is its body; no bound where it upgrades.
+    body: Option<BodyLength>,
     current: CurrentRequest,
 }
 
@@ -356,7 +357,8 @@ fn prepare(io: &ConnIo, head: &Head<'_>) -> Result<PreparedRequest, (Denial, Str
     }
     let canonical = canonical(head, &target, authority);
     Ok(PreparedRequest {
-        fence: fence(head.body, canonical.websocket),
+        // An upgraded connection has no bound.
+        body: (!canonical.websocket).then_some(head.body),
         head: canonical.bytes,
         current: CurrentRequest {
             target,
@@ -375,17 +377,6 @@ fn host_field(head: &Head<'_>) -> Result<Option<(Host, Option<u16>)>, Denial> {
     Authority::parse_optional_port(text)
         .map(Some)
         .map_err(|error| bad().detail(error.to_string()))
-}
-
-/// How much the reader of this request may see behind its head. An upgraded
-/// connection has no bound, and a chunked body finds its own end.
-fn fence(body: BodyLength, websocket: bool) -> Option<u64> {
-    match body {
-        _ if websocket => None,
-        BodyLength::None => Some(0),
-        BodyLength::Bytes(count) => Some(count),
-        BodyLength::Chunked => None,
-    }
 }
 
 /// One request through Pingora. A stream that has been upgraded can be ended
