@@ -2,7 +2,7 @@
 //! that was judged, nothing that belonged to this hop only (RFC 9110 section
 //! 7.6.1), and no credential of the gateway's.
 
-use super::head::Head;
+use super::head::{BodyLength, Head};
 use super::host::Authority;
 use super::target::RequestTarget;
 
@@ -18,13 +18,10 @@ pub struct Canonical {
     pub last_hop: bool,
 }
 
-/// Never goes on, whatever `Connection` says.
-const HOP: [&str; 9] = [
+/// Never goes on, whatever `Connection` says; nor does any name that begins
+/// with `proxy-`.
+const HOP: [&str; 5] = [
     "connection",
-    "proxy-connection",
-    "proxy-authorization",
-    "proxy-authenticate",
-    "proxy-status",
     "keep-alive",
     "te",
     "upgrade",
@@ -58,6 +55,7 @@ pub fn canonical(
     };
     let websocket = head.method == "GET"
         && head.version_11
+        && head.body == BodyLength::None
         && names("upgrade")
         && head
             .fields
@@ -73,6 +71,10 @@ pub fn canonical(
     let mut put = |parts: &[&[u8]]| parts.iter().for_each(|part| bytes.extend_from_slice(part));
     put(&[head.method.as_bytes(), b" "]);
     match target {
+        // The whole server is meant (RFC 9112 section 3.2.4).
+        RequestTarget::Absolute { .. } if head.method == "OPTIONS" && is_without_path(head) => {
+            put(&[b"*"]);
+        }
         RequestTarget::Absolute { path, query, .. } | RequestTarget::Origin { path, query } => {
             put(&[path.as_str().as_bytes()]);
             if let Some(query) = query {
@@ -97,7 +99,8 @@ pub fn canonical(
     let mut last_hop = false;
     for (name, value) in &head.fields {
         let is = |wanted: &str| name.eq_ignore_ascii_case(wanted);
-        let hop = HOP.iter().any(|hop| is(hop)) || (authority.is_some() && is("host"));
+        let hop =
+            is_proxys(name) || HOP.iter().any(|hop| is(hop)) || (authority.is_some() && is("host"));
         let dropped = names(name) && !PROTECTED.iter().any(|kept| is(kept));
         if hop || dropped {
             continue;
@@ -136,6 +139,20 @@ pub fn canonical(
         websocket,
         last_hop,
     }
+}
+
+/// Whether a field is between a client and its proxy, by its name.
+#[must_use]
+pub fn is_proxys(name: &str) -> bool {
+    name.get(..6)
+        .is_some_and(|start| start.eq_ignore_ascii_case("proxy-"))
+}
+
+/// Whether the target names a server and nothing on it.
+fn is_without_path(head: &Head<'_>) -> bool {
+    head.target
+        .split_once("://")
+        .is_some_and(|(_, rest)| !rest.contains(['/', '?']))
 }
 
 #[cfg(test)]
@@ -183,12 +200,30 @@ mod tests {
             "GET http://a.example/ HTTP/1.1\r\nHost: a.example\r\n",
             "Proxy-Authorization: Bearer secret\r\nProxy-Connection: keep-alive\r\nKeep-Alive: 5\r\n",
             "Connection: keep-alive, X-Private, Content-Length\r\nX-Private: 1\r\nContent-Length: 0\r\nTE: trailers\r\n",
+            "Proxy-Features: 1\r\nPROXY-ANYTHING: 1\r\nProxy: 1\r\n",
             "Upgrade: h2c\r\nHTTP2-Settings: AAA\r\nX-Kept: 2\r\n\r\n"
         ));
         assert_eq!(
             head,
-            "GET / HTTP/1.1\r\nHost: a.example\r\nContent-Length: 0\r\nX-Kept: 2\r\nConnection: keep-alive\r\n\r\n"
+            "GET / HTTP/1.1\r\nHost: a.example\r\nContent-Length: 0\r\nProxy: 1\r\nX-Kept: 2\r\nConnection: keep-alive\r\n\r\n"
         );
+    }
+
+    #[test]
+    fn options_of_a_server_keeps_its_form() {
+        for (target, form_of_it) in [
+            ("http://a.example", "*"),
+            ("http://a.example:8080", "*"),
+            ("http://a.example/", "/"),
+            ("http://a.example?q", "/?q"),
+            ("*", "*"),
+            ("/x", "/x"),
+        ] {
+            let raw = format!("OPTIONS {target} HTTP/1.1\r\nHost: a.example\r\n\r\n");
+            let (head, ..) = form(&raw);
+            let start = format!("OPTIONS {form_of_it} HTTP/1.1\r\n");
+            assert!(head.starts_with(&start), "{target}: {head}");
+        }
     }
 
     #[test]
@@ -222,6 +257,13 @@ mod tests {
         ));
         assert!(!upgrade(
             "Connection: Upgrade\r\nUpgrade: websocket\r\nUpgrade: x\r\n"
+        ));
+        // RFC 6455 section 4.1: a handshake has no body.
+        assert!(!upgrade(
+            "Connection: Upgrade\r\nUpgrade: websocket\r\nContent-Length: 5\r\n"
+        ));
+        assert!(!upgrade(
+            "Connection: Upgrade\r\nUpgrade: websocket\r\nTransfer-Encoding: chunked\r\n"
         ));
         assert!(!form("POST http://a.example/ HTTP/1.1\r\nHost: a.example\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nContent-Length: 0\r\n\r\n").1);
     }

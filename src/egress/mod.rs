@@ -16,7 +16,7 @@ mod request;
 mod target;
 
 pub use address::{AddressClass, classify, embedded_ipv4};
-pub use canonical::{Canonical, canonical};
+pub use canonical::{Canonical, canonical, is_proxys};
 pub use chunked::{ChunkError, ChunkedBody};
 pub use host::{Authority, AuthorityError, DnsName, Host, HostError};
 pub use id::{AgentId, IdError, RequestId, TenantId};

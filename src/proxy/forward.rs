@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::header::{self, HeaderName};
+use http::header::{self, HeaderName, HeaderValue};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
 use pingora::protocols::Digest;
@@ -23,7 +23,7 @@ use pingora::{Error, ErrorSource, ErrorType};
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::egress::{
-    Ask, Authority, EgressRequest, Host, RequestId, RequestPath, RequestTarget, Scheme,
+    Ask, Authority, EgressRequest, Host, RequestId, RequestPath, RequestTarget, Scheme, is_proxys,
 };
 use crate::gate::ports::Observation;
 use crate::gate::{Admission, AuditTrail, Cause, Denial, Opening};
@@ -179,6 +179,7 @@ impl Forward {
                 path,
             },
         };
+        self.check_length(session, &request.authority)?;
         let admission = self.shared.gate.admit(&who, &request, trail).await?;
         if current.last_hop {
             exchange.answered = true;
@@ -290,6 +291,21 @@ impl Forward {
         Ok(Verdict::Forward)
     }
 
+    /// A body that says itself that it is too large is refused before anybody
+    /// is dialled; one that does not is cut when it has become so.
+    fn check_length(&self, session: &Session, authority: &Authority) -> Result<(), Denial> {
+        let length = session.req_header().headers.get(header::CONTENT_LENGTH);
+        let announced = length
+            .and_then(|value| value.to_str().ok())
+            .and_then(|text| text.parse::<u64>().ok());
+        match (announced, self.shared.settings.body_bytes) {
+            (Some(length), Some(most)) if length > most => {
+                Err(Denial::new(Cause::BodyTooLarge).towards(authority))
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn has_passed_here(&self, session: &Session) -> bool {
         session
             .req_header()
@@ -310,8 +326,10 @@ impl Forward {
             tokio::time::sleep(delay).await;
         }
         // A body that was announced and not read ends the connection.
+        // So does a challenge (CLIENTS R3), and what may have been misread.
         let close = !session.is_body_empty()
-            || matches!(denial.cause, Cause::NoCredential | Cause::BadRequest(_));
+            || denial.status() == 407
+            || matches!(denial.cause, Cause::BadRequest(_));
         let id = trail.request_id();
         if refusal::write_session(session, denial, &id, close)
             .await
@@ -340,6 +358,9 @@ fn connection(session: &Session) -> Option<Arc<Connection>> {
 /// through the same parser as an absolute-form target.
 fn http2_request(session: &Session) -> Result<CurrentRequest, Denial> {
     let head = session.req_header();
+    if head.method == http::Method::TRACE {
+        return Err(Denial::new(Cause::Method));
+    }
     let uri = &head.uri;
     let path = std::str::from_utf8(head.raw_path())
         .map_err(|_| Denial::new(Cause::BadRequest("the path is not ASCII")))?;
@@ -377,8 +398,18 @@ fn http2_request(session: &Session) -> Result<CurrentRequest, Denial> {
     Ok(CurrentRequest {
         target,
         credential,
-        last_hop: false,
+        last_hop: max_forwards(head) == Some(0),
     })
+}
+
+/// How often an `OPTIONS` request may still be forwarded (RFC 9110 section
+/// 7.6.2), where it says so.
+fn max_forwards(head: &RequestHeader) -> Option<u32> {
+    if head.method != http::Method::OPTIONS {
+        return None;
+    }
+    let value = head.headers.get(header::MAX_FORWARDS)?;
+    value.to_str().ok()?.parse().ok()
 }
 
 /// The trace of a `traceparent` (W3C Trace Context, section 3.2), if it is one.
@@ -556,16 +587,33 @@ impl ProxyHttp for Forward {
         request: &mut RequestHeader,
         exchange: &mut Exchange,
     ) -> pingora::Result<()> {
+        request.remove_header(TOKEN_FIELD);
         // HTTP/1 heads have come through `canonical`; HTTP/2 ones have not.
-        for name in [
-            header::PROXY_AUTHORIZATION,
-            header::PROXY_AUTHENTICATE,
-            HeaderName::from_static("proxy-connection"),
-            HeaderName::from_static("keep-alive"),
-            HeaderName::from_static("http2-settings"),
-            HeaderName::from_static(TOKEN_FIELD),
-        ] {
-            request.remove_header(&name);
+        if session.req_header().version == http::Version::HTTP_2 {
+            let proxys: Vec<_> = request
+                .headers
+                .keys()
+                .filter(|name| is_proxys(name.as_str()))
+                .cloned()
+                .collect();
+            let hop = [header::TE, HeaderName::from_static("http2-settings")];
+            for name in proxys.iter().chain(&hop) {
+                request.remove_header(name);
+            }
+            // One field to HTTP/1 (RFC 9113 section 8.2.3).
+            if request.headers.get_all(header::COOKIE).iter().count() > 1 {
+                let all: Vec<&[u8]> = request
+                    .headers
+                    .get_all(header::COOKIE)
+                    .iter()
+                    .map(HeaderValue::as_bytes)
+                    .collect();
+                let joined = all.join(&b"; "[..]);
+                request.insert_header(header::COOKIE, joined)?;
+            }
+            if let Some(left) = max_forwards(request).and_then(|count| count.checked_sub(1)) {
+                request.insert_header(header::MAX_FORWARDS, left.to_string())?;
+            }
         }
         if let Some(spent) = exchange.spent {
             request.remove_header(spent);
@@ -630,14 +678,21 @@ impl ProxyHttp for Forward {
         response: &mut ResponseHeader,
         exchange: &mut Exchange,
     ) -> pingora::Result<()> {
+        remove_hop_fields(response);
         // A hint to go round the gateway, and names that only we may use.
         for name in [
             header::ALT_SVC,
             header::PROXY_AUTHENTICATE,
             HeaderName::from_static("x-agentport-reason"),
-            HeaderName::from_static("proxy-connection"),
         ] {
             response.remove_header(&name);
+        }
+        // HTTP/1.0 knows no chunks: there the end of the connection is that of
+        // the body (RFC 9112 section 6.1).
+        if session.req_header().version == http::Version::HTTP_10
+            && response.remove_header(&header::TRANSFER_ENCODING).is_some()
+        {
+            session.set_keepalive(None);
         }
         response.append_header(header::VIA, format!("1.1 {}", self.shared.instance))?;
         if let Some(connection) = connection(session) {
@@ -752,6 +807,32 @@ impl ProxyHttp for Forward {
             .trail
             .as_ref()
             .map_or_else(String::new, |trail| trail.request_id().to_string())
+    }
+}
+
+/// What belongs to the connection with the origin only (RFC 9110 section
+/// 7.6.1). The framing and an upgrade stay: Pingora writes the client's from
+/// them.
+fn remove_hop_fields(response: &mut ResponseHeader) {
+    let named: Vec<HeaderName> = response
+        .headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .flat_map(|value| value.as_bytes().split(|b| *b == b','))
+        .filter_map(|name| HeaderName::from_bytes(name.trim_ascii()).ok())
+        .filter(|name| {
+            ![
+                header::CONNECTION,
+                header::CONTENT_LENGTH,
+                header::TRANSFER_ENCODING,
+                header::UPGRADE,
+            ]
+            .contains(name)
+        })
+        .collect();
+    let always = ["keep-alive", "proxy-connection"].map(HeaderName::from_static);
+    for name in named.iter().chain(&always) {
+        response.remove_header(name);
     }
 }
 
