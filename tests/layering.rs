@@ -1,5 +1,6 @@
 //! The floors hold: a module imports only modules that `src/lib.rs` lists above
-//! it. What a comment links to does not count.
+//! it, only the wire knows Pingora, and judgement touches nothing of the
+//! machine. What a comment links to does not count.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -74,6 +75,118 @@ fn every_way_to_write_an_import_is_seen() {
 }
 
 /// The modules of `src/lib.rs`, in order.
+/// The floors of words and judgement, and what none of them may name: runtimes,
+/// sockets, files, and the time.
+const PURE: [&str; 7] = [
+    "egress", "limit", "identity", "policy", "audit", "config", "gate",
+];
+const MACHINE: [&str; 15] = [
+    "tokio::",
+    "pingora",
+    "hickory_resolver::",
+    "axum::",
+    "nix::",
+    "notify::",
+    "std::fs",
+    "std::process",
+    "std::thread",
+    "TcpStream",
+    "TcpListener",
+    "UdpSocket",
+    "UnixStream",
+    "SystemTime::now",
+    "Instant::now",
+];
+
+#[test]
+fn only_the_wire_knows_pingora() {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let modules = floors(&read(&source.join("lib.rs")));
+    let knows = |module: &String| {
+        files_of(&source, module)
+            .iter()
+            .any(|file| !named(&read(file), &["pingora::", "pingora_proxy::"]).is_empty())
+    };
+    let knowing: Vec<_> = modules.iter().filter(|module| knows(module)).collect();
+    // `server` may, and so far need not.
+    assert_eq!(knowing, ["proxy"]);
+}
+
+#[test]
+fn judgement_touches_nothing_of_the_machine() {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut violations = Vec::new();
+    for module in PURE {
+        let files = files_of(&source, module);
+        assert!(!files.is_empty(), "module {module} has no file");
+        // What only tests do is their own affair.
+        let own = files.iter().filter(|file| !file.ends_with("tests.rs"));
+        for file in own {
+            for name in named(&read(file), &MACHINE) {
+                violations.push(format!("{}: {name}", file.display()));
+            }
+        }
+    }
+    assert!(violations.is_empty(), "{}", violations.join("\n"));
+}
+
+#[test]
+fn what_a_floor_may_not_name_is_seen() {
+    for (case, text, expected) in [
+        ("an import", "use tokio::time::sleep;", &["tokio::"][..]),
+        (
+            "in an expression",
+            "let a = std::fs::read(b);",
+            &["std::fs"],
+        ),
+        (
+            "the time",
+            "let now = SystemTime::now();",
+            &["SystemTime::now"],
+        ),
+        (
+            "Pingora by another name",
+            "use pingora_core::x;",
+            &["pingora"],
+        ),
+        (
+            "a comment",
+            "// No tokio:: here.\n/// Nor [`tokio::time`].",
+            &[],
+        ),
+        ("another crate", "use mytokio::x;", &[]),
+        (
+            "a test",
+            "fn a() {}\n#[cfg(test)]\nmod tests { use std::fs; }",
+            &[],
+        ),
+        (
+            "before a test",
+            "use std::fs;\n#[cfg(test)]\nmod tests {}",
+            &["std::fs"],
+        ),
+    ] {
+        assert_eq!(named(text, &MACHINE), expected, "{case}");
+    }
+}
+
+/// Which of these names stand in code, as words, before its tests.
+fn named<'n>(text: &str, names: &[&'n str]) -> Vec<&'n str> {
+    let code: String = text
+        .split("#[cfg(test)]\nmod tests")
+        .take(1)
+        .flat_map(str::lines)
+        .filter_map(|line| line.split("//").next())
+        .flat_map(|line| line.chars().chain(['\n']))
+        .collect();
+    let part_of_a_word = |c: char| c.is_alphanumeric() || c == '_';
+    let stands = |name: &&&str| {
+        code.match_indices(**name)
+            .any(|(at, _)| !code[..at].chars().next_back().is_some_and(part_of_a_word))
+    };
+    names.iter().filter(stands).copied().collect()
+}
+
 fn floors(text: &str) -> Vec<String> {
     text.lines()
         .filter_map(|line| line.trim().strip_suffix(';'))

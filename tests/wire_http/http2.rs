@@ -1,0 +1,300 @@
+//! HTTP/2 in clear text with prior knowledge (RFC 9113 section 3.3), as some
+//! clients speak it to a proxy.
+
+use std::future::Future;
+use std::net::SocketAddr;
+
+use bytes::Bytes;
+use h2::client::SendRequest;
+use http::{HeaderMap, Method, Request, StatusCode};
+
+use crate::support::DEADLINE;
+use crate::support::gateway::{Gateway, token};
+use crate::support::origin::{Origin, Untouched};
+
+/// Runs a client to its end, or to the deadline.
+fn run<T>(client: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    runtime
+        .block_on(async { tokio::time::timeout(DEADLINE, client).await })
+        .expect("in time")
+}
+
+/// A connection that speaks HTTP/2 at once.
+async fn connect(address: SocketAddr) -> SendRequest<Bytes> {
+    let tcp = tokio::net::TcpStream::connect(address)
+        .await
+        .expect("the gateway listens");
+    let (sender, connection) = h2::client::handshake(tcp).await.expect("a handshake");
+    tokio::spawn(connection);
+    sender
+}
+
+struct Answer {
+    status: StatusCode,
+    fields: HeaderMap,
+    body: Vec<u8>,
+}
+
+impl Answer {
+    fn refusal(&self) -> &str {
+        self.fields
+            .get("x-agentport-reason")
+            .and_then(|value| value.to_str().ok())
+            .unwrap_or("")
+    }
+}
+
+async fn send(
+    sender: &SendRequest<Bytes>,
+    request: Request<()>,
+    body: &'static [u8],
+) -> Result<Answer, h2::Error> {
+    let mut sender = sender.clone().ready().await?;
+    let (answer, mut stream) = sender.send_request(request, body.is_empty())?;
+    if !body.is_empty() {
+        stream.send_data(Bytes::from_static(body), true)?;
+    }
+    let answer = answer.await?;
+    let (parts, mut data) = answer.into_parts();
+    let mut body = Vec::new();
+    while let Some(part) = data.data().await {
+        let part = part?;
+        data.flow_control().release_capacity(part.len())?;
+        body.extend_from_slice(&part);
+    }
+    Ok(Answer {
+        status: parts.status,
+        fields: parts.headers,
+        body,
+    })
+}
+
+fn request(method: Method, uri: &str, agent: Option<&str>) -> http::request::Builder {
+    let builder = Request::builder().method(method).uri(uri);
+    match agent {
+        Some(agent) => builder.header("proxy-authorization", format!("Bearer {}", token(agent))),
+        None => builder,
+    }
+}
+
+#[test]
+fn requests_on_one_connection_are_judged_one_by_one() {
+    let gateway = Gateway::open();
+    let origin = Origin::http(|head, body| {
+        let text = format!("{} {}", head.asks().1, String::from_utf8_lossy(body));
+        format!(
+            "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: keep-alive\r\n\r\n{text}",
+            text.len()
+        )
+        .into_bytes()
+    });
+    let untouched = Untouched::listen();
+    let uri = |host: &str, path: &str| format!("http://{host}:{}{path}", origin.port());
+    run(async {
+        let sender = connect(gateway.egress()).await;
+        let get = request(Method::GET, &uri("a.test", "/a?b=c"), Some("bot"))
+            .body(())
+            .expect("a request");
+        let answer = send(&sender, get, b"").await.expect("an answer");
+        assert_eq!(
+            (answer.status, answer.body.as_slice()),
+            (StatusCode::OK, &b"/a?b=c "[..])
+        );
+        assert!(answer.fields.contains_key("x-request-id"));
+
+        let post = request(Method::POST, &uri("a.test", "/post"), Some("bot"))
+            .header("te", "trailers")
+            .header("cookie", "a=b")
+            .header("cookie", "c=d")
+            .body(())
+            .expect("a request");
+        let answer = send(&sender, post, b"hello").await.expect("an answer");
+        assert_eq!(answer.body, b"/post hello");
+
+        for (case, request, status, word) in [
+            (
+                "no credential",
+                request(Method::GET, &uri("a.test", "/"), None),
+                407,
+                "no_credential",
+            ),
+            (
+                "no rule",
+                request(
+                    Method::GET,
+                    &format!("http://other.example:{}/", untouched.port()),
+                    Some("bot"),
+                ),
+                403,
+                "no_rule",
+            ),
+            (
+                "an address",
+                request(
+                    Method::GET,
+                    &format!("http://127.0.0.1:{}/", untouched.port()),
+                    Some("bot"),
+                ),
+                403,
+                "",
+            ),
+            (
+                "https",
+                request(Method::GET, "https://a.test/", Some("bot")),
+                400,
+                "https_needs_connect",
+            ),
+            (
+                "TRACE",
+                request(Method::TRACE, &uri("a.test", "/"), Some("bot")),
+                405,
+                "method_refused",
+            ),
+            (
+                "two credentials",
+                request(Method::GET, &uri("a.test", "/"), Some("bot"))
+                    .header("proxy-authorization", "Bearer x"),
+                400,
+                "bad_request",
+            ),
+            (
+                "the gateway itself",
+                request(
+                    Method::GET,
+                    &format!("http://a.test:{}/", gateway.egress().port()),
+                    Some("bot"),
+                ),
+                403,
+                "own_listener",
+            ),
+            (
+                "a decimal address",
+                request(Method::GET, "http://2130706433/", Some("bot")),
+                400,
+                "bad_request",
+            ),
+        ] {
+            let answer = send(&sender, request.body(()).expect("a request"), b"")
+                .await
+                .unwrap_or_else(|error| panic!("{case}: {error}"));
+            assert_eq!(
+                answer.status.as_u16(),
+                status,
+                "{case}: {}",
+                answer.refusal()
+            );
+            if !word.is_empty() {
+                assert_eq!(answer.refusal(), word, "{case}");
+            }
+            let body: serde_json::Value = serde_json::from_slice(&answer.body).expect("JSON");
+            assert_eq!(body["error"], answer.refusal(), "{case}");
+        }
+        // The connection is as good as before.
+        let get = request(Method::GET, &uri("a.test", "/again"), Some("bot"))
+            .body(())
+            .expect("a request");
+        assert_eq!(
+            send(&sender, get, b"").await.expect("an answer").body,
+            b"/again "
+        );
+    });
+    let requests = origin.requests();
+    assert_eq!(requests.len(), 3, "{requests:?}");
+    let (head, _) = &requests[1];
+    assert_eq!(head.start, "POST /post HTTP/1.1");
+    assert_eq!(head.all("host"), [format!("a.test:{}", origin.port())]);
+    assert!(head.field("proxy-authorization").is_none());
+    assert!(head.field("te").is_none(), "{head:?}");
+    // RFC 9113 section 8.2.3: cookies come together again.
+    assert_eq!(head.all("cookie"), ["a=b; c=d"]);
+    assert!(head.all("via")[0].starts_with("2 agentport"), "{head:?}");
+    let records = gateway.stop();
+    assert_eq!(records.len(), 11, "one record each");
+}
+
+#[test]
+fn many_requests_at_once_are_answered_each() {
+    let gateway = Gateway::open();
+    let origin = Origin::http(|head, _| {
+        let path = head.asks().1;
+        format!(
+            "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{path}",
+            path.len()
+        )
+        .into_bytes()
+    });
+    run(async {
+        let sender = connect(gateway.egress()).await;
+        let mut all = tokio::task::JoinSet::new();
+        for number in 0..50 {
+            let sender = sender.clone();
+            let uri = format!("http://a.test:{}/{number}", origin.port());
+            let get = request(Method::GET, &uri, Some("bot"))
+                .body(())
+                .expect("a request");
+            all.spawn(async move {
+                let answer = send(&sender, get, b"").await.expect("an answer");
+                (number, answer.body)
+            });
+        }
+        while let Some(done) = all.join_next().await {
+            let (number, body) = done.expect("it has ended");
+            assert_eq!(body, format!("/{number}").as_bytes());
+        }
+    });
+    assert_eq!(gateway.stop().len(), 50, "one record each");
+}
+
+#[test]
+fn a_request_over_http2_counts_its_hops_too() {
+    let gateway = Gateway::open();
+    let origin = Origin::ok();
+    let untouched = Untouched::listen();
+    run(async {
+        let sender = connect(gateway.egress()).await;
+        let options = |port: u16, count: &str| {
+            let uri = format!("http://a.test:{port}/");
+            request(Method::OPTIONS, &uri, Some("bot"))
+                .header("max-forwards", count)
+                .body(())
+                .expect("a request")
+        };
+        let answer = send(&sender, options(untouched.port(), "0"), b"")
+            .await
+            .expect("an answer");
+        assert_eq!(answer.status, 200);
+        let answer = send(&sender, options(origin.port(), "5"), b"")
+            .await
+            .expect("an answer");
+        assert_eq!(answer.status, 200);
+    });
+    assert_eq!(origin.last().all("max-forwards"), ["4"]);
+}
+
+#[test]
+fn fields_of_a_proxy_do_not_go_on_from_http2() {
+    let gateway = Gateway::open();
+    let origin = Origin::ok();
+    run(async {
+        let sender = connect(gateway.egress()).await;
+        let uri = format!("http://a.test:{}/", origin.port());
+        let get = request(Method::GET, &uri, Some("bot"))
+            .header("proxy-features", "x")
+            .header("proxy-status", "x")
+            .header("x-kept", "1")
+            .body(())
+            .expect("a request");
+        assert_eq!(
+            send(&sender, get, b"").await.expect("an answer").status,
+            200
+        );
+    });
+    let head = origin.last();
+    assert!(head.field("proxy-features").is_none(), "{head:?}");
+    assert!(head.field("proxy-status").is_none(), "{head:?}");
+    assert_eq!(head.field("x-kept"), Some("1"));
+}
