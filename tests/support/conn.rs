@@ -137,15 +137,21 @@ impl Conn {
         }
     }
 
+    /// Whatever comes until these bytes have, or the other side closes.
+    pub(crate) fn until(&mut self, end: &[u8]) -> Vec<u8> {
+        while !self.unread.windows(end.len()).any(|part| part == end) && self.more() {}
+        std::mem::take(&mut self.unread)
+    }
+
     /// Whatever comes until the other side closes.
-    pub(crate) fn to_end(&mut self) -> Vec<u8> {
+    pub(crate) fn rest(&mut self) -> Vec<u8> {
         while self.more() {}
         std::mem::take(&mut self.unread)
     }
 
     /// Whether the other side closes without another byte.
     pub(crate) fn closes(&mut self) -> bool {
-        self.to_end().is_empty()
+        self.rest().is_empty()
     }
 
     /// The next head; `None` where the connection has closed instead.
@@ -183,6 +189,16 @@ impl Conn {
         data
     }
 
+    /// Reads until so many bytes are there. `false` where it closes before.
+    pub(crate) fn has(&mut self, count: usize) -> bool {
+        while self.unread.len() < count {
+            if !self.more() {
+                return false;
+            }
+        }
+        true
+    }
+
     /// The body that this head announces, with its trailers.
     pub(crate) fn body_of(&mut self, head: &Head) -> (Vec<u8>, Vec<(String, String)>) {
         if head.chunked() {
@@ -216,7 +232,7 @@ impl Conn {
             } else if head.chunked() || head.field("content-length").is_some() {
                 self.body_of(&head)
             } else {
-                (self.to_end(), Vec::new())
+                (self.rest(), Vec::new())
             };
             return Response {
                 status,

@@ -11,9 +11,12 @@ use super::conn::{Conn, Head};
 pub(crate) struct Origin {
     address: SocketAddr,
     accepted: Arc<AtomicUsize>,
-    seen: Arc<Mutex<Vec<(Head, Vec<u8>)>>>,
+    seen: Arc<Seen>,
     failed: Arc<Mutex<Vec<String>>>,
 }
+
+/// Requests that were answered, each with its body.
+type Seen = Mutex<Vec<(Head, Vec<u8>)>>;
 
 impl Origin {
     /// One that does this with every connection, in a thread of its own. The
@@ -27,6 +30,11 @@ impl Origin {
     pub(crate) fn http(answer: impl Fn(&Head, &[u8]) -> Vec<u8> + Send + Sync + 'static) -> Self {
         Self::with_log(move |mut conn, _, seen| {
             while let Some(head) = conn.head() {
+                // A request that breaks off is none.
+                let length = head.field("content-length");
+                if !conn.has(length.map_or(0, |digits| digits.parse().expect("a length"))) {
+                    return;
+                }
                 let (body, _) = conn.body_of(&head);
                 let out = answer(&head, &body);
                 seen.lock()
@@ -50,9 +58,7 @@ impl Origin {
         })
     }
 
-    fn with_log(
-        each: impl Fn(Conn, usize, &Mutex<Vec<(Head, Vec<u8>)>>) + Send + Sync + 'static,
-    ) -> Self {
+    fn with_log(each: impl Fn(Conn, usize, &Seen) + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let origin = Self {
             address: listener.local_addr().expect("an address"),
