@@ -834,6 +834,50 @@ fn a_chunked_body_that_is_wrong_is_no_whole_request() {
 }
 
 #[test]
+fn a_body_that_is_cut_off_is_no_whole_request() {
+    let gateway = Gateway::open();
+    let (send, got) = mpsc::channel();
+    let send = std::sync::Mutex::new(send);
+    let origin = Origin::serve(move |mut conn, _| {
+        let bytes = conn.rest();
+        let sender = send.lock().expect("no origin has failed");
+        sender.send(bytes).expect("the test waits");
+    });
+    const CHUNKED: &str = "Transfer-Encoding: chunked\r\n";
+    for (case, fields, body) in [
+        ("before any chunk", CHUNKED, ""),
+        ("in a size", CHUNKED, "5"),
+        ("in a chunk", CHUNKED, "5\r\nhel"),
+        ("behind a chunk", CHUNKED, "5\r\nhello\r\n"),
+        ("in the last chunk", CHUNKED, "5\r\nhello\r\n0"),
+        ("behind the last chunk", CHUNKED, "5\r\nhello\r\n0\r\n"),
+        ("in a trailer", CHUNKED, "5\r\nhello\r\n0\r\nX: y"),
+        ("behind a trailer", CHUNKED, "5\r\nhello\r\n0\r\nX: y\r\n"),
+        (
+            "before the last line feed",
+            CHUNKED,
+            "5\r\nhello\r\n0\r\n\r",
+        ),
+        ("in a body with a length", "Content-Length: 9\r\n", "hello"),
+    ] {
+        let head = fill(&format!("{POST}{fields}\r\n"), origin.port(), "bot");
+        let mut client = gateway.connect();
+        client.send(format!("{head}{body}"));
+        client.finish();
+        let answer = client.rest();
+        let answer = String::from_utf8_lossy(&answer);
+        assert!(!answer.contains(" 200 "), "{case}: {answer}");
+        let got = got.recv_timeout(crate::support::DEADLINE);
+        let got = got.expect("the head has gone on");
+        let text = String::from_utf8_lossy(&got);
+        assert!(
+            !text.ends_with("0\r\n\r\n"),
+            "{case}: the origin got a whole request: {text}"
+        );
+    }
+}
+
+#[test]
 fn what_stands_behind_a_body_is_the_next_request() {
     let gateway = Gateway::open();
     let origin = Origin::http(|head, body| {
