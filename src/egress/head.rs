@@ -45,66 +45,83 @@ pub enum HeadProgress {
 }
 
 /// What is wrong with a head.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HeadError {
     /// A line feed without a carriage return.
-    #[error("a line ends in a bare line feed; lines end in CRLF")]
     BareLf,
     /// A carriage return without a line feed.
-    #[error("a carriage return stands without a line feed")]
     BareCr,
     /// The request line is not `METHOD SP target SP HTTP/1.x`.
-    #[error("the request line is not `METHOD target HTTP/1.1`")]
     RequestLine,
     /// The method is no upper-case token.
-    #[error("the method is not an upper-case word")]
     Method,
     /// Neither HTTP/1.0 nor HTTP/1.1.
-    #[error("the version is neither HTTP/1.1 nor HTTP/1.0")]
     Version,
     /// A target over 8 KiB.
-    #[error("the request target is longer than 8 KiB")]
     TargetTooLong,
     /// A continuation line (obs-fold).
-    #[error("a header line is folded")]
     Folded,
     /// A field name that is no token, or blanks before the colon.
-    #[error("a header field's name is not a token followed by a colon")]
     FieldName,
     /// A control character in a value.
-    #[error("a header field's value has a control character")]
     FieldValue,
     /// Over [`MAX_FIELDS`].
-    #[error("there are more than 200 header fields")]
     TooManyFields,
     /// Two `Host` fields.
-    #[error("there are two Host fields")]
     TwoHosts,
     /// No `Host` in HTTP/1.1.
-    #[error("an HTTP/1.1 request needs a Host field")]
     NoHost,
     /// Two `Content-Length` fields or a list in one.
-    #[error("there are two Content-Length values")]
     TwoLengths,
     /// A `Content-Length` that is not decimal digits.
-    #[error("the Content-Length is not a decimal number")]
     Length,
     /// Both `Content-Length` and `Transfer-Encoding`.
-    #[error("there are both Content-Length and Transfer-Encoding")]
     LengthAndEncoding,
     /// A `Transfer-Encoding` other than exactly `chunked`.
-    #[error("the Transfer-Encoding is not exactly `chunked`")]
     Encoding,
     /// `Transfer-Encoding` in HTTP/1.0.
-    #[error("an HTTP/1.0 request has a Transfer-Encoding")]
     EncodingIn10,
     /// Two `Proxy-Authorization` fields.
-    #[error("there are two Proxy-Authorization fields")]
     TwoCredentials,
     /// A `CONNECT` that announces a body.
-    #[error("a CONNECT request has a body")]
     ConnectBody,
 }
+
+impl HeadError {
+    /// What is wrong, in a sentence that may be shown to anybody.
+    #[must_use]
+    pub fn message(self) -> &'static str {
+        match self {
+            Self::BareLf => "a line ends in a bare line feed; lines end in CRLF",
+            Self::BareCr => "a carriage return stands without a line feed",
+            Self::RequestLine => "the request line is not `METHOD target HTTP/1.1`",
+            Self::Method => "the method is not an upper-case word",
+            Self::Version => "the version is neither HTTP/1.1 nor HTTP/1.0",
+            Self::TargetTooLong => "the request target is longer than 8 KiB",
+            Self::Folded => "a header line is folded",
+            Self::FieldName => "a header field's name is not a token followed by a colon",
+            Self::FieldValue => "a header field's value has a control character",
+            Self::TooManyFields => "there are more than 200 header fields",
+            Self::TwoHosts => "there are two Host fields",
+            Self::NoHost => "an HTTP/1.1 request needs a Host field",
+            Self::TwoLengths => "there are two Content-Length values",
+            Self::Length => "the Content-Length is not a decimal number",
+            Self::LengthAndEncoding => "there are both Content-Length and Transfer-Encoding",
+            Self::Encoding => "the Transfer-Encoding is not exactly `chunked`",
+            Self::EncodingIn10 => "an HTTP/1.0 request has a Transfer-Encoding",
+            Self::TwoCredentials => "there are two Proxy-Authorization fields",
+            Self::ConnectBody => "a CONNECT request has a body",
+        }
+    }
+}
+
+impl std::fmt::Display for HeadError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.message())
+    }
+}
+
+impl std::error::Error for HeadError {}
 
 /// Looks for the end of a head. `from` is where the last look ended, so that a
 /// head which comes byte by byte is not read over and over.

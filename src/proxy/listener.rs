@@ -9,18 +9,16 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
-use crate::egress::RequestId;
 use crate::gate::ports::Observation;
 use crate::gate::{Cause, Denial, TunnelEnd};
 use crate::limit::{ConcurrencyLimit, InFlight};
 
 use super::Wire;
 use super::conn::{ConnIo, Connection, Ending, Transport};
-use super::serve::serve;
+use super::serve::{open_trail, refuse, serve};
 
 /// Where to listen.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -180,7 +178,7 @@ impl Accepting {
         tokio::spawn(async move {
             match (slot, place) {
                 (Some(slot), Ok(place)) => one(wire, name, transport, client, (slot, place)).await,
-                _ => too_many(transport, RequestId::from_bits((wire.shared.random)())).await,
+                _ => too_many(&wire, name, transport, client).await,
             }
         });
     }
@@ -253,34 +251,20 @@ impl Drop for Gauge {
     }
 }
 
-/// Says that there is no room, without reading anything.
-async fn too_many(transport: Transport, id: RequestId) {
-    let denial = Denial::new(Cause::Overloaded);
-    let body = denial.body(&id);
-    let mut out = format!(
-        "HTTP/1.1 {} {}\r\n",
-        denial.status(),
-        denial.reason_phrase(&id)
-    )
-    .into_bytes();
-    for (name, value) in denial.fields(&id) {
-        out.extend_from_slice(format!("{name}: {value}\r\n").as_bytes());
-    }
-    out.extend_from_slice(
-        format!(
-            "Content-Length: {}\r\nConnection: close\r\n\r\n",
-            body.len()
-        )
-        .as_bytes(),
-    );
-    out.extend_from_slice(&body);
-    let write = async {
-        match transport {
-            Transport::Tcp(mut tcp) => tcp.write_all(&out).await,
-            Transport::Unix(mut unix) => unix.write_all(&out).await,
-        }
-    };
-    let _ = tokio::time::timeout(Duration::from_secs(1), write).await;
+/// Says that there is no room, without looking at anything.
+async fn too_many(
+    wire: &Wire,
+    listener: Arc<str>,
+    transport: Transport,
+    client: Option<SocketAddr>,
+) {
+    let connection = Connection::new(listener, client, None, Arc::new(Ending::default()));
+    let io = ConnIo::new(transport, Arc::new(connection));
+    let trail = open_trail(wire, &io);
+    let denial = Denial::new(Cause::Overloaded)
+        .detail("limits.connections or limits.connections_per_source is reached");
+    let refusing = refuse(io, trail, denial);
+    let _ = tokio::time::timeout(Duration::from_secs(2), refusing).await;
 }
 
 async fn accept(socket: &Socket) -> io::Result<(Transport, Option<SocketAddr>)> {

@@ -10,8 +10,7 @@ use crate::gate::Denial;
 
 use super::conn::ConnIo;
 
-/// Writes a refusal to a connection that is closed afterwards. `head_only` is
-/// for `HEAD`.
+/// Writes a refusal to a connection that is closed afterwards.
 pub(super) async fn write_raw(mut io: ConnIo, denial: &Denial, id: &RequestId) {
     let body = denial.body(id);
     let mut out = Vec::with_capacity(1024);

@@ -168,32 +168,7 @@ fn bad_head(error: HeadError) -> Denial {
     match error {
         HeadError::TargetTooLong => Denial::new(Cause::TargetTooLong),
         HeadError::TooManyFields => Denial::new(Cause::HeadTooLarge),
-        other => Denial::new(Cause::BadRequest(head_message(other))).detail(other.to_string()),
-    }
-}
-
-/// The sentences of [`HeadError`], as the refusal's reason.
-fn head_message(error: HeadError) -> &'static str {
-    match error {
-        HeadError::BareLf => "a line ends in a bare line feed",
-        HeadError::BareCr => "a carriage return stands without a line feed",
-        HeadError::RequestLine => "the request line is not `METHOD target HTTP/1.1`",
-        HeadError::Method => "the method is not an upper-case word",
-        HeadError::Version => "the version is neither HTTP/1.1 nor HTTP/1.0",
-        HeadError::TargetTooLong => "the request target is longer than 8 KiB",
-        HeadError::Folded => "a header line is folded",
-        HeadError::FieldName => "a header field's name is not a token followed by a colon",
-        HeadError::FieldValue => "a header field's value has a control character",
-        HeadError::TooManyFields => "there are more than 200 header fields",
-        HeadError::TwoHosts => "there are two Host fields",
-        HeadError::NoHost => "an HTTP/1.1 request needs a Host field",
-        HeadError::TwoLengths => "there are two Content-Length values",
-        HeadError::Length => "the Content-Length is not a decimal number",
-        HeadError::LengthAndEncoding => "there are both Content-Length and Transfer-Encoding",
-        HeadError::Encoding => "the Transfer-Encoding is not exactly `chunked`",
-        HeadError::EncodingIn10 => "an HTTP/1.0 request has a Transfer-Encoding",
-        HeadError::TwoCredentials => "there are two Proxy-Authorization fields",
-        HeadError::ConnectBody => "a CONNECT request has a body",
+        other => Denial::new(Cause::BadRequest(other.message())),
     }
 }
 
