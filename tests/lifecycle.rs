@@ -953,3 +953,79 @@ fn a_start_says_what_it_has_found() {
         );
     }
 }
+
+/// A token is good until it expires, also for one request more in a tunnel
+/// that it opened.
+#[test]
+fn an_expired_token_ends_the_requests_inside_its_tunnel() {
+    let origin = Origin::http();
+    let gateway = gateway(OPEN).set("identity.leeway", "0s").start();
+    let issued = support::run(
+        &["issue-token", "--agent-id=bot", "--ttl", "2s"],
+        &[("AGENTPORT_JWKS_SECRET", support::SECRET)],
+    );
+    let token = support::stdout(&issued).trim().to_owned();
+    let mut stream = support::dial(gateway.egress());
+    let address = origin.address;
+    let head = format!(
+        "CONNECT {address} HTTP/1.1\r\nHost: {address}\r\nProxy-Authorization: Bearer {token}\r\n\r\n"
+    );
+    stream.write_all(head.as_bytes()).expect("sent");
+    assert_eq!(support::Response::read(&mut stream, true).status, 200);
+    let mut allowed = 0;
+    let refused = until("the token has expired", || {
+        let request = format!("GET / HTTP/1.1\r\nHost: {address}\r\n\r\n");
+        stream.write_all(request.as_bytes()).expect("sent");
+        let response = support::Response::read(&mut stream, false);
+        allowed += usize::from(response.status == 200);
+        (response.status != 200).then_some(response)
+    });
+    assert_eq!((refused.status, refused.error().as_str()), (403, "expired"));
+    assert!(allowed > 0, "it was good before");
+}
+
+/// The name of the agent behind the gateway means that agent on the gateway's
+/// own paths, and is no destination: in DNS it may be anybody's.
+#[test]
+fn the_agents_name_is_no_destination() {
+    let names = Names::serve();
+    names.at("openclaw.agent", &["127.0.0.1"]);
+    let agent = Origin::http();
+    let policy = r#"
+version: 1
+rules:
+  - name: all
+    action: allow
+    agents: any
+    hosts: ["127.0.0.1", "openclaw.agent"]
+    addresses: ["127.0.0.1/32"]
+    ports: any
+"#;
+    let gateway = gateway(policy)
+        .set("resolver.servers", names.address.to_string())
+        .set("agent.upstream", agent.address.to_string())
+        .start();
+    let port = agent.address.port();
+    let by_name = gateway.get("bot", &format!("http://openclaw.agent:{port}/"));
+    assert_eq!(
+        (by_name.status, by_name.error().as_str()),
+        (403, "own_listener")
+    );
+    let tunnel = gateway.tunnel("bot", &format!("openclaw.agent:{port}"));
+    assert_eq!(tunnel.map_err(|refused| refused.status).err(), Some(403));
+    // Nor is its address, whatever a rule says.
+    let by_address = gateway.get("bot", &agent.url("/"));
+    assert_eq!(
+        (by_address.status, by_address.error().as_str()),
+        (403, "own_listener")
+    );
+    assert_eq!(agent.contacts(), 0);
+    assert!(!names.was_asked("openclaw.agent"));
+    let by_path = format!(
+        "GET /v1/skills HTTP/1.1\r\nHost: gateway\r\nAuthorization: Bearer {}\r\n\r\n",
+        support::token("bot")
+    );
+    let answer = support::ask(gateway.egress(), by_path.as_bytes());
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    assert_eq!(agent.contacts(), 1);
+}

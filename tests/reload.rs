@@ -444,12 +444,31 @@ fn keys_are_swapped_while_it_serves() {
         });
     }
 
-    // The old one is retired, and what was verified before counts no more.
+    // The old one is retired, and what was verified before counts no more; nor
+    // does a tunnel that it opened go on.
+    let echo = Origin::echo();
+    let connect = |token: &str| {
+        let mut stream = support::dial(gateway.egress());
+        let head = format!(
+            "CONNECT {0} HTTP/1.1\r\nHost: {0}\r\nProxy-Authorization: Bearer {token}\r\n\r\n",
+            echo.address
+        );
+        stream.write_all(head.as_bytes()).expect("sent");
+        assert_eq!(support::Response::read(&mut stream, true).status, 200);
+        exact(&mut stream, b"\x01before");
+        stream
+    };
+    let (mut by_old, mut by_new) = (connect(&old_token), connect(&new_token));
     replace(&keys, &new_keys);
     until("the old one is refused", || {
         (ask(&old_token) == 403).then_some(())
     });
     assert_eq!(ask(&new_token), 200);
+    closed(&mut by_old);
+    exact(&mut by_new, b"after");
+    gateway.record("the tunnel of the retired key", |record| {
+        record["event"] == "tunnel_closed" && record["reason"] == "credential_ended"
+    });
     let before = origin.contacts();
     assert_eq!(ask(&old_token), 403);
     assert_eq!(origin.contacts(), before);

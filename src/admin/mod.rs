@@ -2,7 +2,9 @@
 //! of its pages that the egress listener shows to anybody.
 
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::Router;
@@ -18,13 +20,14 @@ use crate::adapters::records::AuditLog;
 use crate::config::Listener;
 use crate::gate::ports::PolicySource;
 use crate::identity::{CachedVerifier, public_jwks};
-use crate::proxy::{LocalPages, Page};
+use crate::proxy::{LocalPages, Page, remove_stale};
 
 /// What stands in the way of good service, beside being up.
 #[derive(Debug, Default)]
 pub struct Readiness {
     policy: Mutex<Option<String>>,
     keys: Mutex<Option<String>>,
+    draining: AtomicBool,
 }
 
 impl Readiness {
@@ -36,6 +39,11 @@ impl Readiness {
     /// How the last reading of the keys went.
     pub fn keys_are(&self, outcome: Result<(), String>) {
         *self.keys.lock().unwrap_or_else(PoisonError::into_inner) = outcome.err();
+    }
+
+    /// The gateway is going down.
+    pub fn drains(&self) {
+        self.draining.store(true, Ordering::Relaxed);
     }
 
     fn problems(&self) -> (Option<String>, Option<String>) {
@@ -82,18 +90,20 @@ pub async fn bind(listener: &Listener) -> Result<BoundAdmin, String> {
             .map(|listener| BoundAdmin(Socket::Tcp(listener)))
             .map_err(|error| format!("cannot listen on {address} (listen.admin): {error}")),
         Listener::Unix(path) => {
-            // A socket that nobody listens on was left behind.
-            if path.exists() && std::os::unix::net::UnixStream::connect(path).is_err() {
-                let _ = std::fs::remove_file(path);
-            }
-            UnixListener::bind(path)
-                .map(|listener| BoundAdmin(Socket::Unix(listener, path.clone())))
-                .map_err(|error| {
-                    format!(
-                        "cannot listen on {} (listen.admin): {error}",
-                        path.display()
-                    )
-                })
+            let bound = remove_stale(path)
+                .and_then(|()| UnixListener::bind(path))
+                .and_then(|listener| {
+                    // Figures and keys are for whoever runs the gateway.
+                    let owner_only = std::fs::Permissions::from_mode(0o600);
+                    std::fs::set_permissions(path, owner_only)?;
+                    Ok(BoundAdmin(Socket::Unix(listener, path.clone())))
+                });
+            bound.map_err(|error| {
+                format!(
+                    "cannot listen on {} (listen.admin): {error}",
+                    path.display()
+                )
+            })
         }
     }
 }
@@ -166,9 +176,11 @@ impl Admin {
     fn ready(&self) -> Page {
         let (policy, keys) = self.readiness.problems();
         let state = self.log.state();
-        let ready = !state.failing;
+        let draining = self.readiness.draining.load(Ordering::Relaxed);
+        let ready = !state.failing && !draining;
         let body = json!({
             "ready": ready,
+            "draining": draining,
             "policy": {
                 "version": self.policy.current().digest().as_ref(),
                 "rules": self.policy.current().rule_count(),

@@ -235,6 +235,25 @@ impl Denial {
         self
     }
 
+    /// Whether it is the destination that failed, or its name, and the gateway
+    /// had let the request pass.
+    #[must_use]
+    pub fn is_upstreams(&self) -> bool {
+        matches!(
+            self.cause,
+            Cause::NameNotFound
+                | Cause::NameTimeout
+                | Cause::NameFailed
+                | Cause::ConnectRefused
+                | Cause::ConnectTimeout
+                | Cause::Unreachable
+                | Cause::UpstreamTls
+                | Cause::UpstreamProtocol
+                | Cause::UpstreamClosed
+                | Cause::UpstreamTimeout
+        )
+    }
+
     /// The HTTP status.
     #[must_use]
     pub fn status(&self) -> u16 {

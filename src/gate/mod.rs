@@ -200,6 +200,66 @@ impl Gate {
         }
     }
 
+    /// Room in the audit log: what cannot be recorded does not happen.
+    ///
+    /// # Errors
+    /// A [`Denial`] where the operator chose to refuse instead of waiting.
+    pub async fn room(&self) -> Result<(), Denial> {
+        match self.ports.sink.ready() {
+            SinkState::Ready => Ok(()),
+            SinkState::Wait => {
+                self.ports.sink.wait().await;
+                Ok(())
+            }
+            SinkState::Full => {
+                self.ports
+                    .observe
+                    .observe(Observation::Throttled { limit: "audit" });
+                Err(Denial::new(Cause::AuditUnavailable))
+            }
+        }
+    }
+
+    fn limit_source(&self, source: Option<IpAddr>) -> Result<(), Denial> {
+        match (&self.per_source, source) {
+            (Some(limiter), Some(source)) => self.limit("source", limiter, &source),
+            _ => Ok(()),
+        }
+    }
+
+    /// Another request of an agent whose credential held when its tunnel
+    /// opened: it must still.
+    ///
+    /// # Errors
+    /// A [`Denial`]: a credential that has expired or lost its key, a source
+    /// that asks too often, or a log that can take no record.
+    pub async fn again(
+        &self,
+        who: &Principal,
+        source: Option<IpAddr>,
+        trail: &mut AuditTrail,
+    ) -> Result<(), Denial> {
+        trail.principal(who);
+        self.room().await?;
+        self.limit_source(source)?;
+        let now = trail::unix_seconds(self.ports.clock.wall());
+        let leeway = self.tokens.verifier_settings().leeway.as_secs();
+        let code = if now >= who.expires_at().saturating_add(leeway) {
+            "expired"
+        } else if !self
+            .tokens
+            .keys()
+            .iter()
+            .any(|key| key.id() == who.key_id())
+        {
+            "unknown_key"
+        } else {
+            return Ok(());
+        };
+        let status = self.bad_credential_status;
+        Err(Denial::new(Cause::BadCredential { code, status }))
+    }
+
     /// Who asks, by the value of `Proxy-Authorization` (or what stands for it).
     ///
     /// # Errors
@@ -211,16 +271,9 @@ impl Gate {
         source: Option<IpAddr>,
         trail: &mut AuditTrail,
     ) -> Result<Arc<Principal>, Denial> {
-        // What cannot be recorded does not happen.
-        match self.ports.sink.ready() {
-            SinkState::Ready => {}
-            SinkState::Wait => self.ports.sink.wait().await,
-            SinkState::Full => return Err(Denial::new(Cause::AuditUnavailable)),
-        }
+        self.room().await?;
         // Before the signature, so that bad tokens cost their sender most.
-        if let (Some(limiter), Some(source)) = (&self.per_source, source) {
-            self.limit("source", limiter, &source)?;
-        }
+        self.limit_source(source)?;
         let Some(value) = credential else {
             return Err(Denial::new(Cause::NoCredential));
         };

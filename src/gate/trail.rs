@@ -194,7 +194,7 @@ impl AuditTrail {
     pub fn refused(&mut self, denial: &Denial) {
         self.edit(|record| {
             // An upstream that fails was allowed; the record says both.
-            record.action_allowed = record.action_allowed && denial.status() >= 500;
+            record.action_allowed = record.action_allowed && denial.is_upstreams();
             record.reason = denial.code();
             record.status = Some(denial.status());
             if matches!(denial.cause, Cause::Policy(_) | Cause::OwnListener) {

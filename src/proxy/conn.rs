@@ -452,11 +452,11 @@ impl AsyncRead for ConnIo {
                 if certain >= buf.remaining() {
                     std::task::ready!(this.poll_transport_read(cx, buf))?;
                 } else {
-                    let mut part = buf.take(certain);
+                    // A part of the caller's own initialised bytes: `take` would
+                    // keep from `buf` what was read into it.
+                    let mut part = ReadBuf::new(buf.initialize_unfilled_to(certain));
                     std::task::ready!(this.poll_transport_read(cx, &mut part))?;
                     let count = part.filled().len();
-                    // `part` has initialised and filled the front of the rest.
-                    buf.initialize_unfilled_to(count);
                     buf.advance(count);
                 }
                 this.fence.pass(&buf.filled()[before..])?;

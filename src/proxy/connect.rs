@@ -134,6 +134,9 @@ async fn admit(
         .authenticate(head.credential.as_deref(), source, trail)
         .await
         .map_err(|denial| denial.towards(&authority))?;
+    if wire.shared.settings.is_agent(&authority) {
+        return Err(super::agents_name(&authority));
+    }
     let request = EgressRequest {
         authority,
         ask: Ask::Tunnel,
@@ -166,21 +169,17 @@ async fn open(wire: Arc<Wire>, mut io: ConnIo, ready: Ready, mut trail: AuditTra
         _places,
     } = ready;
     let ending = Arc::new(Ending::default());
-    let _registered =
-        wire.shared
-            .tunnels
-            .register(admission.who(), request, Some(dialled), &ending);
-    if io
-        .write_all(b"HTTP/1.1 200 Connection Established\r\n\r\n")
-        .await
-        .is_err()
-        || io.flush().await.is_err()
-    {
-        return;
-    }
+    let _registered = wire.shared.tunnels.register(
+        &wire.shared.gate,
+        admission.who(),
+        request,
+        Some(dialled),
+        &ending,
+    );
     let first = tokio::select! {
-        first = first_bytes(wire, &mut io, &upstream, &admission) => first,
+        biased;
         end = ending.ended() => First::End(end),
+        first = begin(wire, &mut io, &upstream, &admission) => first,
     };
     let first = match first {
         // In audit mode it passes, and the record says that it would not have.
@@ -209,8 +208,9 @@ async fn open(wire: Arc<Wire>, mut io: ConnIo, ready: Ready, mut trail: AuditTra
         }
         First::ClearText => {
             drop(upstream);
-            inside(wire, io, &admission, ending).await;
-            (TunnelEnd::Closed, Carried::default())
+            inside(wire, io, &admission, Arc::clone(&ending)).await;
+            let end = ending.reason().unwrap_or(TunnelEnd::Closed);
+            (end, Carried::default())
         }
         First::End(end) => (end, Carried::default()),
     };
@@ -249,6 +249,21 @@ enum First {
     ClearText,
     /// What must not pass.
     End(TunnelEnd),
+}
+
+/// Says 200, and looks at what the client makes of it. A client that does not
+/// read is waited for as long as one that does not write.
+async fn begin(wire: &Wire, io: &mut ConnIo, upstream: &TcpStream, admission: &Admission) -> First {
+    let answer = async {
+        io.write_all(b"HTTP/1.1 200 Connection Established\r\n\r\n")
+            .await?;
+        io.flush().await
+    };
+    match tokio::time::timeout(wire.shared.settings.client_hello_timeout, answer).await {
+        Ok(Ok(())) => first_bytes(wire, io, upstream, admission).await,
+        Ok(Err(_)) => First::End(TunnelEnd::Aborted),
+        Err(_) => First::End(TunnelEnd::NoFirstBytes),
+    }
 }
 
 /// Looks at the first bytes of the client until they say what they are.

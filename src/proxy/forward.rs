@@ -155,7 +155,9 @@ impl Forward {
         };
         let who = match &connection.tunnel {
             Some(tunnel) => {
-                trail.principal(&tunnel.who);
+                let source = connection.client.map(|client| client.ip());
+                let again = self.shared.gate.again(&tunnel.who, source, trail).await;
+                again.map_err(|denial| denial.towards(&authority))?;
                 Arc::clone(&tunnel.who)
             }
             None => {
@@ -179,6 +181,9 @@ impl Forward {
                 path,
             },
         };
+        if self.shared.settings.is_agent(&request.authority) {
+            return Err(super::agents_name(&request.authority));
+        }
         self.check_length(session, &request.authority)?;
         let admission = self.shared.gate.admit(&who, &request, trail).await?;
         if current.last_hop {
@@ -244,6 +249,10 @@ impl Forward {
             .await
             .map_err(|denial| denial.at_origin().towards(&authority))?;
         exchange.spent = Some(spent);
+        if self.has_passed_here(session) {
+            return Err(Denial::new(Cause::Loop).towards(&authority));
+        }
+        self.check_length(session, &authority)?;
         let request = EgressRequest {
             authority,
             ask: Ask::Request {
@@ -721,6 +730,7 @@ impl ProxyHttp for Forward {
                 .map(SocketAddr::ip)
                 .filter(|_| exchange.spent.is_none());
             let registered = self.shared.tunnels.register(
+                &self.shared.gate,
                 admission.who(),
                 request.clone(),
                 dialled,

@@ -71,7 +71,10 @@ pub async fn bind(address: &ListenAddress) -> Result<Bound, String> {
 
 /// A socket that a process left behind which is gone. One that somebody
 /// listens on stays, and so does whatever is no socket.
-fn remove_stale(path: &std::path::Path) -> io::Result<()> {
+///
+/// # Errors
+/// Where the path holds anything but a socket that nobody listens on.
+pub fn remove_stale(path: &std::path::Path) -> io::Result<()> {
     use std::os::unix::fs::FileTypeExt;
     match std::fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -111,6 +114,9 @@ impl Bound {
         }
     }
 }
+
+/// How long the queue of a listener that closes is waited for.
+const QUEUE: Duration = Duration::from_millis(5);
 
 /// Accepts connections from one listener.
 pub struct Accepting {
@@ -161,6 +167,11 @@ impl Accepting {
                 }
                 Err(_) => {}
             }
+        }
+        // Who has connected before is served; a reset would fail its request.
+        let waiting = || tokio::time::timeout(QUEUE, accept(&bound.socket));
+        while let Ok(Ok((transport, client))) = waiting().await {
+            self.take(&bound.name, transport, client);
         }
         if let Socket::Unix(_, path) = &bound.socket {
             let _ = std::fs::remove_file(path);

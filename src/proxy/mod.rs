@@ -26,12 +26,12 @@ use pingora::proxy::HttpProxy;
 use pingora::server::configuration::ServerConf;
 use tokio::sync::{Semaphore, watch};
 
-pub use listener::{Accepting, Bound, ListenAddress, bind};
+pub use listener::{Accepting, Bound, ListenAddress, bind, remove_stale};
 pub use local::{LocalPages, Page};
 pub use tunnels::OpenTunnels;
 
 use crate::egress::Authority;
-use crate::gate::{Gate, TunnelEnd};
+use crate::gate::{Cause, Denial, Gate, TunnelEnd};
 use crate::policy::{EchRule, SniRule, TlsRule, TlsUse};
 use forward::Forward;
 
@@ -85,7 +85,21 @@ pub struct Settings {
     pub plain_in_tunnels: bool,
 }
 
+/// The refusal of the agent's name as a destination: the name means the agent
+/// on the gateway's own paths, and elsewhere whoever owns it in DNS.
+fn agents_name(authority: &Authority) -> Denial {
+    Denial::new(Cause::OwnListener)
+        .towards(authority)
+        .detail("the agent's name is reached by a path on the gateway")
+}
+
 impl Settings {
+    /// Whether this names the agent behind the gateway.
+    fn is_agent(&self, authority: &Authority) -> bool {
+        let agent = self.agent.as_ref();
+        agent.is_some_and(|agent| authority.host.name() == Some(&agent.name))
+    }
+
     /// A rule's own word on tunnels, or what is configured for all of them,
     /// whichever lets more pass.
     fn loosest(&self, rule: TlsRule) -> TlsRule {

@@ -1,5 +1,7 @@
 //! A refusal on the wire, the same by every way in.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use pingora::http::ResponseHeader;
 use pingora::proxy::Session;
@@ -9,6 +11,9 @@ use crate::egress::RequestId;
 use crate::gate::Denial;
 
 use super::conn::ConnIo;
+
+/// How long a client may take to accept a refusal.
+const LONGEST: Duration = Duration::from_secs(5);
 
 /// Writes a refusal to a connection that is closed afterwards.
 pub(super) async fn write_raw(mut io: ConnIo, denial: &Denial, id: &RequestId) {
@@ -33,9 +38,13 @@ pub(super) async fn write_raw(mut io: ConnIo, denial: &Denial, id: &RequestId) {
         .as_bytes(),
     );
     out.extend_from_slice(&body);
-    if io.write_all(&out).await.is_ok() {
-        io.close_gently().await;
-    }
+    // A client that does not read must not hold the connection.
+    let answer = async {
+        if io.write_all(&out).await.is_ok() {
+            io.close_gently().await;
+        }
+    };
+    let _ = tokio::time::timeout(LONGEST, answer).await;
 }
 
 /// Writes a refusal as the answer to a request that Pingora has read.

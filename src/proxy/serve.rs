@@ -42,6 +42,13 @@ pub(super) async fn serve(wire: &Arc<Wire>, mut io: ConnIo) -> Option<Tunnel> {
     let mut settings: Option<HttpPersistentSettings> = None;
     loop {
         let head_length = match read_head(wire, &mut io).await {
+            HeadRead::Over => return None,
+            // A refusal is a record too; where none can be taken, none is made.
+            _ if wire.shared.gate.room().await.is_err() => {
+                let id = RequestId::from_bits((wire.shared.random)());
+                refusal::write_raw(io, &Denial::new(Cause::AuditUnavailable), &id).await;
+                return None;
+            }
             HeadRead::Complete(length) => length,
             HeadRead::Http2 => {
                 io.speak_http2();
@@ -52,7 +59,6 @@ pub(super) async fn serve(wire: &Arc<Wire>, mut io: ConnIo) -> Option<Tunnel> {
                 }
                 return None;
             }
-            HeadRead::Over => return None,
             HeadRead::Refuse(denial) => {
                 refuse_unread(wire, io, denial, "").await;
                 return None;
@@ -85,8 +91,10 @@ async fn read_head(wire: &Wire, io: &mut ConnIo) -> HeadRead {
     if io.unread().is_empty() {
         // A connection that waits holds no buffer.
         io.shrink();
+        let ending = Arc::clone(&io.connection().ending);
         let first = tokio::select! {
             biased;
+            _ = ending.ended() => return HeadRead::Over,
             read = tokio::time::timeout(settings.keepalive_timeout, io.look_further()) => read,
             _ = shutdown.wait_for(|down| *down) => return HeadRead::Over,
         };
@@ -368,8 +376,9 @@ async fn forward(
     }
     session.set_keepalive(Some(wire.shared.settings.keepalive_timeout.as_secs()));
     let served = tokio::select! {
-        served = wire.proxy.process_new_http(session, &wire.shutdown) => served,
+        biased;
         _ = ending.ended() => None,
+        served = wire.proxy.process_new_http(session, &wire.shutdown) => served,
     };
     let Some((stream, persistent)) = served.map(pingora::apps::ReusedHttpStream::consume) else {
         return Next::Gone;

@@ -33,8 +33,11 @@ pub(super) struct Registered {
 }
 
 impl OpenTunnels {
+    /// Takes a place among the open. What came into force while it was being
+    /// dialled is put to it here: before this, a reload could not see it.
     pub(super) fn register(
         &self,
+        gate: &Gate,
         who: &Arc<Principal>,
         request: EgressRequest,
         dialled: Option<IpAddr>,
@@ -43,11 +46,14 @@ impl OpenTunnels {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let tunnel = OpenTunnel {
             who: Arc::clone(who),
-            request,
+            request: request.clone(),
             dialled,
             ending: Arc::clone(ending),
         };
         lock(&self.open).insert(number, tunnel);
+        if let Err(why) = gate.judge().still(who, &request, dialled) {
+            ending.end(why);
+        }
         Registered {
             number,
             open: Arc::clone(&self.open),

@@ -45,6 +45,7 @@ pub struct Gateway {
     admin: Option<(crate::admin::BoundAdmin, Admin)>,
     log: Arc<AuditLog>,
     reloader: Reloader,
+    readiness: Arc<Readiness>,
     stop: watch::Sender<bool>,
 }
 
@@ -122,6 +123,11 @@ impl Gateway {
                 .and_then(crate::admin::BoundAdmin::address),
         );
 
+        if let Some(Endpoint::Tcp(agent)) = &config.agent.upstream
+            && let crate::egress::Host::Address(address) = agent.host
+        {
+            own.sockets.push(SocketAddr::new(address, agent.port));
+        }
         figures.policy_loaded(policy.digest(), clock.wall());
         let in_force = Arc::new(PolicyInForce::new(policy));
         let verifier = TokenVerifier::new(
@@ -179,7 +185,7 @@ impl Gateway {
             tokens,
             Arc::clone(&wire),
             figures,
-            readiness,
+            Arc::clone(&readiness),
             clock,
             names,
         );
@@ -190,6 +196,7 @@ impl Gateway {
             admin: admin_listener.map(|listener| (listener, admin)),
             log,
             reloader,
+            readiness,
             stop,
         })
     }
@@ -220,6 +227,7 @@ impl Gateway {
             admin,
             log,
             reloader,
+            readiness,
             stop,
         } = self;
         let pid_file = write_pid_file(config.pid_file.as_deref())?;
@@ -251,6 +259,7 @@ impl Gateway {
         until.await;
 
         tracing::info!(drain = ?config.timeouts.drain, tunnels = wire.tunnels().len(), "draining");
+        readiness.drains();
         let _ = stop.send(true);
         while accepting.join_next().await.is_some() {}
         wire.stop_idle().await;

@@ -232,6 +232,9 @@ fn upstream_connections_are_kept_and_never_shared_between_agents_or_tenants() {
             token_with(agent, tenant, None)
         )
     };
+    // Each on a connection of its own that stays: what an answer leaves is back
+    // in the pool before the next request on that connection is read.
+    let mut clients = std::collections::HashMap::new();
     for (case, agent, tenant, connections) in [
         ("the first request", "bot", None, 1),
         ("the same agent again", "bot", None, 1),
@@ -247,7 +250,11 @@ fn upstream_connections_are_kept_and_never_shared_between_agents_or_tenants() {
         ("the first agent again", "bot", None, 4),
         ("the first tenant again", "bot", Some("acme"), 4),
     ] {
-        let answer = ask(&gateway, as_tenant(agent, tenant));
+        let client = clients
+            .entry((agent, tenant))
+            .or_insert_with(|| gateway.connect());
+        client.send(as_tenant(agent, tenant));
+        let answer = client.response();
         assert_eq!(answer.status, 200, "{case}: {}", answer.reason);
         assert_eq!(origin.connections(), connections, "{case}");
     }

@@ -429,3 +429,49 @@ fn an_upgrade_that_is_refused_is_a_request_like_others() {
     );
     assert_eq!((refused.status, refused.refusal()), (403, "no_rule"));
 }
+
+/// Chunks larger than what is looked at at once, and sizes that come alone:
+/// the bytes are those that were sent.
+#[test]
+fn chunks_arrive_whole_however_they_are_cut() {
+    let gateway = Gateway::open();
+    let (send, got) = mpsc::channel();
+    let send = Mutex::new(send);
+    let origin = Origin::serve(move |mut conn, _| {
+        conn.head().expect("a request");
+        loop {
+            let chunk = conn.chunk();
+            let end = chunk.is_empty();
+            send.lock()
+                .expect("not failed")
+                .send(chunk)
+                .expect("the test waits");
+            if end {
+                break;
+            }
+        }
+        conn.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
+    });
+    let mut client = gateway.connect();
+    client.send(fill(
+        &format!("{POST}Transfer-Encoding: chunked\r\n\r\n"),
+        origin.port(),
+        "bot",
+    ));
+    let mut sent = Vec::new();
+    let mut arrived = Vec::new();
+    for length in [1usize, 4095, 20_000, 3, 70_000] {
+        let data: Vec<u8> = (0..length).map(|at| (at % 251 + 1) as u8).collect();
+        client.send(format!("{length:x}\r\n"));
+        client.send(&data);
+        client.send("\r\n");
+        sent.extend_from_slice(&data);
+        // The next size is sent when all before it has gone on.
+        while arrived.len() < sent.len() {
+            arrived.extend(got.recv_timeout(DEADLINE).expect("a chunk"));
+        }
+        assert!(arrived == sent, "after a chunk of {length} bytes");
+    }
+    client.send("0\r\n\r\n");
+    assert_eq!(client.response().status, 200);
+}
