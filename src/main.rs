@@ -2,7 +2,9 @@
 
 use std::process::ExitCode;
 
-/// Chosen by measurement, see `benches/README.md`.
+/// Not the system's, unless it is built without the feature `mimalloc`, which
+/// is there to compare the two.
+#[cfg(feature = "mimalloc")]
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
