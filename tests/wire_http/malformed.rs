@@ -824,7 +824,7 @@ fn a_chunked_body_that_is_wrong_is_no_whole_request() {
         let got = got.expect("the head has gone on");
         let text = String::from_utf8_lossy(&got);
         assert!(
-            !text.ends_with("0\r\n\r\n"),
+            !text.ends_with("\r\n0\r\n\r\n"),
             "{case}: the origin got a whole request: {text}"
         );
         assert!(!text.contains("smuggled"), "{case}: {text}");
@@ -871,7 +871,7 @@ fn a_body_that_is_cut_off_is_no_whole_request() {
         let got = got.expect("the head has gone on");
         let text = String::from_utf8_lossy(&got);
         assert!(
-            !text.ends_with("0\r\n\r\n"),
+            !text.ends_with("\r\n0\r\n\r\n"),
             "{case}: the origin got a whole request: {text}"
         );
     }
