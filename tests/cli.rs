@@ -663,7 +663,7 @@ fn health_of_a_gateway() {
     assert_eq!(output.status.code(), Some(1), "{}", stdout(&output));
 }
 
-/// What programs are told of the gateway (CLIENTS, R12).
+/// What programs are told of the gateway.
 const PROXY: [&str; 7] = [
     "HTTP_PROXY",
     "HTTPS_PROXY",

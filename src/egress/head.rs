@@ -304,7 +304,7 @@ mod tests {
         );
         assert_eq!(head.field("x-a"), Some(&b"b"[..]));
         assert_eq!(head.field("X-Empty"), Some(&b""[..]));
-        // Python below 3.12 and undici (CLIENTS R1).
+        // Python below 3.12 and undici.
         assert!(parse(b"CONNECT example.com:443 HTTP/1.0\r\n\r\n").is_ok());
         assert!(parse(b"CONNECT example.com:443 HTTP/1.1\r\nHost: example.com\r\nConnection: close\r\n\r\n").is_ok());
         assert!(parse(b"CONNECT example.com:443 HTTP/1.1\r\n\r\n").is_ok());

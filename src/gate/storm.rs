@@ -1,4 +1,4 @@
-//! Storms: an agent that repeats a refused request for ever (CLIENTS R7).
+//! Storms: an agent that repeats a refused request for ever.
 //!
 //! The first refusals of a kind are written one by one. After that they are
 //! counted, a record with the count is written at times, and the answers wait

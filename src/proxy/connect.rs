@@ -145,7 +145,7 @@ async fn admit(
     Ok((admission, request))
 }
 
-/// Real clients leave the port out of the `Host` of a CONNECT (CLIENTS R1);
+/// Real clients leave the port out of the `Host` of a CONNECT;
 /// another host, or another port, is a lie.
 fn check_host(raw: &[u8], authority: &Authority) -> Result<(), Denial> {
     let bad =

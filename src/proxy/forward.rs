@@ -335,7 +335,7 @@ impl Forward {
             tokio::time::sleep(delay).await;
         }
         // A body that was announced and not read ends the connection.
-        // So does a challenge (CLIENTS R3), and what may have been misread.
+        // So does a challenge, and what may have been misread.
         let close = !session.is_body_empty()
             || denial.status() == 407
             || matches!(denial.cause, Cause::BadRequest(_));

@@ -10,7 +10,7 @@ from pathlib import Path
 from case import HELLO, REFUSED, UNPROVEN, Case, Wrong, allowed, matrix, refused
 from world import AGENT, NODE, PROGRAMS, PYTHON, ROOT, Broken, Outcome, World, find
 
-# Where a refusal is seen (CLIENTS, R6): in the reason phrase of an answer to
+# Where a refusal is seen: in the reason phrase of an answer to
 # CONNECT, and in the body of any other.
 PHRASE = "AgentPort: " + REFUSED + " {host} rid="
 BODY = '"error":"' + REFUSED + '"'
