@@ -15,11 +15,16 @@
 //! serves the tests as a second opinion on all of it.
 
 mod algorithm;
+mod assertion;
 mod cache;
 mod claims;
 mod compact;
 mod credential;
+mod date;
+mod delegation;
 mod error;
+mod exchange;
+mod grant;
 mod issue;
 mod json;
 mod jwk;
@@ -28,13 +33,21 @@ mod keys;
 mod pem;
 mod principal;
 mod provider;
+mod service_account;
 mod verify;
 
 pub use algorithm::Algorithm;
+pub use assertion::{AssertionRefused, MAX_ASSERTION_LIFETIME, UsedAssertions, claimed_account};
 pub use cache::{CacheSettings, CachedVerifier};
 pub use claims::MAX_ACTORS;
 pub use credential::{Credential, CredentialError, MAX_CREDENTIAL_BYTES};
+pub use date::rfc3339;
+pub use delegation::{covers, first_outside, meet};
 pub use error::{Facts, TokenError};
+pub use exchange::exchange;
+pub use grant::{
+    ACCESS_TOKEN, ClientCredential, Grant, GrantError, MAX_FORM_BYTES, Terms, TokenRequest,
+};
 pub use issue::{
     IssueError, IssueRequest, MAX_LIFETIME, SigningKey, TokenIssuer, generate_ed25519,
 };
@@ -42,6 +55,11 @@ pub use jwk::{KeySet, public_jwks};
 pub use key::{KeyError, MIN_SECRET_BYTES, VerifyingKey};
 pub use keys::{AgentClaim, TrustedIssuer, VerifyingKeys};
 pub use principal::Principal;
+pub use service_account::{
+    AccountDocument, AccountsDocument, AccountsError, Any, AnyOrList, KeyCheck, KeyDocument,
+    KeyRefused, MAX_ACCOUNTS_BYTES, NewKey, ServiceAccount, ServiceAccounts, is_account_id,
+    parse_lifetime,
+};
 pub use verify::{TokenVerifier, VerifierSettings};
 
 #[cfg(test)]
