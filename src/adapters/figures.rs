@@ -320,6 +320,8 @@ impl Figures {
         let took = match record.event {
             // It was counted when it was opened.
             AuditEvent::TunnelClosed => Some(&self.tunnel_duration_seconds),
+            // Tokens have figures of their own.
+            AuditEvent::TokenIssued | AuditEvent::TokenRefused => None,
             AuditEvent::Request | AuditEvent::Tunnel | AuditEvent::Repeated => {
                 let listener = Arc::clone(&record.listener);
                 self.requests

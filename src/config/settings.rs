@@ -109,6 +109,13 @@ pub struct Identity {
     pub token_ttl: Duration,
     /// The longest life that may be asked for; at least `token_ttl`.
     pub max_token_ttl: Duration,
+    /// The most actors of a delegation chain; 0 for no delegated tokens.
+    pub max_delegation: usize,
+    /// The file of service accounts; `None` for no token endpoint.
+    pub service_accounts: Option<PathBuf>,
+    /// The URL of the admin listener as clients see it, without a slash at its
+    /// end.
+    pub oauth_url: Option<String>,
 }
 
 /// The cache of tokens that held.
@@ -289,6 +296,7 @@ pub(super) const BOUNDS: &[(&str, &str, &str)] = &[
     ("identity.cache.ttl", "0s", "1h"),
     ("identity.token_ttl", "1s", ""),
     ("identity.max_token_ttl", "1s", ""),
+    ("identity.max_delegation", "0", "8"),
     ("resolver.timeout", "10ms", "1m"),
     ("resolver.cache.min_ttl", "0s", "1h"),
     ("resolver.cache.max_ttl", "0s", "1d"),
@@ -436,7 +444,7 @@ fn identity(read: &mut Reader<'_>) -> Option<Identity> {
     let cache = section!(read, "identity.cache", TokenCache { ttl, entries });
     let identity = section!(read, "identity", Identity {
         secret_file, keys, issuer, audience, leeway, max_token, basic_user, signing_key,
-        token_ttl, max_token_ttl;
+        token_ttl, max_token_ttl, max_delegation, service_accounts, oauth_url;
         secret, cache
     })?;
     if identity.secret.is_some() && identity.secret_file.is_some() {
@@ -447,7 +455,28 @@ fn identity(read: &mut Reader<'_>) -> Option<Identity> {
         let message = "more than identity.max_token_ttl: write at most that";
         read.mistake("identity.token_ttl", message.to_owned());
     }
+    if let Some(url) = &identity.oauth_url
+        && !is_base_url(url)
+    {
+        let message = "write the scheme and the authority, and no slash at the end: \
+                       https://tokens.example.internal";
+        read.mistake("identity.oauth_url", message.to_owned());
+    }
     Some(identity)
+}
+
+/// `http://authority` or `https://authority`, perhaps with a path.
+fn is_base_url(url: &str) -> bool {
+    let rest = url
+        .strip_prefix("https://")
+        .or_else(|| url.strip_prefix("http://"));
+    rest.is_some_and(|rest| {
+        !rest.is_empty()
+            && !rest.ends_with('/')
+            && rest
+                .bytes()
+                .all(|b| b.is_ascii_graphic() && !b"?#@\"\\<>".contains(&b))
+    })
 }
 
 /// A gateway without any key would refuse everybody. Better that it says so.

@@ -137,6 +137,7 @@ impl Gateway {
                 leeway: config.identity.leeway,
                 max_token_bytes: usize::try_from(config.identity.max_token.bytes())
                     .unwrap_or(usize::MAX),
+                max_actors: config.identity.max_delegation,
             },
         );
         let tokens = Arc::new(CachedVerifier::new(
