@@ -25,6 +25,7 @@ use crate::audit::{AuditEvent, AuditRecord};
 use crate::gate::ports::{Observation, Observe};
 
 use super::records::AuditLog;
+use super::redis::Redis;
 use exemplar::Exemplar;
 use state::State;
 
@@ -297,6 +298,11 @@ impl Figures {
     /// stays.
     pub fn follow(&self, log: Arc<AuditLog>) {
         self.state.follow(log);
+    }
+
+    /// Has the state of the connection to Redis read whenever the figures are.
+    pub fn follow_redis(&self, redis: Redis) {
+        self.state.redis(redis);
     }
 
     /// All figures in OpenMetrics text, of the media type [`OPENMETRICS`].
