@@ -56,6 +56,8 @@ pub struct Figures {
     bytes_down: Counter,
     policy_loads: Counter,
     policy_refusals: Counter,
+    tokens: Family<TokenLabels, Counter>,
+    accounts_reloads: Family<OutcomeLabel, Counter>,
     certificate_expiry: Family<CertificateLabel, Gauge>,
     state: Arc<State>,
 }
@@ -74,6 +76,12 @@ struct RequestLabels {
 struct DecisionLabels {
     decision: &'static str,
     reason: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct TokenLabels {
+    grant: &'static str,
+    outcome: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -224,6 +232,18 @@ impl Figures {
             "Attempts to load a policy; a refused one changes nothing",
             Family::<OutcomeLabel, Counter>::default(),
         );
+        let tokens = counted(
+            &mut to,
+            "agentport_tokens",
+            "Requests to the token endpoint, by grant and what came of them",
+            Family::<TokenLabels, Counter>::default(),
+        );
+        let accounts_reloads = counted(
+            &mut to,
+            "agentport_service_accounts_reloads",
+            "Readings of the changed file of service accounts; a refused one changes nothing",
+            Family::<OutcomeLabel, Counter>::default(),
+        );
         let certificate_expiry = seconds(
             &mut to,
             "agentport_certificate_expiry_timestamp",
@@ -252,6 +272,8 @@ impl Figures {
             bytes_down: direction("down"),
             policy_loads: outcome("loaded"),
             policy_refusals: outcome("refused"),
+            tokens,
+            accounts_reloads,
             registry: to,
             requests,
             decisions,
@@ -279,6 +301,21 @@ impl Figures {
     /// A policy was refused, and the old one stays.
     pub fn policy_refused(&self) {
         self.policy_refusals.inc();
+    }
+
+    /// The token endpoint has answered. Both are codes of the program.
+    pub fn token(&self, grant: &'static str, outcome: &'static str) {
+        self.tokens
+            .get_or_create(&TokenLabels { grant, outcome })
+            .inc();
+    }
+
+    /// The file of service accounts was read again.
+    pub fn accounts_read(&self, loaded: bool) {
+        let outcome = if loaded { "loaded" } else { "refused" };
+        self.accounts_reloads
+            .get_or_create(&OutcomeLabel { outcome })
+            .inc();
     }
 
     /// A certificate is in use until then. The name is the configuration's.

@@ -10,4 +10,5 @@ pub mod records;
 pub mod redis;
 pub mod figures;
 pub mod watch;
+pub mod service_accounts;
 pub mod host;

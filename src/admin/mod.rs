@@ -1,6 +1,8 @@
 //! Health, figures and keys, for operators: the admin listener, and the few
 //! of its pages that the egress listener shows to anybody.
 
+pub mod oauth;
+
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
@@ -71,6 +73,7 @@ pub struct Admin {
     policy: Arc<dyn PolicySource>,
     tokens: Arc<CachedVerifier>,
     redis: Option<Redis>,
+    endpoint: Option<Arc<oauth::TokenEndpoint>>,
 }
 
 /// The admin listener, bound.
@@ -138,6 +141,7 @@ impl Admin {
             policy,
             tokens,
             redis: None,
+            endpoint: None,
         }
     }
 
@@ -148,9 +152,23 @@ impl Admin {
         self
     }
 
+    /// The same with a token endpoint.
+    #[must_use]
+    pub fn with_tokens(mut self, endpoint: Option<Arc<oauth::TokenEndpoint>>) -> Self {
+        self.endpoint = endpoint;
+        self
+    }
+
+    /// The token endpoint, where there is one.
+    #[must_use]
+    pub fn tokens(&self) -> Option<&Arc<oauth::TokenEndpoint>> {
+        self.endpoint.as_ref()
+    }
+
     /// Serves the admin listener for ever.
     pub async fn serve(self, listener: BoundAdmin) {
-        let router = Router::new()
+        let tokens = self.endpoint.clone();
+        let mut router = Router::new()
             .route("/health", get(page))
             .route("/healthz", get(page))
             .route("/ready", get(page))
@@ -158,8 +176,14 @@ impl Admin {
             .route("/.well-known/jwks.json", get(page))
             .route("/metrics", get(metrics))
             .with_state(self);
+        if let Some(endpoint) = tokens {
+            router = router.merge(endpoint.router());
+        }
         let served = match listener.0 {
-            Socket::Tcp(listener) => axum::serve(listener, router).await,
+            Socket::Tcp(listener) => {
+                let router = router.into_make_service_with_connect_info::<SocketAddr>();
+                axum::serve(listener, router).await
+            }
             Socket::Unix(listener, path) => {
                 let served = axum::serve(listener, router).await;
                 let _ = std::fs::remove_file(path);
@@ -198,6 +222,10 @@ impl Admin {
                 "refused": policy,
             },
             "keys": { "refused": keys },
+            "service_accounts": self.endpoint.as_ref().map(|endpoint| {
+                let (accounts, refused) = endpoint.state();
+                json!({ "accounts": accounts, "refused": refused })
+            }),
             "audit": { "failing": state.failing, "queue": state.depth },
             "redis": self.redis.as_ref().map(|redis| {
                 let state = redis.state();

@@ -10,6 +10,7 @@ mod keys;
 mod policy;
 mod run;
 mod serve;
+mod service_account;
 mod token;
 mod up;
 
@@ -62,6 +63,9 @@ enum Command {
     /// Make signing keys
     #[command(subcommand)]
     Keys(keys::KeysCommand),
+    /// Say who may have tokens issued over HTTP
+    #[command(subcommand)]
+    ServiceAccount(service_account::ServiceAccountCommand),
     /// Check policies, and ask them
     #[command(subcommand)]
     Policy(policy::PolicyCommand),
@@ -94,6 +98,7 @@ pub fn main() -> ExitCode {
         Command::Up(args) => up::up(&args),
         Command::IssueToken(args) => token::issue(&settings, &args),
         Command::Keys(command) => keys::run(&command),
+        Command::ServiceAccount(command) => service_account::run(&settings, &command),
         Command::Policy(command) => policy::run(&settings, &command),
         Command::Config(command) => config::run(&settings, &command),
         Command::Health(args) => health::health(&settings, &args),

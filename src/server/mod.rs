@@ -3,6 +3,7 @@
 
 pub mod load;
 mod reload;
+mod tokens;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -178,7 +179,17 @@ impl Gateway {
             Arc::clone(&in_force) as _,
             Arc::clone(&tokens),
         )
-        .with_redis(redis.clone());
+        .with_redis(redis.clone())
+        .with_tokens(tokens::endpoint(
+            &config,
+            admin_listener
+                .as_ref()
+                .and_then(crate::admin::BoundAdmin::address),
+            &tokens,
+            &log,
+            &figures,
+            &clock,
+        )?);
         let wire = Arc::new(Wire::new(
             gate,
             settings(&config),
@@ -195,7 +206,8 @@ impl Gateway {
             Arc::clone(&readiness),
             clock,
             names,
-        );
+        )
+        .with_tokens(admin.tokens().cloned());
         Ok(Self {
             config,
             wire,
@@ -241,6 +253,10 @@ impl Gateway {
         let reloading = tokio::spawn(reloader.run(Arc::clone(&log))?);
         let mut background = JoinSet::new();
         if let Some((listener, admin)) = admin {
+            if let Some(endpoint) = admin.tokens() {
+                let follow = Arc::clone(endpoint).follow();
+                background.spawn(follow.context("cannot watch identity.service_accounts")?);
+            }
             background.spawn(admin.serve(listener));
         }
         background.spawn(write_repeated(Arc::clone(&wire)));

@@ -12,6 +12,7 @@ use crate::adapters::names::Resolver;
 use crate::adapters::records::AuditLog;
 use crate::adapters::watch::Watch;
 use crate::admin::Readiness;
+use crate::admin::oauth::TokenEndpoint;
 use crate::config::Config;
 use crate::gate::ports::{Clock, PolicySource};
 use crate::identity::CachedVerifier;
@@ -44,6 +45,7 @@ pub(super) struct Reloader {
     readiness: Arc<Readiness>,
     clock: Arc<dyn Clock>,
     names: Arc<Resolver>,
+    endpoint: Option<Arc<TokenEndpoint>>,
 }
 
 impl Reloader {
@@ -70,7 +72,14 @@ impl Reloader {
             readiness,
             clock,
             names,
+            endpoint: None,
         }
+    }
+
+    /// The same, so that the token endpoint signs with new keys too.
+    pub(super) fn with_tokens(mut self, endpoint: Option<Arc<TokenEndpoint>>) -> Self {
+        self.endpoint = endpoint;
+        self
     }
 
     /// Reloads when a file changes and on SIGHUP, for ever.
@@ -149,6 +158,7 @@ impl Reloader {
             Ok(Ok(keys)) => {
                 self.tokens.replace_keys(keys);
                 self.readiness.keys_are(Ok(()));
+                self.sign_with_the_new_key();
                 let ended = self.wire.judge_again();
                 tracing::info!(ended_tunnels = ended, "new keys are in force");
             }
@@ -158,6 +168,20 @@ impl Reloader {
             }
             Err(error) => {
                 tracing::error!(%error, "reading the keys failed; the old ones stay in force")
+            }
+        }
+    }
+
+    /// Where the signing key is gone, the endpoint keeps the one it has.
+    fn sign_with_the_new_key(&self) {
+        let Some(endpoint) = &self.endpoint else {
+            return;
+        };
+        match load::signing_key(&self.config) {
+            Ok(Some(key)) => endpoint.sign_with(key),
+            Ok(None) => tracing::error!("there is no key to sign with any more; the old one stays"),
+            Err(error) => {
+                tracing::error!(%error, "the new signing key is refused; the old one stays")
             }
         }
     }
