@@ -9,4 +9,5 @@ pub mod names;
 pub mod records;
 pub mod figures;
 pub mod watch;
+pub mod keyring;
 pub mod host;

@@ -59,7 +59,7 @@ enum Command {
     Up(up::UpArgs),
     /// Print a token for an agent
     IssueToken(token::IssueArgs),
-    /// Make signing keys
+    /// Make, show, rotate and retire signing keys
     #[command(subcommand)]
     Keys(keys::KeysCommand),
     /// Check policies, and ask them
@@ -93,7 +93,7 @@ pub fn main() -> ExitCode {
         Command::Serve => serve::serve(&settings),
         Command::Up(args) => up::up(&args),
         Command::IssueToken(args) => token::issue(&settings, &args),
-        Command::Keys(command) => keys::run(&command),
+        Command::Keys(command) => keys::run(&settings, &command),
         Command::Policy(command) => policy::run(&settings, &command),
         Command::Config(command) => config::run(&settings, &command),
         Command::Health(args) => health::health(&settings, &args),

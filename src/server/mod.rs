@@ -149,6 +149,7 @@ impl Gateway {
         let gate = Gate::new(GateParts {
             policy: Arc::clone(&in_force) as _,
             tokens: Arc::clone(&tokens),
+            issuers: None,
             match_basic_user: config.identity.basic_user == BasicUser::Match,
             names: Arc::clone(&names) as _,
             sink: Arc::clone(&log) as _,
