@@ -17,6 +17,8 @@ fn record(event: AuditEvent) -> AuditRecord {
         tenant: None,
         token_jti: None,
         act: None,
+        service_account: None,
+        token_ttl_s: None,
         listener: "egress".into(),
         client: None,
         method: "GET".into(),
@@ -174,8 +176,7 @@ fn exemplars_name_the_trace_and_the_skill() {
         " 0.0015 1700000000.0015"
     );
     assert!(text.lines().any(|line| line == end), "{text}");
-    let jwt =
-        "agentport_jwt_validation_seconds_bucket{le=\"0.00005\",outcome=\"ok\",algorithm=\"EdDSA\"} 1 # {trace_id=";
+    let jwt = "agentport_jwt_validation_seconds_bucket{le=\"0.00005\",outcome=\"ok\",algorithm=\"EdDSA\"} 1 # {trace_id=";
     assert!(text.lines().any(|line| line.starts_with(jwt)), "{text}");
     let decision = format!(
         "agentport_decision_seconds_bucket{{le=\"0.000005\"}} 2 # {{trace_id=\"{TRACE}\"}} 0.000003 "
