@@ -50,6 +50,8 @@ fn token(folder: &Path) -> (String, String) {
         audience: None,
         jti: number as u128,
         actors: Vec::new(),
+        client: None,
+        scope: None,
     };
     let issuer = TokenIssuer::new(key, "agentport", "agentport");
     (issuer.issue(&request, now()).expect("a token"), kid)
