@@ -14,6 +14,7 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Unit;
 
 use super::super::records::AuditLog;
+use super::super::redis::Redis;
 use super::unix;
 
 /// The most documents that are named in the figures.
@@ -34,6 +35,7 @@ pub(super) struct State {
     policy: Mutex<Option<(Box<str>, SystemTime)>>,
     documents_refused: Mutex<Refused>,
     audit_log: OnceLock<Arc<AuditLog>>,
+    redis: OnceLock<Redis>,
     open_file_limit: Mutex<Option<u64>>,
 }
 
@@ -45,6 +47,7 @@ impl State {
             policy: Mutex::default(),
             documents_refused: Mutex::default(),
             audit_log: OnceLock::new(),
+            redis: OnceLock::new(),
             open_file_limit: Mutex::default(),
         }
     }
@@ -76,6 +79,11 @@ impl State {
     pub(super) fn follow(&self, log: Arc<AuditLog>) {
         // A second one is a mistake of the assembly that changes nothing.
         let _ = self.audit_log.set(log);
+    }
+
+    /// The first connection stays.
+    pub(super) fn redis(&self, redis: Redis) {
+        let _ = self.redis.set(redis);
     }
 }
 
@@ -135,6 +143,21 @@ impl Collector for State {
                 "1 while audit records cannot be written.",
                 None,
                 &ConstGauge::new(u32::from(state.failing)),
+            )?;
+        }
+        if let Some(redis) = self.redis.get() {
+            let state = redis.state();
+            out.write(
+                "agentport_redis_connected",
+                "1 while there is a connection to the Redis that replicas share.",
+                None,
+                &ConstGauge::new(u32::from(state.connected)),
+            )?;
+            out.write(
+                "agentport_redis_failures",
+                "Times that the connection to Redis was lost or could not be made.",
+                None,
+                &ConstCounter::new(state.failures),
             )?;
         }
         if let Some(limit) = *lock(&self.open_file_limit) {
