@@ -34,6 +34,8 @@ fn token(agent: &str, tenant: &str, only: Option<&[&str]>) -> String {
         }),
         lifetime: Duration::from_secs(3600),
         audience: None,
+        client: None,
+        scope: None,
         jti: now.as_nanos(),
         actors: Vec::new(),
     };
