@@ -280,6 +280,11 @@ impl Figures {
         self.policy_refusals.inc();
     }
 
+    /// So many revocations have been read; `None` where they cannot be.
+    pub fn revocations_are(&self, count: Option<usize>) {
+        self.state.revocations(count);
+    }
+
     /// A certificate is in use until then. The name is the configuration's.
     pub fn certificate_expires(&self, name: &str, at: SystemTime) {
         let certificate = name.into();

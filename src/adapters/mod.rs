@@ -9,4 +9,6 @@ pub mod names;
 pub mod records;
 pub mod figures;
 pub mod watch;
+pub mod shared_file;
+pub mod revocations;
 pub mod host;

@@ -27,6 +27,7 @@ use crate::proxy::{LocalPages, Page, remove_stale};
 pub struct Readiness {
     policy: Mutex<Option<String>>,
     keys: Mutex<Option<String>>,
+    revocations: Mutex<Option<String>>,
     draining: AtomicBool,
 }
 
@@ -39,6 +40,15 @@ impl Readiness {
     /// How the last reading of the keys went.
     pub fn keys_are(&self, outcome: Result<(), String>) {
         *self.keys.lock().unwrap_or_else(PoisonError::into_inner) = outcome.err();
+    }
+
+    /// How the last reading of the revocations went.
+    pub fn revocations_are(&self, outcome: Result<(), String>) {
+        let mut revocations = self
+            .revocations
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        *revocations = outcome.err();
     }
 
     /// The gateway is going down.
@@ -175,6 +185,12 @@ impl Admin {
     /// refused is shown, and the last good one serves on.
     fn ready(&self) -> Page {
         let (policy, keys) = self.readiness.problems();
+        let revocations = self
+            .readiness
+            .revocations
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
         let state = self.log.state();
         let draining = self.readiness.draining.load(Ordering::Relaxed);
         let ready = !state.failing && !draining;
@@ -187,6 +203,7 @@ impl Admin {
                 "refused": policy,
             },
             "keys": { "refused": keys },
+            "revocations": { "failing": revocations },
             "audit": { "failing": state.failing, "queue": state.depth },
         });
         page_of(if ready { 200 } else { 503 }, &body)

@@ -8,6 +8,7 @@ pub mod env;
 mod health;
 mod keys;
 mod policy;
+mod revoke;
 mod run;
 mod serve;
 mod token;
@@ -59,6 +60,8 @@ enum Command {
     Up(up::UpArgs),
     /// Print a token for an agent
     IssueToken(token::IssueArgs),
+    /// Take back tokens, agents, tenants, keys and service accounts, on all gateways at once
+    Revoke(revoke::RevokeArgs),
     /// Make signing keys
     #[command(subcommand)]
     Keys(keys::KeysCommand),
@@ -93,6 +96,7 @@ pub fn main() -> ExitCode {
         Command::Serve => serve::serve(&settings),
         Command::Up(args) => up::up(&args),
         Command::IssueToken(args) => token::issue(&settings, &args),
+        Command::Revoke(args) => revoke::revoke(&settings, args),
         Command::Keys(command) => keys::run(&command),
         Command::Policy(command) => policy::run(&settings, &command),
         Command::Config(command) => config::run(&settings, &command),
