@@ -25,6 +25,7 @@ use crate::audit::{AuditEvent, AuditRecord};
 use crate::gate::ports::{Observation, Observe};
 
 use super::records::AuditLog;
+use super::redis::Redis;
 use exemplar::Exemplar;
 use state::State;
 
@@ -304,6 +305,11 @@ impl Figures {
         self.state.follow(log);
     }
 
+    /// Has the state of the connection to Redis read whenever the figures are.
+    pub fn follow_redis(&self, redis: Redis) {
+        self.state.redis(redis);
+    }
+
     /// All figures in OpenMetrics text, of the media type [`OPENMETRICS`].
     #[must_use]
     pub fn encode(&self) -> String {
@@ -319,6 +325,8 @@ impl Figures {
         let took = match record.event {
             // It was counted when it was opened.
             AuditEvent::TunnelClosed => Some(&self.tunnel_duration_seconds),
+            // Tokens have figures of their own.
+            AuditEvent::TokenIssued | AuditEvent::TokenRefused => None,
             AuditEvent::Request | AuditEvent::Tunnel | AuditEvent::Repeated => {
                 let listener = Arc::clone(&record.listener);
                 self.requests

@@ -17,6 +17,7 @@ use tokio::net::{TcpListener, UnixListener};
 
 use crate::adapters::figures::{Figures, OPENMETRICS};
 use crate::adapters::records::AuditLog;
+use crate::adapters::redis::Redis;
 use crate::config::Listener;
 use crate::gate::ports::PolicySource;
 use crate::identity::{CachedVerifier, public_jwks};
@@ -79,6 +80,7 @@ pub struct Admin {
     log: Arc<AuditLog>,
     policy: Arc<dyn PolicySource>,
     tokens: Arc<CachedVerifier>,
+    redis: Option<Redis>,
 }
 
 /// The admin listener, bound.
@@ -145,7 +147,15 @@ impl Admin {
             log,
             policy,
             tokens,
+            redis: None,
         }
+    }
+
+    /// The same, with the state of the Redis that replicas share.
+    #[must_use]
+    pub fn with_redis(mut self, redis: Option<Redis>) -> Self {
+        self.redis = redis;
+        self
     }
 
     /// Serves the admin listener for ever.
@@ -182,7 +192,8 @@ impl Admin {
     }
 
     /// Ready unless records cannot be written; a policy or a key that was
-    /// refused is shown, and the last good one serves on.
+    /// refused is shown, and the last good one serves on. So is a Redis that is
+    /// away: every limit says what it does then.
     fn ready(&self) -> Page {
         let (policy, keys) = self.readiness.problems();
         let revocations = self
@@ -205,6 +216,10 @@ impl Admin {
             "keys": { "refused": keys },
             "revocations": { "failing": revocations },
             "audit": { "failing": state.failing, "queue": state.depth },
+            "redis": self.redis.as_ref().map(|redis| {
+                let state = redis.state();
+                json!({ "connected": state.connected, "error": state.last_error })
+            }),
         });
         page_of(if ready { 200 } else { 503 }, &body)
     }

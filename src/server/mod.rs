@@ -21,6 +21,7 @@ use crate::adapters::names::{Resolver, ResolverSettings};
 use crate::adapters::records::{
     self, AuditLog, AuditLogSettings, Durability, FileWriter, Rotation, StreamWriter,
 };
+use crate::adapters::redis::{Redis, RedisSettings};
 use crate::admin::{Admin, Readiness};
 use crate::config::{
     self, AuditPath, BasicUser, Config, Endpoint, Fsync, Listener, Overflow, Threads, Verdict,
@@ -139,6 +140,7 @@ impl Gateway {
                 leeway: config.identity.leeway,
                 max_token_bytes: usize::try_from(config.identity.max_token.bytes())
                     .unwrap_or(usize::MAX),
+                max_actors: config.identity.max_delegation,
             },
         );
         let tokens = Arc::new(CachedVerifier::new(
@@ -170,6 +172,10 @@ impl Gateway {
             bad_credential_status: config.auth_failure_status.code(),
             storms: StormSettings::default(),
         });
+        let redis = config.redis.as_ref().map(shared_redis);
+        if let Some(redis) = &redis {
+            figures.follow_redis(redis.clone());
+        }
         let readiness = Arc::new(Readiness::default());
         let admin = Admin::new(
             Arc::clone(&figures),
@@ -177,7 +183,8 @@ impl Gateway {
             Arc::clone(&log),
             Arc::clone(&in_force) as _,
             Arc::clone(&tokens),
-        );
+        )
+        .with_redis(redis.clone());
         let wire = Arc::new(Wire::new(
             gate,
             settings(&config),
@@ -381,6 +388,18 @@ fn open_log(config: &Config) -> anyhow::Result<AuditLog> {
         },
     };
     AuditLog::start(settings, destination).context("the audit log cannot be started")
+}
+
+fn shared_redis(written: &config::Redis) -> Redis {
+    Redis::start(RedisSettings {
+        url: written.url.clone(),
+        password: written.password.clone(),
+        password_file: written.password_file.clone(),
+        ca: written.ca.clone(),
+        connect_timeout: written.connect_timeout,
+        response_timeout: written.response_timeout,
+        prefix: written.prefix.clone(),
+    })
 }
 
 fn resolver(config: &Config, clock: &Arc<dyn Clock>) -> anyhow::Result<Resolver> {

@@ -13,6 +13,7 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Unit;
 
 use super::super::records::AuditLog;
+use super::super::redis::Redis;
 use super::unix;
 
 /// What there is to be read. What is not known yet is not written.
@@ -21,6 +22,7 @@ pub(super) struct State {
     started: SystemTime,
     policy: Mutex<Option<(Box<str>, SystemTime)>>,
     audit_log: OnceLock<Arc<AuditLog>>,
+    redis: OnceLock<Redis>,
     open_file_limit: Mutex<Option<u64>>,
     /// How many, and whether they cannot be read any more.
     revocations: Mutex<Option<(usize, bool)>>,
@@ -33,6 +35,7 @@ impl State {
             started: SystemTime::now(),
             policy: Mutex::default(),
             audit_log: OnceLock::new(),
+            redis: OnceLock::new(),
             open_file_limit: Mutex::default(),
             revocations: Mutex::default(),
         }
@@ -60,6 +63,11 @@ impl State {
     pub(super) fn follow(&self, log: Arc<AuditLog>) {
         // A second one is a mistake of the assembly that changes nothing.
         let _ = self.audit_log.set(log);
+    }
+
+    /// The first connection stays.
+    pub(super) fn redis(&self, redis: Redis) {
+        let _ = self.redis.set(redis);
     }
 }
 
@@ -113,6 +121,21 @@ impl Collector for State {
                 "1 while revocations cannot be read and the last known ones stay in force.",
                 None,
                 &ConstGauge::new(u32::from(failing)),
+            )?;
+        }
+        if let Some(redis) = self.redis.get() {
+            let state = redis.state();
+            out.write(
+                "agentport_redis_connected",
+                "1 while there is a connection to the Redis that replicas share.",
+                None,
+                &ConstGauge::new(u32::from(state.connected)),
+            )?;
+            out.write(
+                "agentport_redis_failures",
+                "Times that the connection to Redis was lost or could not be made.",
+                None,
+                &ConstCounter::new(state.failures),
             )?;
         }
         if let Some(limit) = *lock(&self.open_file_limit) {
