@@ -61,6 +61,8 @@ fn token(agent: &str, tenant: Option<&str>, from_now: i64) -> Token {
         audience: None,
         jti: number,
         actors: Vec::new(),
+        scope: None,
+        client: None,
     };
     let at = now().checked_add_signed(from_now).expect("a time");
     Token {
@@ -145,10 +147,11 @@ fn each_kind_stops_what_it_names_and_leaves_the_rest() {
     let key = SigningKey::from_secret(SECRET).expect("a secret");
     let key = key.verifying_key().id().to_string();
     let jti = token("bot-jti", None, -5);
+    let number = jti.jti.clone();
     let cases: [(&str, Vec<&str>, Token, Option<Token>, Token); 5] = [
         (
             "a token",
-            vec!["--jti", &jti.jti.clone()].leak().to_vec(),
+            vec!["--jti", &number],
             jti,
             Some(token("bot-jti", None, -5)),
             token("bot-jti", None, 2),
@@ -176,7 +179,7 @@ fn each_kind_stops_what_it_names_and_leaves_the_rest() {
         ),
         (
             "a key",
-            vec!["--key", &key].leak().to_vec(),
+            vec!["--key", &key],
             token("bot-key", None, -5),
             None,
             token("bot-key", None, 2),
@@ -226,7 +229,7 @@ fn each_kind_stops_what_it_names_and_leaves_the_rest() {
     });
     assert_eq!(record["agent_id"], "bot-jti");
     let record = gateway.record("a refusal", |record| {
-        record["event"] == "request" && record["reason"] == "revoked"
+        record["status"] == 403 && record["reason"] == "revoked"
     });
     assert_eq!(record["detail"], "revoked by jti");
     assert_eq!(record["agent_id"], "bot-jti");
@@ -267,16 +270,14 @@ fn under_load_on_two_gateways_no_answer_is_wrong() {
             for (revoked, token) in &agents {
                 let (stop, asked, origin) = (Arc::clone(&stop), &asked, &origin);
                 scope.spawn(move || {
-                    let mut refused = false;
                     while !stop.load(Ordering::SeqCst) {
                         let answer = get(gateway, token, origin);
                         asked.fetch_add(1, Ordering::SeqCst);
                         match answer.status {
-                            200 => assert!(!refused, "a revoked token has passed again"),
+                            200 => {}
                             403 => {
                                 assert!(*revoked, "a good token was refused");
                                 assert_eq!(answer.error(), "revoked");
-                                refused = true;
                                 // Refusals are slowed down more and more.
                                 return;
                             }

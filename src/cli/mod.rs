@@ -4,6 +4,7 @@
 //! standard error. Exit codes: 0 done, 1 refused or failed, 2 not understood.
 
 mod config;
+mod connect;
 pub mod env;
 mod health;
 mod keys;
@@ -75,6 +76,8 @@ enum Command {
     Health(health::HealthArgs),
     /// Print the variables that make programs use the gateway
     Env(run::EnvArgs),
+    /// Hold and renew a token beside an agent that cannot, and add it to the agent's requests
+    Connect(connect::ConnectArgs),
     /// Run a command whose every runtime uses the gateway
     Run(run::RunArgs),
     /// Run the bundled agent, as the `openclaw` command does
@@ -102,6 +105,7 @@ pub fn main() -> ExitCode {
         Command::Config(command) => config::run(&settings, &command),
         Command::Health(args) => health::health(&settings, &args),
         Command::Env(args) => run::env(&args),
+        Command::Connect(args) => connect::connect(&args),
         Command::Run(args) => run::run(&args),
         #[cfg(feature = "openclaw")]
         Command::Openclaw { arguments } => {

@@ -288,10 +288,7 @@ impl RevocationSet {
             (RevokedKind::Agent, Some(who.agent().as_str())),
             (RevokedKind::Tenant, who.tenant().map(TenantId::as_str)),
             (RevokedKind::Key, Some(who.key_id().as_ref())),
-            (
-                RevokedKind::ServiceAccount,
-                who.client().map(AsRef::as_ref),
-            ),
+            (RevokedKind::ServiceAccount, who.client().map(AsRef::as_ref)),
         ];
         names.into_iter().find_map(|(kind, name)| {
             let reaches = self.by_kind[place(kind)].get(name?)?;
