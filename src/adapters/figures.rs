@@ -286,6 +286,14 @@ impl Figures {
         self.state.revocations(count);
     }
 
+    /// The documents that are refused now, each with its tenant.
+    pub fn policy_documents_refused<'a>(
+        &self,
+        documents: impl Iterator<Item = (&'a str, Option<&'a str>)>,
+    ) {
+        self.state.documents_refused(documents);
+    }
+
     /// A certificate is in use until then. The name is the configuration's.
     pub fn certificate_expires(&self, name: &str, at: SystemTime) {
         let certificate = name.into();

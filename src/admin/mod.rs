@@ -27,6 +27,7 @@ use crate::proxy::{LocalPages, Page, remove_stale};
 #[derive(Debug, Default)]
 pub struct Readiness {
     policy: Mutex<Option<String>>,
+    documents: Mutex<Vec<serde_json::Value>>,
     keys: Mutex<Option<String>>,
     revocations: Mutex<Option<String>>,
     draining: AtomicBool,
@@ -36,6 +37,21 @@ impl Readiness {
     /// How the last reading of the policy went.
     pub fn policy_is(&self, outcome: Result<(), String>) {
         *self.policy.lock().unwrap_or_else(PoisonError::into_inner) = outcome.err();
+    }
+
+    /// The path of the policy was read, and these of its documents are refused:
+    /// objects with `document`, `tenant`, `last_good_in_force` and `error`.
+    pub fn documents_are<D: serde::Serialize + ToString>(&self, refused: &[D]) {
+        let list = refused.iter().map(|one| json!(one)).collect();
+        *self
+            .documents
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = list;
+        let errors: Vec<String> = refused.iter().map(ToString::to_string).collect();
+        self.policy_is(match errors.is_empty() {
+            true => Ok(()),
+            false => Err(errors.join("\n")),
+        });
     }
 
     /// How the last reading of the keys went.
@@ -202,6 +218,12 @@ impl Admin {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clone();
+        let documents = self
+            .readiness
+            .documents
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
         let state = self.log.state();
         let draining = self.readiness.draining.load(Ordering::Relaxed);
         let ready = !state.failing && !draining;
@@ -211,7 +233,9 @@ impl Admin {
             "policy": {
                 "version": self.policy.current().digest().as_ref(),
                 "rules": self.policy.current().rule_count(),
+                "tenants": self.policy.current().tenants().count(),
                 "refused": policy,
+                "refused_documents": documents,
             },
             "keys": { "refused": keys },
             "revocations": { "failing": revocations },

@@ -1,6 +1,7 @@
 //! Builds the gateway from its configuration, binds every listener before it
 //! serves any, reloads, and drains.
 
+mod documents;
 pub mod load;
 mod reload;
 mod revocation;
@@ -34,6 +35,7 @@ use crate::proxy::{
     Accepting, AgentEndpoint, Bound, FrontedAgent, ListenAddress, Settings, Wire, bind,
 };
 
+use documents::Documents;
 use reload::{PolicyInForce, Reloader};
 use revocation::{RevocationsInForce, Revoking};
 
@@ -85,7 +87,9 @@ impl Gateway {
         let figures = Arc::new(Figures::new(env!("CARGO_PKG_VERSION")));
         raise_open_files(&figures, &config);
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
-        let policy = load::policy(&config).context("the policy is not valid")?;
+        let mut documents = Documents::new(&config).context("the policy is not valid")?;
+        let loaded = documents.load().context("the policy is not valid")?;
+        let policy = loaded.policy;
         let keys = load::keys(&config).context("the keys are not valid")?;
         if keys.is_empty() {
             bail!(
@@ -204,6 +208,7 @@ impl Gateway {
         });
         let reloader = Reloader::new(
             Arc::clone(&config),
+            documents,
             in_force,
             tokens,
             Arc::clone(&wire),
@@ -212,6 +217,7 @@ impl Gateway {
             clock,
             names,
         );
+        reloader.refused(loaded.refused);
         Ok(Self {
             config,
             wire,
