@@ -32,6 +32,7 @@ pub struct Readiness {
     policy: Mutex<Option<String>>,
     documents: Mutex<Vec<serde_json::Value>>,
     keys: Mutex<Option<String>>,
+    revocations: Mutex<Option<String>>,
     draining: AtomicBool,
 }
 
@@ -59,6 +60,15 @@ impl Readiness {
     /// How the last reading of the keys went.
     pub fn keys_are(&self, outcome: Result<(), String>) {
         *self.keys.lock().unwrap_or_else(PoisonError::into_inner) = outcome.err();
+    }
+
+    /// How the last reading of the revocations went.
+    pub fn revocations_are(&self, outcome: Result<(), String>) {
+        let mut revocations = self
+            .revocations
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        *revocations = outcome.err();
     }
 
     /// The gateway is going down.
@@ -205,6 +215,12 @@ impl Admin {
     /// away: every limit says what it does then.
     fn ready(&self) -> Page {
         let (policy, keys) = self.readiness.problems();
+        let revocations = self
+            .readiness
+            .revocations
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
         let documents = self
             .readiness
             .documents
@@ -225,6 +241,7 @@ impl Admin {
                 "refused_documents": documents,
             },
             "keys": { "refused": keys },
+            "revocations": { "failing": revocations },
             "audit": { "failing": state.failing, "queue": state.depth },
             "redis": self.redis.as_ref().map(|redis| {
                 let state = redis.state();

@@ -20,13 +20,13 @@ pub use storm::StormSettings;
 pub use trail::{AuditTrail, Opening};
 
 use crate::egress::{AgentId, Authority, EgressRequest, Host};
-use crate::identity::{self, CachedVerifier, KeysNow, Principal};
+use crate::identity::{self, CachedVerifier, KeysNow, Principal, RevocationSet, RevokedKind};
 use crate::limit::{ConcurrencyLimit, InFlight, Quota, RateLimiter};
 use crate::policy::{Decision, Permit, PolicySet};
 
 use ports::{
     AuditSink, Clock, IssuerKeys, KeyNews, Observation, Observe, PolicySource, Resolve,
-    ResolveError, SinkState,
+    ResolveError, RevocationSource, SinkState,
 };
 use trail::TrailPorts;
 
@@ -107,6 +107,8 @@ pub struct GateParts {
     pub tokens: Arc<CachedVerifier>,
     /// Where keys of other issuers are asked for.
     pub issuers: Option<Arc<dyn IssuerKeys>>,
+    /// The revocations in force.
+    pub revocations: Arc<dyn RevocationSource>,
     /// Whether a Basic user name must be the agent's.
     pub match_basic_user: bool,
     /// Names.
@@ -135,6 +137,7 @@ pub struct Gate {
     policy: Arc<dyn PolicySource>,
     tokens: Arc<CachedVerifier>,
     issuers: Option<Arc<dyn IssuerKeys>>,
+    revocations: Arc<dyn RevocationSource>,
     match_basic_user: bool,
     names: Arc<dyn Resolve>,
     per_agent: Option<RateLimiter<AgentId>>,
@@ -153,6 +156,7 @@ impl Gate {
             policy: parts.policy,
             tokens: parts.tokens,
             issuers: parts.issuers,
+            revocations: parts.revocations,
             match_basic_user: parts.match_basic_user,
             names: parts.names,
             per_agent: parts
@@ -252,6 +256,8 @@ impl Gate {
             "expired"
         } else if !self.tokens.trusts(who, now) {
             "unknown_key"
+        } else if let Some(kind) = self.revoked(who) {
+            return Err(self.bad_credential(REVOKED, revoked_detail(kind)));
         } else {
             return Ok(());
         };
@@ -393,7 +399,27 @@ impl Gate {
                 of_issuer: None,
             });
         }
+        // Also what the cache remembers: a revocation is in force at once.
+        if let Some(kind) = self.revoked(&who) {
+            return Err(BadToken {
+                code: REVOKED,
+                detail: revoked_detail(kind),
+                known: Some((Some(who.agent().clone()), who.jti().cloned())),
+                of_issuer: None,
+            });
+        }
         Ok(who)
+    }
+
+    /// By what this principal is revoked now.
+    fn revoked(&self, who: &Principal) -> Option<RevokedKind> {
+        let now = trail::unix_seconds(self.ports.clock.wall());
+        self.revocations.current().revokes(who, now)
+    }
+
+    fn bad_credential(&self, code: &'static str, detail: String) -> Denial {
+        let status = self.bad_credential_status;
+        Denial::new(Cause::BadCredential { code, status }).detail(detail)
     }
 
     /// Whether this agent may do this, and by which addresses.
@@ -599,20 +625,23 @@ impl Gate {
         Ok(passed)
     }
 
-    /// The policy and the keys of this moment, to put to what is open.
+    /// The policy, the keys and the revocations of this moment, to put to what
+    /// is open.
     #[must_use]
     pub fn judge(&self) -> Judge {
         Judge {
             policy: self.policy.current(),
+            revocations: self.revocations.current(),
             keys: self.tokens.keys_now(),
             now: trail::unix_seconds(self.ports.clock.wall()),
         }
     }
 }
 
-/// The policy and the keys of one moment.
+/// The policy, the keys and the revocations of one moment.
 pub struct Judge {
     policy: Arc<PolicySet>,
+    revocations: Arc<RevocationSet>,
     keys: KeysNow,
     now: u64,
 }
@@ -631,6 +660,9 @@ impl Judge {
         if !self.keys.trusts(who, self.now) {
             return Err(TunnelEnd::CredentialEnded);
         }
+        if self.revocations.revokes(who, self.now).is_some() {
+            return Err(TunnelEnd::Revoked);
+        }
         match self.policy.decide(&who.subject(), request) {
             Decision::Allow(permit) => match dialled.map(|address| permit.address(address)) {
                 None | Some(Ok(_)) => Ok(()),
@@ -639,6 +671,13 @@ impl Judge {
             Decision::Deny(_) => Err(TunnelEnd::PolicyChanged),
         }
     }
+}
+
+/// The code of a credential that was revoked.
+const REVOKED: &str = "revoked";
+
+fn revoked_detail(kind: RevokedKind) -> String {
+    format!("revoked by {kind}")
 }
 
 /// The code of a token whose issuer's keys are not to be had.

@@ -30,6 +30,7 @@ mod naming;
 mod pem;
 mod principal;
 mod provider;
+mod revocation;
 mod verify;
 
 pub use algorithm::Algorithm;
@@ -46,6 +47,7 @@ pub use key::{KeyError, MIN_SECRET_BYTES, VerifyingKey};
 pub use keys::{AgentClaim, TrustedIssuer, VerifyingKeys};
 pub use naming::{Naming, NamingError};
 pub use principal::Principal;
+pub use revocation::{Revocation, RevocationError, RevocationSet, Revoked, RevokedKind};
 pub use verify::{TokenVerifier, VerifierSettings, claimed_issuer};
 
 #[cfg(test)]
