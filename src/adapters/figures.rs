@@ -25,6 +25,7 @@ use crate::audit::{AuditEvent, AuditRecord};
 use crate::gate::ports::{Observation, Observe};
 
 use super::records::AuditLog;
+use super::redis::Redis;
 use exemplar::Exemplar;
 use state::State;
 
@@ -40,7 +41,7 @@ pub struct Figures {
     /// The member of `decisions` that nearly all requests want.
     allowed: Counter,
     decision_seconds: Traced,
-    jwt_validation_seconds: Family<OutcomeLabel, Traced>,
+    jwt_validation_seconds: Family<TokenLabels, Traced>,
     jwt_cache_hits: Counter,
     jwt_cache_misses: Counter,
     active_connections: Family<ListenerLabel, Gauge>,
@@ -73,6 +74,12 @@ struct RequestLabels {
 struct DecisionLabels {
     decision: &'static str,
     reason: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct TokenLabels {
+    outcome: &'static str,
+    algorithm: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -153,7 +160,7 @@ impl Figures {
         let jwt_validation_seconds = seconds(
             &mut to,
             "agentport_jwt_validation",
-            "Time to check a token that was not cached",
+            "Time to check a token that was not cached, by outcome and the algorithm of its key",
             Family::new_with_constructor((|| traced(SIGNATURES)) as fn() -> Traced),
         );
         let jwt_cache = counted(
@@ -280,6 +287,19 @@ impl Figures {
         self.policy_refusals.inc();
     }
 
+    /// So many revocations have been read; `None` where they cannot be.
+    pub fn revocations_are(&self, count: Option<usize>) {
+        self.state.revocations(count);
+    }
+
+    /// The documents that are refused now, each with its tenant.
+    pub fn policy_documents_refused<'a>(
+        &self,
+        documents: impl Iterator<Item = (&'a str, Option<&'a str>)>,
+    ) {
+        self.state.documents_refused(documents);
+    }
+
     /// A certificate is in use until then. The name is the configuration's.
     pub fn certificate_expires(&self, name: &str, at: SystemTime) {
         let certificate = name.into();
@@ -299,6 +319,11 @@ impl Figures {
         self.state.follow(log);
     }
 
+    /// Has the state of the connection to Redis read whenever the figures are.
+    pub fn follow_redis(&self, redis: Redis) {
+        self.state.redis(redis);
+    }
+
     /// All figures in OpenMetrics text, of the media type [`OPENMETRICS`].
     #[must_use]
     pub fn encode(&self) -> String {
@@ -314,6 +339,8 @@ impl Figures {
         let took = match record.event {
             // It was counted when it was opened.
             AuditEvent::TunnelClosed => Some(&self.tunnel_duration_seconds),
+            // Tokens have figures of their own.
+            AuditEvent::TokenIssued | AuditEvent::TokenRefused => None,
             AuditEvent::Request | AuditEvent::Tunnel | AuditEvent::Repeated => {
                 let listener = Arc::clone(&record.listener);
                 self.requests
@@ -369,6 +396,7 @@ impl Observe for Figures {
             }
             Observation::Token {
                 outcome,
+                algorithm,
                 took,
                 cached: false,
                 trace_id,
@@ -376,7 +404,7 @@ impl Observe for Figures {
                 self.jwt_cache_misses.inc();
                 let seconds = self
                     .jwt_validation_seconds
-                    .get_or_create(&OutcomeLabel { outcome });
+                    .get_or_create(&TokenLabels { outcome, algorithm });
                 observe_now(&seconds, took, trace_id);
             }
             Observation::Decision {

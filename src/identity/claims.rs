@@ -14,6 +14,8 @@ use crate::egress::{AgentId, Destination, TenantId};
 pub const MAX_ACTORS: usize = 8;
 /// The most bytes a `jti` or the name of an actor may have.
 const MAX_NAME_BYTES: usize = 256;
+/// The most bytes a scope may have.
+const MAX_SCOPE_BYTES: usize = 1024;
 /// The last second of the year 9999, the last that RFC 3339 can write.
 pub(super) const MAX_DATE: u64 = 253_402_300_799;
 
@@ -26,6 +28,7 @@ pub(super) fn judge(
     key_id: &Arc<str>,
     now: u64,
     leeway: u64,
+    max_actors: usize,
 ) -> Result<Principal, TokenError> {
     let members = json::object(text).map_err(|error| {
         TokenError::Malformed(match error {
@@ -41,12 +44,15 @@ pub(super) fn judge(
     let iss = claims.issuer(issuer)?;
     claims.audience(issuer)?;
     let (expires_at, issued_at) = claims.dates(now, leeway)?;
+    let (agent, tenant) = claims.names(issuer)?;
     Ok(Principal {
-        agent: claims.agent(issuer)?,
-        tenant: claims.tenant()?,
+        agent,
+        tenant,
         destinations: claims.destinations()?,
         jti: claims.name("jti")?.map(Into::into),
-        act: claims.actors()?,
+        act: claims.actors(max_actors)?,
+        scope: claims.scope(),
+        client: claims.name("client_id")?.map(Into::into),
         issuer: iss.map(Into::into),
         key_id: Arc::clone(key_id),
         issued_at,
@@ -61,7 +67,33 @@ struct Claims<'m> {
 }
 
 impl<'m> Claims<'m> {
-    fn agent(&self, issuer: &TrustedIssuer) -> Result<AgentId, TokenError> {
+    /// What the agent and its tenant are called.
+    fn names(&self, issuer: &TrustedIssuer) -> Result<(AgentId, Option<TenantId>), TokenError> {
+        let (claim, name) = self.agent(issuer)?;
+        let Some(naming) = &issuer.naming else {
+            let agent = self.agent_id(claim, name)?;
+            return Ok((agent, self.tenant(&issuer.tenant_claim)?));
+        };
+        let named = naming.apply(name).ok_or_else(|| {
+            self.invalid(claim, &format!("{name:?} is not like {}", naming.pattern()))
+        })?;
+        let agent = self.agent_id(claim, &named.agent)?;
+        let tenant = match &named.tenant {
+            Some(tenant) => Some(
+                TenantId::parse(tenant)
+                    .map_err(|error| self.invalid(claim, &format!("as a tenant: {error}")))?,
+            ),
+            None => self.tenant(&issuer.tenant_claim)?,
+        };
+        Ok((agent, tenant))
+    }
+
+    fn agent_id(&self, claim: &str, name: &str) -> Result<AgentId, TokenError> {
+        AgentId::parse(name).map_err(|error| self.invalid(claim, &error.to_string()))
+    }
+
+    /// The claim that names the agent, and what it says.
+    fn agent<'i>(&self, issuer: &'i TrustedIssuer) -> Result<(&'i str, &'m str), TokenError> {
         let (claim, name) = match &issuer.agent {
             AgentClaim::Named(claim) => (claim.as_str(), self.text(claim)?),
             AgentClaim::Own => match (self.text("agent_id")?, self.text("sub")?) {
@@ -73,14 +105,13 @@ impl<'m> Claims<'m> {
                 (None, None) => ("agent_id", None),
             },
         };
-        let name = name.ok_or_else(|| self.missing(claim))?;
-        AgentId::parse(name).map_err(|error| self.invalid(claim, &error.to_string()))
+        Ok((claim, name.ok_or_else(|| self.missing(claim))?))
     }
 
-    fn tenant(&self) -> Result<Option<TenantId>, TokenError> {
-        self.text("tenant")?
+    fn tenant(&self, claim: &str) -> Result<Option<TenantId>, TokenError> {
+        self.text(claim)?
             .map(|name| {
-                TenantId::parse(name).map_err(|error| self.invalid("tenant", &error.to_string()))
+                TenantId::parse(name).map_err(|error| self.invalid(claim, &error.to_string()))
             })
             .transpose()
     }
@@ -110,12 +141,13 @@ impl<'m> Claims<'m> {
     }
 
     /// The chain of `act`, flattened (RFC 8693, 4.1): the present actor first.
-    fn actors(&self) -> Result<Option<Arc<[String]>>, TokenError> {
+    fn actors(&self, most: usize) -> Result<Option<Arc<[String]>>, TokenError> {
         let mut next = self.members.get("act");
         let mut chain = Vec::new();
         while let Some(act) = next {
-            if chain.len() == MAX_ACTORS {
-                return Err(self.invalid("act", "it has more than 8 actors"));
+            if chain.len() >= most.min(MAX_ACTORS) {
+                let why = format!("it has more than {} actors", most.min(MAX_ACTORS));
+                return Err(self.invalid("act", &why));
             }
             let Some(Value::String(actor)) = act.get("sub") else {
                 return Err(self.invalid("act", "an actor has no `sub`"));
@@ -131,6 +163,15 @@ impl<'m> Claims<'m> {
         } else {
             Some(chain.into())
         })
+    }
+
+    /// Foreign issuers also write it as a list, or with other words in it;
+    /// such a scope is one that cannot be handed on.
+    fn scope(&self) -> Option<Arc<str>> {
+        match self.members.get("scope") {
+            Some(Value::String(scope)) if is_scope(scope) => Some(scope.as_str().into()),
+            _ => None,
+        }
     }
 
     fn issuer(&self, issuer: &TrustedIssuer) -> Result<Option<&'m str>, TokenError> {
@@ -287,6 +328,16 @@ pub(super) fn is_name(text: &str) -> bool {
     (1..=MAX_NAME_BYTES).contains(&text.len()) && !text.chars().any(char::is_control)
 }
 
+/// Whether it is `scope-token *( SP scope-token )` (RFC 6749, 3.3) of a length
+/// that fits into a token.
+pub(super) fn is_scope(text: &str) -> bool {
+    let of_token = |b: u8| matches!(b, 0x21 | 0x23..=0x5b | 0x5d..=0x7e);
+    text.len() <= MAX_SCOPE_BYTES
+        && text
+            .split(' ')
+            .all(|word| !word.is_empty() && word.bytes().all(of_token))
+}
+
 /// Agent and `jti` where they can be read, whatever else is wrong.
 fn facts(members: &Map<String, Value>, issuer: &TrustedIssuer) -> Facts {
     let text = |claim: &str| members.get(claim).and_then(Value::as_str);
@@ -295,7 +346,10 @@ fn facts(members: &Map<String, Value>, issuer: &TrustedIssuer) -> Facts {
         AgentClaim::Named(claim) => text(claim),
     };
     Facts {
-        agent: agent.and_then(|name| AgentId::parse(name).ok()),
+        agent: agent.and_then(|name| match &issuer.naming {
+            None => AgentId::parse(name).ok(),
+            Some(naming) => AgentId::parse(&naming.apply(name)?.agent).ok(),
+        }),
         jti: text("jti").filter(|jti| is_name(jti)).map(Into::into),
     }
 }
