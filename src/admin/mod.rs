@@ -27,6 +27,7 @@ use crate::proxy::{LocalPages, Page, remove_stale};
 pub struct Readiness {
     policy: Mutex<Option<String>>,
     keys: Mutex<Option<String>>,
+    certificates: Mutex<Option<String>>,
     draining: AtomicBool,
 }
 
@@ -39,6 +40,21 @@ impl Readiness {
     /// How the last reading of the keys went.
     pub fn keys_are(&self, outcome: Result<(), String>) {
         *self.keys.lock().unwrap_or_else(PoisonError::into_inner) = outcome.err();
+    }
+
+    /// How the last reading of the TLS certificates went.
+    pub fn certificates_are(&self, outcome: Result<(), String>) {
+        *self
+            .certificates
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = outcome.err();
+    }
+
+    fn certificates(&self) -> Option<String> {
+        self.certificates
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// The gateway is going down.
@@ -187,6 +203,7 @@ impl Admin {
                 "refused": policy,
             },
             "keys": { "refused": keys },
+            "certificates": { "refused": self.readiness.certificates() },
             "audit": { "failing": state.failing, "queue": state.depth },
         });
         page_of(if ready { 200 } else { 503 }, &body)

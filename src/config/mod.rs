@@ -18,13 +18,13 @@ mod load;
 pub use error::{ConfigError, Place};
 pub use load::{Override, Purpose, Sources};
 pub use settings::{
-    Agent, Audit, Config, Identity, Limits, Listen, Log, Resolver, ResolverCache, Timeouts,
-    TokenCache, TunnelDefaults,
+    Agent, Audit, Config, Identity, Limits, Listen, Log, Resolver, ResolverCache, Timeouts, Tls,
+    TlsClients, TokenCache, TunnelDefaults,
 };
 pub use value::{
-    AuditPath, AuthFailureStatus, BasicUser, ByteSize, Endpoint, Family, Fsync, Listener,
-    LogFormat, LogLevel, Overflow, Plain, Secret, Threads, TrustedKey, UnixMode, Verdict,
-    parse_duration,
+    Alpn, AuditPath, AuthFailureStatus, BasicUser, ByteSize, CertificatePair, ClientCertificates,
+    Endpoint, Family, Fsync, Listener, LogFormat, LogLevel, Overflow, Plain, RequiredProof, Secret,
+    Threads, TlsVersion, TrustedKey, UnixMode, Verdict, parse_duration,
 };
 
 #[cfg(test)]
