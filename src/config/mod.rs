@@ -18,13 +18,14 @@ mod load;
 pub use error::{ConfigError, Place};
 pub use load::{Override, Purpose, Sources};
 pub use settings::{
-    Agent, Audit, Config, Identity, Limits, Listen, Log, Resolver, ResolverCache, Timeouts, Tls,
-    TlsClients, TokenCache, TunnelDefaults,
+    Agent, Audit, Config, Identity, Limits, Listen, Log, Redis, Resolver, ResolverCache, Timeouts,
+    Tls, TlsClients, TokenCache, TunnelDefaults,
 };
 pub use value::{
     Alpn, AuditPath, AuthFailureStatus, BasicUser, ByteSize, CertificatePair, ClientCertificates,
-    Endpoint, Family, Fsync, Listener, LogFormat, LogLevel, Overflow, Plain, RequiredProof, Secret,
-    Threads, TlsVersion, TrustedKey, UnixMode, Verdict, parse_duration,
+    Endpoint, Family, Fsync, Listener, LogFormat, LogLevel, Overflow, Plain, RedisAddress,
+    RedisUrl, RequiredProof, Secret, Threads, TlsVersion, TrustedKey, UnixMode, Verdict,
+    parse_duration,
 };
 
 #[cfg(test)]

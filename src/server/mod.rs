@@ -2,6 +2,7 @@
 //! serves any, reloads, and drains.
 
 mod certificates;
+mod documents;
 pub mod load;
 mod reload;
 
@@ -21,6 +22,7 @@ use crate::adapters::names::{Resolver, ResolverSettings};
 use crate::adapters::records::{
     self, AuditLog, AuditLogSettings, Durability, FileWriter, Rotation, StreamWriter,
 };
+use crate::adapters::redis::{Redis, RedisSettings};
 use crate::admin::{Admin, Readiness};
 use crate::config::{
     self, AuditPath, BasicUser, Config, Endpoint, Fsync, Listener, Overflow, RequiredProof,
@@ -35,6 +37,7 @@ use crate::proxy::{
 };
 
 use certificates::CertificateReloader;
+use documents::Documents;
 use reload::{PolicyInForce, Reloader};
 
 /// How many keys each quota remembers.
@@ -87,7 +90,9 @@ impl Gateway {
         let figures = Arc::new(Figures::new(env!("CARGO_PKG_VERSION")));
         raise_open_files(&figures, &config);
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
-        let policy = load::policy(&config).context("the policy is not valid")?;
+        let mut documents = Documents::new(&config).context("the policy is not valid")?;
+        let loaded = documents.load().context("the policy is not valid")?;
+        let policy = loaded.policy;
         let keys = load::keys(&config).context("the keys are not valid")?;
         if keys.is_empty() {
             bail!(
@@ -152,6 +157,7 @@ impl Gateway {
                 leeway: config.identity.leeway,
                 max_token_bytes: usize::try_from(config.identity.max_token.bytes())
                     .unwrap_or(usize::MAX),
+                max_actors: config.identity.max_delegation,
             },
         );
         let tokens = Arc::new(CachedVerifier::new(
@@ -187,6 +193,10 @@ impl Gateway {
             bad_credential_status: config.auth_failure_status.code(),
             storms: StormSettings::default(),
         });
+        let redis = config.redis.as_ref().map(shared_redis);
+        if let Some(redis) = &redis {
+            figures.follow_redis(redis.clone());
+        }
         let readiness = Arc::new(Readiness::default());
         let admin = Admin::new(
             Arc::clone(&figures),
@@ -194,7 +204,8 @@ impl Gateway {
             Arc::clone(&log),
             Arc::clone(&in_force) as _,
             Arc::clone(&tokens),
-        );
+        )
+        .with_redis(redis.clone());
         let wire = Arc::new(Wire::new(
             gate,
             settings(&config),
@@ -212,6 +223,7 @@ impl Gateway {
         });
         let reloader = Reloader::new(
             Arc::clone(&config),
+            documents,
             in_force,
             tokens,
             Arc::clone(&wire),
@@ -220,6 +232,7 @@ impl Gateway {
             clock,
             names,
         );
+        reloader.refused(loaded.refused);
         Ok(Self {
             config,
             wire,
@@ -402,6 +415,18 @@ fn open_log(config: &Config) -> anyhow::Result<AuditLog> {
         },
     };
     AuditLog::start(settings, destination).context("the audit log cannot be started")
+}
+
+fn shared_redis(written: &config::Redis) -> Redis {
+    Redis::start(RedisSettings {
+        url: written.url.clone(),
+        password: written.password.clone(),
+        password_file: written.password_file.clone(),
+        ca: written.ca.clone(),
+        connect_timeout: written.connect_timeout,
+        response_timeout: written.response_timeout,
+        prefix: written.prefix.clone(),
+    })
 }
 
 fn resolver(config: &Config, clock: &Arc<dyn Clock>) -> anyhow::Result<Resolver> {

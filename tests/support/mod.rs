@@ -10,6 +10,7 @@ pub(crate) mod gateway;
 pub(crate) mod names;
 pub(crate) mod origin;
 pub(crate) mod pki;
+pub(crate) mod redis;
 pub(crate) mod tls;
 
 use std::time::{Duration, Instant};
