@@ -317,6 +317,11 @@ impl Figures {
         self.certificate_refusals.inc();
     }
 
+    /// So many revocations have been read; `None` where they cannot be.
+    pub fn revocations_are(&self, count: Option<usize>) {
+        self.state.revocations(count);
+    }
+
     /// The documents that are refused now, each with its tenant.
     pub fn policy_documents_refused<'a>(
         &self,

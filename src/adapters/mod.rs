@@ -11,4 +11,6 @@ pub mod records;
 pub mod redis;
 pub mod figures;
 pub mod watch;
+pub mod shared_file;
+pub mod revocations;
 pub mod host;

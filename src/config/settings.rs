@@ -139,6 +139,8 @@ pub struct Identity {
     pub max_token: ByteSize,
     /// Tokens that held.
     pub cache: TokenCache,
+    /// What is revoked.
+    pub revocations: Revocations,
     /// Which user name may stand beside a token in Basic.
     pub basic_user: BasicUser,
     /// The private key that `issue-token` signs with, PEM. Its public half
@@ -155,6 +157,14 @@ pub struct Identity {
     /// The URL of the admin listener as clients see it, without a slash at its
     /// end.
     pub oauth_url: Option<String>,
+}
+
+/// What is revoked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Revocations {
+    /// The list; `None` where nothing can be revoked.
+    pub file: Option<PathBuf>,
 }
 
 /// The cache of tokens that held.
@@ -564,10 +574,11 @@ fn tls_fits(read: &mut Reader<'_>, config: &Config) {
 fn identity(read: &mut Reader<'_>) -> Option<Identity> {
     let secret = read.secret();
     let cache = section!(read, "identity.cache", TokenCache { ttl, entries });
+    let revocations = section!(read, "identity.revocations", Revocations { file });
     let identity = section!(read, "identity", Identity {
         require, secret_file, keys, issuer, audience, leeway, max_token, basic_user, signing_key,
         token_ttl, max_token_ttl, max_delegation, service_accounts, oauth_url;
-        secret, cache
+        secret, cache, revocations
     })?;
     if identity.secret.is_some() && identity.secret_file.is_some() {
         let message = "AGENTPORT_JWKS_SECRET is set too: keep one of them";

@@ -21,13 +21,15 @@ pub use storm::StormSettings;
 pub use trail::{AuditTrail, Opening};
 
 use crate::egress::{AgentId, Authority, EgressRequest, Host};
-use crate::identity::{self, CachedVerifier, Certified, PeerCertificate, Principal};
+use crate::identity::{
+    self, CachedVerifier, Certified, PeerCertificate, Principal, RevocationSet, RevokedKind,
+};
 use crate::limit::{ConcurrencyLimit, InFlight, Quota, RateLimiter};
 use crate::policy::{Decision, Permit, PolicySet};
 
 use ports::{
-    AuditSink, Clock, Observation, Observe, PolicySource, Resolve, ResolveError, SinkState,
-    TrustsCertificates,
+    AuditSink, Clock, Observation, Observe, PolicySource, Resolve, ResolveError, RevocationSource,
+    SinkState, TrustsCertificates,
 };
 use trail::TrailPorts;
 
@@ -124,6 +126,8 @@ pub struct GateParts {
     /// Whom clients' certificates are trusted from; `None` where no listener
     /// asks for them.
     pub certificates: Option<Arc<dyn TrustsCertificates>>,
+    /// The revocations in force.
+    pub revocations: Arc<dyn RevocationSource>,
     /// Whether a Basic user name must be the agent's.
     pub match_basic_user: bool,
     /// Names.
@@ -153,6 +157,7 @@ pub struct Gate {
     tokens: Arc<CachedVerifier>,
     proof: Proof,
     certificates: Option<Arc<dyn TrustsCertificates>>,
+    revocations: Arc<dyn RevocationSource>,
     match_basic_user: bool,
     names: Arc<dyn Resolve>,
     per_agent: Option<RateLimiter<AgentId>>,
@@ -172,6 +177,7 @@ impl Gate {
             tokens: parts.tokens,
             proof: parts.proof,
             certificates: parts.certificates,
+            revocations: parts.revocations,
             match_basic_user: parts.match_basic_user,
             names: parts.names,
             per_agent: parts
@@ -277,6 +283,8 @@ impl Gate {
                 .any(|key| key.id() == who.key_id())
         {
             "unknown_key"
+        } else if let Some(kind) = self.revoked(who) {
+            return Err(self.bad_credential(REVOKED, revoked_detail(kind)));
         } else {
             return match who.certificate() {
                 Some(certificate) => holds(self.certificates.as_deref(), certificate, self.now()),
@@ -313,9 +321,9 @@ impl Gate {
         }
         match (self.proof, certified) {
             (Proof::Token, _) => self.by_token(credential, trail),
-            (Proof::Certificate, shown) => by_certificate(shown, trail),
+            (Proof::Certificate, shown) => self.by_certificate(shown, trail),
             (Proof::Either, Some(shown)) if credential.is_none() && shown.who.is_ok() => {
-                by_certificate(Some(shown), trail)
+                self.by_certificate(Some(shown), trail)
             }
             (Proof::Either, Some(shown)) if shown.who.is_ok() => {
                 self.by_both(shown, credential, trail)
@@ -323,6 +331,19 @@ impl Gate {
             (Proof::Either, _) => self.by_token(credential, trail),
             (Proof::Both, Some(shown)) => self.by_both(shown, credential, trail),
             (Proof::Both, None) => Err(bad_certificate("no_certificate")),
+        }
+    }
+
+    fn by_certificate(
+        &self,
+        shown: Option<&Certified>,
+        trail: &mut AuditTrail,
+    ) -> Result<Arc<Principal>, Denial> {
+        let who = named_by(shown)?;
+        trail.principal(&who);
+        match self.revoked(&who) {
+            Some(kind) => Err(self.bad_credential(REVOKED, revoked_detail(kind))),
+            None => Ok(who),
         }
     }
 
@@ -334,7 +355,7 @@ impl Gate {
         credential: Option<&[u8]>,
         trail: &mut AuditTrail,
     ) -> Result<Arc<Principal>, Denial> {
-        let named = by_certificate(Some(shown), trail)?;
+        let named = self.by_certificate(Some(shown), trail)?;
         let who = self.by_token(credential, trail)?;
         let tenants_fit = match (named.tenant(), who.tenant()) {
             (Some(named), tenant) => tenant == Some(named),
@@ -415,7 +436,26 @@ impl Gate {
                 known: Some((Some(who.agent().clone()), who.jti().cloned())),
             });
         }
+        // Also what the cache remembers: a revocation is in force at once.
+        if let Some(kind) = self.revoked(&who) {
+            return Err(BadToken {
+                code: REVOKED,
+                detail: revoked_detail(kind),
+                known: Some((Some(who.agent().clone()), who.jti().cloned())),
+            });
+        }
         Ok((who, cached))
+    }
+
+    /// By what this principal is revoked now.
+    fn revoked(&self, who: &Principal) -> Option<RevokedKind> {
+        let now = trail::unix_seconds(self.ports.clock.wall());
+        self.revocations.current().revokes(who, now)
+    }
+
+    fn bad_credential(&self, code: &'static str, detail: String) -> Denial {
+        let status = self.bad_credential_status;
+        Denial::new(Cause::BadCredential { code, status }).detail(detail)
     }
 
     /// Whether this agent may do this, and by which addresses.
@@ -621,11 +661,14 @@ impl Gate {
         Ok(passed)
     }
 
-    /// The policy and the keys of this moment, to put to what is open.
+    /// The policy, the keys and the revocations of this moment, to put to what
+    /// is open.
     #[must_use]
     pub fn judge(&self) -> Judge {
         Judge {
             policy: self.policy.current(),
+            revocations: self.revocations.current(),
+            now: trail::unix_seconds(self.ports.clock.wall()),
             keys: self
                 .tokens
                 .keys()
@@ -633,17 +676,19 @@ impl Gate {
                 .map(|key| Arc::clone(key.id()))
                 .collect(),
             certificates: self.certificates.clone(),
-            now: self.now(),
+            wall: self.now(),
         }
     }
 }
 
-/// The policy and the keys of one moment.
+/// The policy, the keys and the revocations of one moment.
 pub struct Judge {
     policy: Arc<PolicySet>,
+    revocations: Arc<RevocationSet>,
+    now: u64,
     keys: HashSet<Arc<str>>,
     certificates: Option<Arc<dyn TrustsCertificates>>,
-    now: std::time::SystemTime,
+    wall: std::time::SystemTime,
 }
 
 impl Judge {
@@ -661,8 +706,11 @@ impl Judge {
             return Err(TunnelEnd::CredentialEnded);
         }
         if let Some(certificate) = who.certificate() {
-            holds(self.certificates.as_deref(), certificate, self.now)
+            holds(self.certificates.as_deref(), certificate, self.wall)
                 .map_err(|_| TunnelEnd::CredentialEnded)?;
+        }
+        if self.revocations.revokes(who, self.now).is_some() {
+            return Err(TunnelEnd::Revoked);
         }
         match self.policy.decide(&who.subject(), request) {
             Decision::Allow(permit) => match dialled.map(|address| permit.address(address)) {
@@ -690,18 +738,13 @@ fn holds(
     })
 }
 
-fn by_certificate(
-    shown: Option<&Certified>,
-    trail: &mut AuditTrail,
-) -> Result<Arc<Principal>, Denial> {
+/// The agent that a certificate names.
+fn named_by(shown: Option<&Certified>) -> Result<Arc<Principal>, Denial> {
     let Some(shown) = shown else {
         return Err(bad_certificate("no_certificate"));
     };
     match &shown.who {
-        Ok(who) => {
-            trail.principal(who);
-            Ok(Arc::clone(who))
-        }
+        Ok(who) => Ok(Arc::clone(who)),
         Err(error) => {
             let names = [shown.certificate.uris(), shown.certificate.dns_names()].concat();
             let detail = format!("{error}: {}", names.join(", "));
@@ -714,6 +757,13 @@ fn by_certificate(
 /// never a challenge.
 fn bad_certificate(code: &'static str) -> Denial {
     Denial::new(Cause::BadCredential { code, status: 403 })
+}
+
+/// The code of a credential that was revoked.
+const REVOKED: &str = "revoked";
+
+fn revoked_detail(kind: RevokedKind) -> String {
+    format!("revoked by {kind}")
 }
 
 struct BadToken {

@@ -5,6 +5,7 @@ mod certificates;
 mod documents;
 pub mod load;
 mod reload;
+mod revocation;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -12,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 
 use crate::adapters::clock::SystemClock;
@@ -39,6 +40,7 @@ use crate::proxy::{
 use certificates::CertificateReloader;
 use documents::Documents;
 use reload::{PolicyInForce, Reloader};
+use revocation::{RevocationsInForce, Revoking};
 
 /// How many keys each quota remembers.
 const LIMIT_KEYS: usize = 100_000;
@@ -52,6 +54,7 @@ pub struct Gateway {
     log: Arc<AuditLog>,
     reloader: Reloader,
     certificates: Option<CertificateReloader>,
+    revoking: Option<Revoking>,
     readiness: Arc<Readiness>,
     stop: watch::Sender<bool>,
 }
@@ -168,6 +171,8 @@ impl Gateway {
             },
         ));
         let names = Arc::new(resolver(&config, &clock)?);
+        let revocations = Arc::new(RevocationsInForce::default());
+        let revocation_file = revocation::open(&config, &revocations, &figures)?;
         let gate = Gate::new(GateParts {
             policy: Arc::clone(&in_force) as _,
             tokens: Arc::clone(&tokens),
@@ -178,6 +183,7 @@ impl Gateway {
                 RequiredProof::Both => Proof::Both,
             },
             certificates: tls.clone().map(|tls| tls as _),
+            revocations: Arc::clone(&revocations) as _,
             match_basic_user: config.identity.basic_user == BasicUser::Match,
             names: Arc::clone(&names) as _,
             sink: Arc::clone(&log) as _,
@@ -221,6 +227,16 @@ impl Gateway {
             readiness: Arc::clone(&readiness),
             clock: Arc::clone(&clock),
         });
+        let (_read_now, asked) = mpsc::channel(16);
+        let revoking = revocation_file.map(|file| Revoking {
+            file,
+            in_force: revocations,
+            tokens: Arc::clone(&tokens),
+            wire: Arc::clone(&wire),
+            figures: Arc::clone(&figures),
+            readiness: Arc::clone(&readiness),
+            asked,
+        });
         let reloader = Reloader::new(
             Arc::clone(&config),
             documents,
@@ -241,6 +257,7 @@ impl Gateway {
             log,
             reloader,
             certificates,
+            revoking,
             readiness,
             stop,
         })
@@ -278,12 +295,16 @@ impl Gateway {
             log,
             reloader,
             certificates,
+            revoking,
             readiness,
             stop,
         } = self;
         let pid_file = write_pid_file(config.pid_file.as_deref())?;
         let reloading = tokio::spawn(reloader.run(Arc::clone(&log))?);
         let mut background = JoinSet::new();
+        if let Some(revoking) = revoking {
+            background.spawn(revoking.run()?);
+        }
         if let Some((listener, admin)) = admin {
             background.spawn(admin.serve(listener));
         }
