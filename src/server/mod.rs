@@ -183,6 +183,7 @@ impl Gateway {
                 RequiredProof::Both => Proof::Both,
             },
             certificates: tls.clone().map(|tls| tls as _),
+            issuers: None,
             revocations: Arc::clone(&revocations) as _,
             match_basic_user: config.identity.basic_user == BasicUser::Match,
             names: Arc::clone(&names) as _,
