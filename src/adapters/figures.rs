@@ -41,10 +41,11 @@ pub struct Figures {
     /// The member of `decisions` that nearly all requests want.
     allowed: Counter,
     decision_seconds: Traced,
-    jwt_validation_seconds: Family<OutcomeLabel, Traced>,
+    jwt_validation_seconds: Family<TokenLabels, Traced>,
     jwt_cache_hits: Counter,
     jwt_cache_misses: Counter,
     active_connections: Family<ListenerLabel, Gauge>,
+    handshakes: Family<HandshakeLabels, Counter>,
     active_tunnels: Gauge,
     requests_in_flight: Gauge,
     throttled: Family<LimitLabel, Counter>,
@@ -56,9 +57,11 @@ pub struct Figures {
     bytes_down: Counter,
     policy_loads: Counter,
     policy_refusals: Counter,
-    tokens: Family<TokenLabels, Counter>,
+    tokens: Family<IssuedLabels, Counter>,
     accounts_reloads: Family<OutcomeLabel, Counter>,
     certificate_expiry: Family<CertificateLabel, Gauge>,
+    certificate_loads: Counter,
+    certificate_refusals: Counter,
     state: Arc<State>,
 }
 
@@ -80,6 +83,12 @@ struct DecisionLabels {
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct TokenLabels {
+    outcome: &'static str,
+    algorithm: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct IssuedLabels {
     grant: &'static str,
     outcome: &'static str,
 }
@@ -107,6 +116,12 @@ struct LimitLabel {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ListenerLabel {
     listener: Arc<str>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct HandshakeLabels {
+    listener: Arc<str>,
+    outcome: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -162,7 +177,7 @@ impl Figures {
         let jwt_validation_seconds = seconds(
             &mut to,
             "agentport_jwt_validation",
-            "Time to check a token that was not cached",
+            "Time to check a token that was not cached, by outcome and the algorithm of its key",
             Family::new_with_constructor((|| traced(SIGNATURES)) as fn() -> Traced),
         );
         let jwt_cache = counted(
@@ -175,6 +190,12 @@ impl Figures {
             &mut to,
             "agentport_active_connections",
             "Open connections of clients",
+            Family::default(),
+        );
+        let handshakes = counted(
+            &mut to,
+            "agentport_tls_handshakes",
+            "TLS handshakes with clients: full, resumed, or why there was none",
             Family::default(),
         );
         let active_tunnels = counted(
@@ -236,12 +257,18 @@ impl Figures {
             &mut to,
             "agentport_tokens",
             "Requests to the token endpoint, by grant and what came of them",
-            Family::<TokenLabels, Counter>::default(),
+            Family::<IssuedLabels, Counter>::default(),
         );
         let accounts_reloads = counted(
             &mut to,
             "agentport_service_accounts_reloads",
-            "Readings of the changed file of service accounts; a refused one changes nothing",
+            "Readings of the file of service accounts; a refused one changes nothing",
+            Family::<OutcomeLabel, Counter>::default(),
+        );
+        let certificate_reloads = counted(
+            &mut to,
+            "agentport_certificate_reloads",
+            "Attempts to load certificates; refused ones change nothing",
             Family::<OutcomeLabel, Counter>::default(),
         );
         let certificate_expiry = seconds(
@@ -264,6 +291,8 @@ impl Figures {
         let result = |result| jwt_cache.get_or_create_owned(&ResultLabel { result });
         let direction = |direction| bytes.get_or_create_owned(&DirectionLabel { direction });
         let outcome = |outcome| policy_reloads.get_or_create_owned(&OutcomeLabel { outcome });
+        let certificates =
+            |outcome| certificate_reloads.get_or_create_owned(&OutcomeLabel { outcome });
         Self {
             allowed: decisions.get_or_create_owned(&DecisionLabels { decision, reason }),
             jwt_cache_hits: result("hit"),
@@ -274,12 +303,15 @@ impl Figures {
             policy_refusals: outcome("refused"),
             tokens,
             accounts_reloads,
+            certificate_loads: certificates("loaded"),
+            certificate_refusals: certificates("refused"),
             registry: to,
             requests,
             decisions,
             decision_seconds,
             jwt_validation_seconds,
             active_connections,
+            handshakes,
             active_tunnels,
             requests_in_flight,
             throttled,
@@ -306,7 +338,7 @@ impl Figures {
     /// The token endpoint has answered. Both are codes of the program.
     pub fn token(&self, grant: &'static str, outcome: &'static str) {
         self.tokens
-            .get_or_create(&TokenLabels { grant, outcome })
+            .get_or_create(&IssuedLabels { grant, outcome })
             .inc();
     }
 
@@ -316,6 +348,29 @@ impl Figures {
         self.accounts_reloads
             .get_or_create(&OutcomeLabel { outcome })
             .inc();
+    }
+
+    /// Certificates have come into force.
+    pub fn certificates_loaded(&self) {
+        self.certificate_loads.inc();
+    }
+
+    /// Certificates were refused, and the old ones stay.
+    pub fn certificates_refused(&self) {
+        self.certificate_refusals.inc();
+    }
+
+    /// So many revocations have been read; `None` where they cannot be.
+    pub fn revocations_are(&self, count: Option<usize>) {
+        self.state.revocations(count);
+    }
+
+    /// The documents that are refused now, each with its tenant.
+    pub fn policy_documents_refused<'a>(
+        &self,
+        documents: impl Iterator<Item = (&'a str, Option<&'a str>)>,
+    ) {
+        self.state.documents_refused(documents);
     }
 
     /// A certificate is in use until then. The name is the configuration's.
@@ -403,6 +458,12 @@ impl Observe for Figures {
                     .get_or_create(&ListenerLabel { listener })
                     .inc_by(change);
             }
+            Observation::Handshake { listener, outcome } => {
+                let listener = listener.into();
+                self.handshakes
+                    .get_or_create(&HandshakeLabels { listener, outcome })
+                    .inc();
+            }
             Observation::Tunnel { change } => {
                 self.active_tunnels.inc_by(change);
             }
@@ -414,6 +475,7 @@ impl Observe for Figures {
             }
             Observation::Token {
                 outcome,
+                algorithm,
                 took,
                 cached: false,
                 trace_id,
@@ -421,7 +483,7 @@ impl Observe for Figures {
                 self.jwt_cache_misses.inc();
                 let seconds = self
                     .jwt_validation_seconds
-                    .get_or_create(&OutcomeLabel { outcome });
+                    .get_or_create(&TokenLabels { outcome, algorithm });
                 observe_now(&seconds, took, trace_id);
             }
             Observation::Decision {

@@ -22,7 +22,7 @@ use crate::adapters::records::AuditLog;
 use crate::adapters::service_accounts::AccountsFile;
 use crate::audit::{AuditEvent, AuditRecord};
 use crate::egress::{Authority, RequestId};
-use crate::gate::ports::{AuditSink, Clock, SinkState};
+use crate::gate::ports::{AuditSink, Clock, RevocationSource, SinkState};
 use crate::identity::{
     ACCESS_TOKEN, CachedVerifier, ClientCredential, Grant, GrantError, IssueRequest, KeyRefused,
     MAX_FORM_BYTES, Principal, ServiceAccount, SigningKey, Terms, TokenIssuer, TokenRequest,
@@ -83,6 +83,8 @@ pub struct EndpointParts {
     pub address: Option<SocketAddr>,
     /// Verifies tokens that are exchanged.
     pub tokens: Arc<CachedVerifier>,
+    /// What of them has been revoked.
+    pub revocations: Arc<dyn RevocationSource>,
     /// Takes a record of each token.
     pub log: Arc<AuditLog>,
     /// Counts them.
@@ -395,7 +397,13 @@ impl TokenEndpoint {
 
     fn verify(&self, name: &str, token: &str, now: u64) -> Result<Arc<Principal>, Refusal> {
         match self.parts.tokens.verify(token, now) {
-            Ok((who, _)) => Ok(who),
+            Ok((who, _)) => match self.parts.revocations.current().revokes(&who, now) {
+                None => Ok(who),
+                Some(kind) => Err(Refusal::Grant(
+                    GrantError::InvalidRequest(format!("{name}: The token has been revoked.")),
+                    Some(format!("{name}: revoked by {kind}")),
+                )),
+            },
             Err(error) => Err(Refusal::Grant(
                 GrantError::InvalidRequest(format!("{name}: {}", error.public())),
                 Some(format!("{name}: {error}")),

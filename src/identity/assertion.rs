@@ -89,9 +89,9 @@ impl UsedAssertions {
         now: u64,
     ) -> Result<(), AssertionRefused> {
         let issuer = TrustedIssuer {
-            issuer: Some(account.id().to_string()),
             audiences: audiences.to_vec(),
             agent: AgentClaim::Named("sub".to_owned()),
+            ..TrustedIssuer::own(account.id(), "")
         };
         let keys = VerifyingKeys::new()
             .with(issuer, account.assertion_keys().iter().cloned())

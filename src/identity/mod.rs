@@ -17,6 +17,7 @@
 mod algorithm;
 mod assertion;
 mod cache;
+mod certificate;
 mod claims;
 mod compact;
 mod credential;
@@ -24,27 +25,35 @@ mod date;
 mod delegation;
 mod error;
 mod exchange;
+mod folder;
 mod grant;
 mod issue;
 mod json;
 mod jwk;
 mod key;
 mod keys;
+mod naming;
 mod pem;
 mod principal;
 mod provider;
+mod revocation;
 mod service_account;
 mod verify;
 
 pub use algorithm::Algorithm;
 pub use assertion::{AssertionRefused, MAX_ASSERTION_LIFETIME, UsedAssertions, claimed_account};
-pub use cache::{CacheSettings, CachedVerifier};
+pub use cache::{CacheSettings, CachedVerifier, KeysNow, Verdict};
+pub use certificate::{
+    CertificateError, Certified, ClientName, ClientNameError, MAX_CERTIFICATE_NAMES,
+    PeerCertificate,
+};
 pub use claims::MAX_ACTORS;
 pub use credential::{Credential, CredentialError, MAX_CREDENTIAL_BYTES};
 pub use date::rfc3339;
 pub use delegation::{covers, first_outside, meet};
 pub use error::{Facts, TokenError};
 pub use exchange::exchange;
+pub use folder::{FolderError, FolderKey, KeyFolder, KeyState};
 pub use grant::{
     ACCESS_TOKEN, ClientCredential, Grant, GrantError, MAX_FORM_BYTES, Terms, TokenRequest,
 };
@@ -54,13 +63,15 @@ pub use issue::{
 pub use jwk::{KeySet, public_jwks};
 pub use key::{KeyError, MIN_SECRET_BYTES, VerifyingKey};
 pub use keys::{AgentClaim, TrustedIssuer, VerifyingKeys};
+pub use naming::{Naming, NamingError};
 pub use principal::Principal;
+pub use revocation::{Revocation, RevocationError, RevocationSet, Revoked, RevokedKind};
 pub use service_account::{
     AccountDocument, AccountsDocument, AccountsError, Any, AnyOrList, KeyCheck, KeyDocument,
     KeyRefused, MAX_ACCOUNTS_BYTES, NewKey, ServiceAccount, ServiceAccounts, is_account_id,
     parse_lifetime,
 };
-pub use verify::{TokenVerifier, VerifierSettings};
+pub use verify::{TokenVerifier, VerifierSettings, claimed_issuer};
 
 #[cfg(test)]
 mod hostile;

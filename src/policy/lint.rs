@@ -15,11 +15,11 @@ impl PolicySet {
     #[must_use]
     pub fn lint(&self) -> Vec<PolicyWarning> {
         let rules = &*self.rules;
-        let denylists: Vec<_> = rules.documents.iter().map(DenylistOf::new).collect();
+        let denylists: Vec<_> = rules.documents().map(DenylistOf::new).collect();
         let mut warnings = Vec::new();
-        let mut said: HashMap<(usize, String), usize> = HashMap::new();
-        for (_, rule) in rules.all() {
-            let document = &rules.documents[rule.document];
+        let mut said: HashMap<((u32, u32), String), usize> = HashMap::new();
+        for (id, rule) in rules.all() {
+            let document = rules.document(id);
             let mut warn = |member: String, concern| {
                 let path = format!("rules[{}]{member}", rule.position);
                 warnings.push(Finding::new(&document.source, path, concern));
@@ -36,7 +36,7 @@ impl PolicySet {
                 }
             }
             let first = *said
-                .entry((rule.document, meaning(rule)))
+                .entry((id.in_document(), meaning(rule)))
                 .or_insert(rule.position);
             if first != rule.position {
                 warn(String::new(), Concern::SameAs(first));
@@ -110,7 +110,7 @@ struct DenylistOf<'a> {
 impl<'a> DenylistOf<'a> {
     fn new(of: &'a Document) -> Self {
         let mut hosts = HostSet::default();
-        for entry in &of.denylist {
+        for entry in &of.denylist.entries {
             if let Destination::Host(pattern) = entry {
                 hosts.insert(pattern.clone());
             }
@@ -130,7 +130,7 @@ impl<'a> DenylistOf<'a> {
         if !self.hosts.contains(&probe) {
             return None;
         }
-        self.of.denylist.iter().find(|entry| match entry {
+        self.of.denylist.entries.iter().find(|entry| match entry {
             Destination::Host(entry @ HostPattern::Exact(_)) => entry == pattern,
             Destination::Host(entry) => entry.matches(&probe),
             Destination::Range(_) => false,

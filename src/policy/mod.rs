@@ -19,7 +19,8 @@
 //! either its `hosts` or its `addresses` name, within its agents, ports,
 //! schemes, methods and paths: whoever lists a bad name and a bad range means
 //! both. In audit mode 2 and 3 let a request pass, and the permit says what
-//! enforcing would have done; 1, 4 and the classes of addresses bind always.
+//! enforcing would have done; 1 and 4 bind always, and so do the classes of
+//! addresses unless the document says `audit_addresses: true`.
 
 mod decide;
 mod decision;
@@ -29,6 +30,7 @@ mod finding;
 mod index;
 mod lint;
 mod locate;
+mod modes;
 mod range;
 mod rule;
 mod set;
@@ -37,9 +39,10 @@ mod tests;
 
 pub use decision::{Decision, Denied, DenyReason, EchRule, Permit, SniRule, TlsRule, TlsUse};
 pub use document::{
-    Action, AnyOr, Format, MAX_DOCUMENT_BYTES, Mode, PolicyDocument, PortEntry, RuleDocument,
+    Action, AgentModes, AnyOr, Format, MAX_DOCUMENT_BYTES, Mode, PolicyDocument, PortEntry,
+    RuleDocument,
 };
 pub use explain::{Check, CheckOutcome, Difference, Explanation, NearestRule, RuleRef, Verdict};
 pub use finding::{Concern, Finding, Location, PolicyError, PolicyWarning, Problem, SourceName};
 pub use locate::locate;
-pub use set::PolicySet;
+pub use set::{CheckedDocument, PolicySet};

@@ -1,8 +1,11 @@
 //! Builds the gateway from its configuration, binds every listener before it
 //! serves any, reloads, and drains.
 
+mod certificates;
+mod documents;
 pub mod load;
 mod reload;
+mod revocation;
 mod tokens;
 
 use std::net::SocketAddr;
@@ -11,7 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 
 use crate::adapters::clock::SystemClock;
@@ -24,17 +27,21 @@ use crate::adapters::records::{
 use crate::adapters::redis::{Redis, RedisSettings};
 use crate::admin::{Admin, Readiness};
 use crate::config::{
-    self, AuditPath, BasicUser, Config, Endpoint, Fsync, Listener, Overflow, Threads, Verdict,
+    self, AuditPath, BasicUser, Config, Endpoint, Fsync, Listener, Overflow, RequiredProof,
+    Threads, Verdict,
 };
 use crate::gate::ports::Clock;
-use crate::gate::{Gate, GateParts, Limits, OwnListeners, StormSettings};
+use crate::gate::{Gate, GateParts, Limits, OwnListeners, Proof, StormSettings};
 use crate::identity::{CacheSettings, CachedVerifier, TokenVerifier, VerifierSettings};
 use crate::policy::{EchRule, SniRule, TlsRule, TlsUse};
 use crate::proxy::{
-    Accepting, AgentEndpoint, Bound, FrontedAgent, ListenAddress, Settings, Wire, bind,
+    Accepting, AgentEndpoint, Bound, FrontedAgent, ListenAddress, ListenerTls, Settings, Wire, bind,
 };
 
+use certificates::CertificateReloader;
+use documents::Documents;
 use reload::{PolicyInForce, Reloader};
+use revocation::{RevocationsInForce, Revoking};
 
 /// How many keys each quota remembers.
 const LIMIT_KEYS: usize = 100_000;
@@ -47,6 +54,8 @@ pub struct Gateway {
     admin: Option<(crate::admin::BoundAdmin, Admin)>,
     log: Arc<AuditLog>,
     reloader: Reloader,
+    certificates: Option<CertificateReloader>,
+    revoking: Option<Revoking>,
     readiness: Arc<Readiness>,
     stop: watch::Sender<bool>,
 }
@@ -54,8 +63,10 @@ pub struct Gateway {
 /// Where a gateway listens, with the ports that the system chose.
 #[derive(Clone, Debug, Default)]
 pub struct Addresses {
-    /// The egress listeners.
+    /// The egress listeners in clear.
     pub egress: Vec<SocketAddr>,
+    /// The egress listeners that speak TLS.
+    pub egress_tls: Vec<SocketAddr>,
     /// The admin listener.
     pub admin: Option<SocketAddr>,
 }
@@ -83,7 +94,9 @@ impl Gateway {
         let figures = Arc::new(Figures::new(env!("CARGO_PKG_VERSION")));
         raise_open_files(&figures, &config);
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
-        let policy = load::policy(&config).context("the policy is not valid")?;
+        let mut documents = Documents::new(&config).context("the policy is not valid")?;
+        let loaded = documents.load().context("the policy is not valid")?;
+        let policy = loaded.policy;
         let keys = load::keys(&config).context("the keys are not valid")?;
         if keys.is_empty() {
             bail!(
@@ -93,6 +106,7 @@ impl Gateway {
         if let Some(bundle) = &config.upstream_ca {
             check_bundle(bundle)?;
         }
+        let tls = certificates::listener_tls(&config, &figures, &*clock)?;
         let log = Arc::new(open_log(&config)?);
         figures.follow(Arc::clone(&log));
 
@@ -106,6 +120,15 @@ impl Gateway {
                 }
             };
             egress.push(bind(&address).await.map_err(anyhow::Error::msg)?);
+        }
+        for listener in &config.listen.egress_tls {
+            let (Listener::Tcp(address), Some(tls)) = (listener, &tls) else {
+                bail!("listen.egress_tls: {listener}: TLS is spoken on addresses alone");
+            };
+            let bound = bind(&ListenAddress::Tcp(*address))
+                .await
+                .map_err(anyhow::Error::msg)?;
+            egress.push(bound.over_tls("egress_tls", Arc::clone(tls)));
         }
         let admin_listener = match &config.listen.admin {
             Some(listener) => Some(
@@ -149,9 +172,20 @@ impl Gateway {
             },
         ));
         let names = Arc::new(resolver(&config, &clock)?);
+        let revocations = Arc::new(RevocationsInForce::default());
+        let revocation_file = revocation::open(&config, &revocations, &figures)?;
         let gate = Gate::new(GateParts {
             policy: Arc::clone(&in_force) as _,
             tokens: Arc::clone(&tokens),
+            proof: match config.identity.require {
+                RequiredProof::Token => Proof::Token,
+                RequiredProof::Certificate => Proof::Certificate,
+                RequiredProof::Either => Proof::Either,
+                RequiredProof::Both => Proof::Both,
+            },
+            certificates: tls.clone().map(|tls| tls as _),
+            issuers: None,
+            revocations: Arc::clone(&revocations) as _,
             match_basic_user: config.identity.basic_user == BasicUser::Match,
             names: Arc::clone(&names) as _,
             sink: Arc::clone(&log) as _,
@@ -186,6 +220,7 @@ impl Gateway {
                 .as_ref()
                 .and_then(crate::admin::BoundAdmin::address),
             &tokens,
+            &revocations,
             &log,
             &figures,
             &clock,
@@ -197,8 +232,27 @@ impl Gateway {
             host::random_bits,
             stopped,
         ));
+        let certificates = tls.map(|tls: Arc<ListenerTls>| CertificateReloader {
+            config: Arc::clone(&config),
+            tls,
+            wire: Arc::clone(&wire),
+            figures: Arc::clone(&figures),
+            readiness: Arc::clone(&readiness),
+            clock: Arc::clone(&clock),
+        });
+        let (_read_now, asked) = mpsc::channel(16);
+        let revoking = revocation_file.map(|file| Revoking {
+            file,
+            in_force: revocations,
+            tokens: Arc::clone(&tokens),
+            wire: Arc::clone(&wire),
+            figures: Arc::clone(&figures),
+            readiness: Arc::clone(&readiness),
+            asked,
+        });
         let reloader = Reloader::new(
             Arc::clone(&config),
+            documents,
             in_force,
             tokens,
             Arc::clone(&wire),
@@ -208,6 +262,7 @@ impl Gateway {
             names,
         )
         .with_tokens(admin.tokens().cloned());
+        reloader.refused(loaded.refused);
         Ok(Self {
             config,
             wire,
@@ -215,6 +270,8 @@ impl Gateway {
             admin: admin_listener.map(|listener| (listener, admin)),
             log,
             reloader,
+            certificates,
+            revoking,
             readiness,
             stop,
         })
@@ -223,8 +280,13 @@ impl Gateway {
     /// Where it listens.
     #[must_use]
     pub fn addresses(&self) -> Addresses {
+        let addresses = |tls: bool| {
+            let of = self.egress.iter().filter(|bound| bound.is_tls() == tls);
+            of.filter_map(Bound::address).collect()
+        };
         Addresses {
-            egress: self.egress.iter().filter_map(Bound::address).collect(),
+            egress: addresses(false),
+            egress_tls: addresses(true),
             admin: self
                 .admin
                 .as_ref()
@@ -246,20 +308,27 @@ impl Gateway {
             admin,
             log,
             reloader,
+            certificates,
+            revoking,
             readiness,
             stop,
         } = self;
         let pid_file = write_pid_file(config.pid_file.as_deref())?;
         let reloading = tokio::spawn(reloader.run(Arc::clone(&log))?);
         let mut background = JoinSet::new();
+        if let Some(revoking) = revoking {
+            background.spawn(revoking.run()?);
+        }
         if let Some((listener, admin)) = admin {
             if let Some(endpoint) = admin.tokens() {
-                let follow = Arc::clone(endpoint).follow();
-                background.spawn(follow.context("cannot watch identity.service_accounts")?);
+                background.spawn(tokens::run(Arc::clone(&config), Arc::clone(endpoint))?);
             }
             background.spawn(admin.serve(listener));
         }
         background.spawn(write_repeated(Arc::clone(&wire)));
+        if let Some(certificates) = certificates {
+            background.spawn(certificates.run()?);
+        }
         let connections = config.limits.connections;
         let mut room = Vec::new();
         let mut accepting = JoinSet::new();
@@ -271,7 +340,8 @@ impl Gateway {
                 slots,
                 config.limits.connections_per_source,
                 stop.subscribe(),
-            );
+            )
+            .behind(config.listen.proxy_protocol.clone());
             accepting.spawn(accept.run(bound));
         }
         tracing::info!(
@@ -420,6 +490,7 @@ fn settings(config: &Config) -> Settings {
     Settings {
         header_timeout: config.timeouts.header,
         keepalive_timeout: config.timeouts.keepalive,
+        handshake_timeout: config.timeouts.handshake,
         body_timeout: config.timeouts.body,
         connect_timeout: config.timeouts.connect,
         response_timeout: config.timeouts.response,
