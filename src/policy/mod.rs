@@ -21,25 +21,37 @@
 //! both. In audit mode 2 and 3 let a request pass, and the permit says what
 //! enforcing would have done; 1, 4 and the classes of addresses bind always.
 
+mod cases;
+mod cover;
 mod decide;
 mod decision;
+mod diff;
 mod document;
 mod explain;
 mod finding;
 mod index;
 mod lint;
+mod learn;
 mod locate;
+mod schema;
 mod range;
+mod record;
 mod rule;
 mod set;
+mod shape;
 #[cfg(test)]
 mod tests;
 
+pub use cases::{Case, CaseFile, CaseOutcome, Coverage, Expectation, Question};
 pub use decision::{Decision, Denied, DenyReason, EchRule, Permit, SniRule, TlsRule, TlsUse};
+pub use diff::{Change, Direction, PolicyDiff, Replay, ReplayReport, Replayed, TooDifferent};
 pub use document::{
     Action, AnyOr, Format, MAX_DOCUMENT_BYTES, Mode, PolicyDocument, PortEntry, RuleDocument,
 };
 pub use explain::{Check, CheckOutcome, Difference, Explanation, NearestRule, RuleRef, Verdict};
 pub use finding::{Concern, Finding, Location, PolicyError, PolicyWarning, Problem, SourceName};
+pub use learn::{LearnError, LearnOptions, Learned, LearnedRule, Learner, LeftOut};
 pub use locate::locate;
+pub use record::{MAX_RECORD_BYTES, Recorded, RecordedEvent};
+pub use schema::{cases_schema, policy_schema};
 pub use set::PolicySet;
