@@ -27,6 +27,8 @@ fn request() -> IssueRequest {
         audience: None,
         jti: 7,
         actors: Vec::new(),
+        scope: None,
+        client: None,
     }
 }
 

@@ -22,6 +22,8 @@ fn record() -> AuditRecord {
         tenant: TenantId::parse("acme").ok(),
         token_jti: Some("0b1e7b6c-6a4e-4b2f-9d1c-8a1f".into()),
         act: None,
+        service_account: None,
+        token_ttl_s: None,
         listener: "egress".into(),
         client: Some(([127, 0, 0, 1], 40_000).into()),
         method: "GET".into(),

@@ -66,12 +66,19 @@ fn a_token_says_what_was_asked_for() {
             "--allow=api.openai.com,*.github.com",
             "--allow=203.0.113.0/24",
             "--audience=elsewhere",
+            "--scope=read",
+            "--scope=write:all",
+            "--act=helper",
+            "--act=planner",
         ],
         &[KEY],
     );
     let claims = claims(stdout(&output).trim());
     assert_eq!(claims["tenant"], "acme");
     assert_eq!(claims["aud"], "elsewhere");
+    assert_eq!(claims["scope"], "read write:all");
+    let act = serde_json::json!({"sub": "helper", "act": {"sub": "planner"}});
+    assert_eq!(claims["act"], act, "the present actor is outermost");
     let expected = serde_json::json!(["api.openai.com", "*.github.com", "203.0.113.0/24"]);
     assert_eq!(claims["allowed_destinations"], expected);
     let other = run(&["issue-token", "--agent-id=bot-01"], &[KEY]);
@@ -101,6 +108,12 @@ fn a_token_that_cannot_be_issued() {
             &[agent, "--ttl=25h"],
             &[KEY],
             "identity.max_token_ttl",
+        ),
+        (
+            "a longer chain than may be",
+            &[agent, "--act=a", "--act=b", "--act=c", "--act=d", "--act=e"],
+            &[KEY],
+            "identity.max_delegation",
         ),
         ("no time", &[agent, "--ttl=soon"], &[KEY], "--ttl soon"),
         ("no time at all", &[agent, "--ttl=0s"], &[KEY], "lifetime"),

@@ -43,6 +43,8 @@ static SETUP: LazyLock<Setup> = LazyLock::new(|| {
             audience: None,
             jti: 7,
             actors: Vec::new(),
+            scope: None,
+            client: None,
         };
         TokenIssuer::new(key, "agentport", "agentport")
             .issue(&request, NOW)

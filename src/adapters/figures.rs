@@ -25,6 +25,7 @@ use crate::audit::{AuditEvent, AuditRecord};
 use crate::gate::ports::{Observation, Observe};
 
 use super::records::AuditLog;
+use super::redis::Redis;
 use exemplar::Exemplar;
 use state::State;
 
@@ -280,6 +281,19 @@ impl Figures {
         self.policy_refusals.inc();
     }
 
+    /// So many revocations have been read; `None` where they cannot be.
+    pub fn revocations_are(&self, count: Option<usize>) {
+        self.state.revocations(count);
+    }
+
+    /// The documents that are refused now, each with its tenant.
+    pub fn policy_documents_refused<'a>(
+        &self,
+        documents: impl Iterator<Item = (&'a str, Option<&'a str>)>,
+    ) {
+        self.state.documents_refused(documents);
+    }
+
     /// A certificate is in use until then. The name is the configuration's.
     pub fn certificate_expires(&self, name: &str, at: SystemTime) {
         let certificate = name.into();
@@ -299,6 +313,11 @@ impl Figures {
         self.state.follow(log);
     }
 
+    /// Has the state of the connection to Redis read whenever the figures are.
+    pub fn follow_redis(&self, redis: Redis) {
+        self.state.redis(redis);
+    }
+
     /// All figures in OpenMetrics text, of the media type [`OPENMETRICS`].
     #[must_use]
     pub fn encode(&self) -> String {
@@ -314,6 +333,8 @@ impl Figures {
         let took = match record.event {
             // It was counted when it was opened.
             AuditEvent::TunnelClosed => Some(&self.tunnel_duration_seconds),
+            // Tokens have figures of their own.
+            AuditEvent::TokenIssued | AuditEvent::TokenRefused => None,
             AuditEvent::Request | AuditEvent::Tunnel | AuditEvent::Repeated => {
                 let listener = Arc::clone(&record.listener);
                 self.requests

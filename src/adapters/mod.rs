@@ -1,5 +1,5 @@
 //! The machine: the clock, names, records, figures, files and their watching,
-//! and what the process is given by its host.
+//! a shared Redis, and what the process is given by its host.
 //!
 //! Everything that `gate` asks for as a trait is answered here. Nothing here
 //! decides whether a request may pass.
@@ -7,6 +7,9 @@
 pub mod clock;
 pub mod names;
 pub mod records;
+pub mod redis;
 pub mod figures;
 pub mod watch;
+pub mod shared_file;
+pub mod revocations;
 pub mod host;

@@ -17,6 +17,7 @@ use tokio::net::{TcpListener, UnixListener};
 
 use crate::adapters::figures::{Figures, OPENMETRICS};
 use crate::adapters::records::AuditLog;
+use crate::adapters::redis::Redis;
 use crate::config::Listener;
 use crate::gate::ports::PolicySource;
 use crate::identity::{CachedVerifier, public_jwks};
@@ -26,7 +27,9 @@ use crate::proxy::{LocalPages, Page, remove_stale};
 #[derive(Debug, Default)]
 pub struct Readiness {
     policy: Mutex<Option<String>>,
+    documents: Mutex<Vec<serde_json::Value>>,
     keys: Mutex<Option<String>>,
+    revocations: Mutex<Option<String>>,
     draining: AtomicBool,
 }
 
@@ -36,9 +39,33 @@ impl Readiness {
         *self.policy.lock().unwrap_or_else(PoisonError::into_inner) = outcome.err();
     }
 
+    /// The path of the policy was read, and these of its documents are refused:
+    /// objects with `document`, `tenant`, `last_good_in_force` and `error`.
+    pub fn documents_are<D: serde::Serialize + ToString>(&self, refused: &[D]) {
+        let list = refused.iter().map(|one| json!(one)).collect();
+        *self
+            .documents
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = list;
+        let errors: Vec<String> = refused.iter().map(ToString::to_string).collect();
+        self.policy_is(match errors.is_empty() {
+            true => Ok(()),
+            false => Err(errors.join("\n")),
+        });
+    }
+
     /// How the last reading of the keys went.
     pub fn keys_are(&self, outcome: Result<(), String>) {
         *self.keys.lock().unwrap_or_else(PoisonError::into_inner) = outcome.err();
+    }
+
+    /// How the last reading of the revocations went.
+    pub fn revocations_are(&self, outcome: Result<(), String>) {
+        let mut revocations = self
+            .revocations
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        *revocations = outcome.err();
     }
 
     /// The gateway is going down.
@@ -69,6 +96,7 @@ pub struct Admin {
     log: Arc<AuditLog>,
     policy: Arc<dyn PolicySource>,
     tokens: Arc<CachedVerifier>,
+    redis: Option<Redis>,
 }
 
 /// The admin listener, bound.
@@ -135,7 +163,15 @@ impl Admin {
             log,
             policy,
             tokens,
+            redis: None,
         }
+    }
+
+    /// The same, with the state of the Redis that replicas share.
+    #[must_use]
+    pub fn with_redis(mut self, redis: Option<Redis>) -> Self {
+        self.redis = redis;
+        self
     }
 
     /// Serves the admin listener for ever.
@@ -172,9 +208,22 @@ impl Admin {
     }
 
     /// Ready unless records cannot be written; a policy or a key that was
-    /// refused is shown, and the last good one serves on.
+    /// refused is shown, and the last good one serves on. So is a Redis that is
+    /// away: every limit says what it does then.
     fn ready(&self) -> Page {
         let (policy, keys) = self.readiness.problems();
+        let revocations = self
+            .readiness
+            .revocations
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        let documents = self
+            .readiness
+            .documents
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
         let state = self.log.state();
         let draining = self.readiness.draining.load(Ordering::Relaxed);
         let ready = !state.failing && !draining;
@@ -184,10 +233,17 @@ impl Admin {
             "policy": {
                 "version": self.policy.current().digest().as_ref(),
                 "rules": self.policy.current().rule_count(),
+                "tenants": self.policy.current().tenants().count(),
                 "refused": policy,
+                "refused_documents": documents,
             },
             "keys": { "refused": keys },
+            "revocations": { "failing": revocations },
             "audit": { "failing": state.failing, "queue": state.depth },
+            "redis": self.redis.as_ref().map(|redis| {
+                let state = redis.state();
+                json!({ "connected": state.connected, "error": state.last_error })
+            }),
         });
         page_of(if ready { 200 } else { 503 }, &body)
     }

@@ -24,6 +24,10 @@ pub enum AuditEvent {
     TunnelClosed,
     /// Refusals like an earlier one, counted instead of written one by one.
     Repeated,
+    /// A token that the token endpoint has issued.
+    TokenIssued,
+    /// A token that the token endpoint was asked for and refused.
+    TokenRefused,
 }
 
 /// One line of the audit log. A field that does not apply is `null`.
@@ -49,6 +53,12 @@ pub struct AuditRecord {
     pub token_jti: Option<Arc<str>>,
     /// On whose behalf: the delegation chain, nearest actor first (RFC 8693).
     pub act: Option<Arc<[String]>>,
+    /// The service account to which its token was issued, or that asks for one.
+    pub service_account: Option<Arc<str>>,
+    /// How long an issued token lives, in seconds. Stands in records of tokens
+    /// only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token_ttl_s: Option<u64>,
     /// The listener that took the connection.
     pub listener: Arc<str>,
     /// Who connected; `null` on a Unix socket.
@@ -206,6 +216,8 @@ mod tests {
             tenant: None,
             token_jti: Some("j\"1\n".into()),
             act: None,
+            service_account: None,
+            token_ttl_s: None,
             listener: "egress".into(),
             client: None,
             method: "GET".into(),

@@ -40,6 +40,12 @@ pub(super) struct IssueArgs {
     /// Whom the token is for, where it is not this gateway
     #[arg(long, value_name = "NAME")]
     audience: Option<String>,
+    /// A word of the token's scope; may be given again
+    #[arg(long, value_name = "WORD", value_delimiter = ' ')]
+    scope: Vec<String>,
+    /// Who acts for the agent; given again, the actor before that one (RFC 8693)
+    #[arg(long, value_name = "NAME")]
+    act: Vec<String>,
 }
 
 pub(super) fn issue(settings: &SettingsArgs, args: &IssueArgs) -> anyhow::Result<ExitCode> {
@@ -69,6 +75,8 @@ pub(super) fn issue(settings: &SettingsArgs, args: &IssueArgs) -> anyhow::Result
             destinations: (!destinations.is_empty()).then_some(destinations),
             lifetime,
             audience: args.audience.clone(),
+            scope: (!args.scope.is_empty()).then(|| args.scope.join(" ")),
+            actors: args.act.clone(),
         },
     )?;
     super::give(&format!("{token}\n"));
@@ -82,6 +90,8 @@ pub(super) struct Wanted {
     pub(super) destinations: Option<Vec<Destination>>,
     pub(super) lifetime: Duration,
     pub(super) audience: Option<String>,
+    pub(super) scope: Option<String>,
+    pub(super) actors: Vec<String>,
 }
 
 /// Signs a token with the configured key.
@@ -91,6 +101,12 @@ pub(super) fn issue_token(config: &Config, wanted: Wanted) -> anyhow::Result<Str
         bail!(
             "a token may live for {:?} at most (identity.max_token_ttl)",
             identity.max_token_ttl
+        );
+    }
+    if wanted.actors.len() > identity.max_delegation {
+        bail!(
+            "a token may have {} actors at most (identity.max_delegation)",
+            identity.max_delegation
         );
     }
     let Some(key) = load::signing_key(config)? else {
@@ -109,7 +125,9 @@ pub(super) fn issue_token(config: &Config, wanted: Wanted) -> anyhow::Result<Str
         lifetime: wanted.lifetime,
         audience: wanted.audience,
         jti: host::random_bits(),
-        actors: Vec::new(),
+        actors: wanted.actors,
+        scope: wanted.scope,
+        client: None,
     };
     TokenIssuer::new(key, &identity.issuer, &identity.audience)
         .issue(&request, now)

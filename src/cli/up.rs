@@ -131,6 +131,8 @@ fn token(config: &Config, agent: &str) -> anyhow::Result<String> {
             destinations: None,
             lifetime: TOKEN_LIFETIME,
             audience: None,
+            scope: None,
+            actors: Vec::new(),
         },
     )
 }

@@ -118,8 +118,9 @@ const VARIABLE_ALIASES: &[(&str, &str)] = &[
     ("GOMAXPROCS", "threads"),
 ];
 
-/// The one secret that the environment may hold.
+/// The secrets that the environment may hold.
 const SECRET_VARIABLE: &str = "AGENTPORT_JWKS_SECRET";
+const REDIS_PASSWORD_VARIABLE: &str = "AGENTPORT_REDIS_PASSWORD";
 
 /// Variables of other programs and commands, which set nothing here: the
 /// agent's, the file's own name, and a licence, for which there is no need.
@@ -137,9 +138,13 @@ const HINTS: &[(&str, &str)] = &[
     ("identity.secret", SECRET_HINT),
     ("identity.jwks_secret", SECRET_HINT),
     ("jwks_secret", SECRET_HINT),
+    ("redis.password", REDIS_HINT),
     ("workers", "unknown key: write threads"),
     ("worker_count", "unknown key: write threads"),
 ];
+
+const REDIS_HINT: &str = "secrets do not stand in this file: write redis.password_file, or set \
+                          AGENTPORT_REDIS_PASSWORD";
 
 const SECRET_HINT: &str = "secrets do not stand in this file: write identity.secret_file, or set \
                            AGENTPORT_JWKS_SECRET";
@@ -204,6 +209,7 @@ pub(super) struct Reader<'a> {
     /// What was written for each key, from the lowest layer to the highest.
     layers: BTreeMap<&'a str, Vec<Node>>,
     secret: Option<Node>,
+    redis_password: Option<Node>,
     errors: Vec<ConfigError>,
 }
 
@@ -237,13 +243,26 @@ impl Reader<'_> {
 
     /// The secret, where one is set.
     pub(super) fn secret(&mut self) -> Option<Option<Secret>> {
-        let Some(node) = &self.secret else {
+        self.read_secret(self.secret.clone(), Secret::parse)
+    }
+
+    /// The password of Redis, where the environment has it.
+    pub(super) fn redis_password(&mut self) -> Option<Option<Secret>> {
+        self.read_secret(self.redis_password.clone(), Secret::password)
+    }
+
+    fn read_secret(
+        &mut self,
+        node: Option<Node>,
+        parse: fn(&str) -> Result<Secret, String>,
+    ) -> Option<Option<Secret>> {
+        let Some(node) = node else {
             return Some(None);
         };
         let Value::Scalar(text) = &node.value else {
             return None;
         };
-        match Secret::parse(text) {
+        match parse(text) {
             Ok(secret) => Some(Some(secret)),
             Err(message) => {
                 let place = node.place.clone();
@@ -366,6 +385,10 @@ impl Reader<'_> {
             self.secret = Some(Node::scalar(value, place));
             return;
         }
+        if name == REDIS_PASSWORD_VARIABLE {
+            self.redis_password = Some(Node::scalar(value, place));
+            return;
+        }
         match variable_key(name) {
             Some(key) => self.lay(&key, value, place),
             None => self.push(place, None, unknown_variable(name)),
@@ -450,7 +473,10 @@ fn unknown_variable(name: &str) -> String {
         .iter()
         .map(|(k, _)| Config::variable(k))
         .collect();
-    let others = FOREIGN_VARIABLES.iter().chain([&SECRET_VARIABLE]).copied();
+    let others = FOREIGN_VARIABLES
+        .iter()
+        .chain([&SECRET_VARIABLE, &REDIS_PASSWORD_VARIABLE])
+        .copied();
     // Only what tells names apart counts for their likeness.
     let candidates = variables.iter().map(String::as_str).chain(others);
     let known = candidates.filter_map(|known| known.strip_prefix(PREFIX));
@@ -535,6 +561,14 @@ fn show(config: &Config, layers: &BTreeMap<&str, Vec<Node>>) -> String {
     }
     if config.identity.secret.is_some() {
         line(&mut out, 0, &format!("# {SECRET_VARIABLE}: [redacted]"));
+    }
+    let redis = config.redis.as_ref();
+    if redis.is_some_and(|redis| redis.password.is_some()) {
+        line(
+            &mut out,
+            0,
+            &format!("# {REDIS_PASSWORD_VARIABLE}: [redacted]"),
+        );
     }
     out
 }

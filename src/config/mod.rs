@@ -18,13 +18,13 @@ mod load;
 pub use error::{ConfigError, Place};
 pub use load::{Override, Purpose, Sources};
 pub use settings::{
-    Agent, Audit, Config, Identity, Limits, Listen, Log, Resolver, ResolverCache, Timeouts,
+    Agent, Audit, Config, Identity, Limits, Listen, Log, Redis, Resolver, ResolverCache, Timeouts,
     TokenCache, TunnelDefaults,
 };
 pub use value::{
     AuditPath, AuthFailureStatus, BasicUser, ByteSize, Endpoint, Family, Fsync, Listener,
-    LogFormat, LogLevel, Overflow, Plain, Secret, Threads, TrustedKey, UnixMode, Verdict,
-    parse_duration,
+    LogFormat, LogLevel, Overflow, Plain, RedisAddress, RedisUrl, Secret, Threads, TrustedKey,
+    UnixMode, Verdict, parse_duration,
 };
 
 #[cfg(test)]

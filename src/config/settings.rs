@@ -6,14 +6,15 @@ use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::egress::{Destination, DnsName};
+use crate::egress::{Destination, DnsName, Host};
 use crate::limit::Quota;
 use crate::policy::Mode;
 
 use super::load::{Purpose, Reader};
 use super::value::{
     AuditPath, AuthFailureStatus, BasicUser, ByteSize, Endpoint, Family, Fsync, Listener,
-    LogFormat, LogLevel, Overflow, Plain, Secret, Threads, TrustedKey, UnixMode, Verdict,
+    LogFormat, LogLevel, Overflow, Plain, RedisAddress, RedisUrl, Secret, Threads, TrustedKey,
+    UnixMode, Verdict,
 };
 
 /// The gateway's settings, all of them read and fitting together. Made by
@@ -46,6 +47,9 @@ pub struct Config {
     pub audit: Audit,
     /// What the gateway says of itself.
     pub log: Log,
+    /// What replicas share; `None` where there is one gateway, or each keeps to
+    /// itself.
+    pub redis: Option<Redis>,
     /// The agent behind the gateway.
     pub agent: Agent,
     /// Worker threads.
@@ -96,6 +100,8 @@ pub struct Identity {
     pub max_token: ByteSize,
     /// Tokens that held.
     pub cache: TokenCache,
+    /// What is revoked.
+    pub revocations: Revocations,
     /// Which user name may stand beside a token in Basic.
     pub basic_user: BasicUser,
     /// The private key that `issue-token` signs with, PEM. Its public half
@@ -105,6 +111,21 @@ pub struct Identity {
     pub token_ttl: Duration,
     /// The longest life that may be asked for; at least `token_ttl`.
     pub max_token_ttl: Duration,
+    /// The most actors of a delegation chain; 0 for no delegated tokens.
+    pub max_delegation: usize,
+    /// The file of service accounts; `None` for no token endpoint.
+    pub service_accounts: Option<PathBuf>,
+    /// The URL of the admin listener as clients see it, without a slash at its
+    /// end.
+    pub oauth_url: Option<String>,
+}
+
+/// What is revoked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Revocations {
+    /// The list; `None` where nothing can be revoked.
+    pub file: Option<PathBuf>,
 }
 
 /// The cache of tokens that held.
@@ -246,6 +267,27 @@ pub struct Log {
     pub format: LogFormat,
 }
 
+/// The Redis or Valkey that replicas share.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Redis {
+    /// Where it is.
+    pub url: RedisUrl,
+    /// Its password, from `AGENTPORT_REDIS_PASSWORD`. Never set together with
+    /// [`Redis::password_file`].
+    pub password: Option<Secret>,
+    /// A file that holds it.
+    pub password_file: Option<PathBuf>,
+    /// A PEM bundle that its certificate is checked against.
+    pub ca: Option<PathBuf>,
+    /// For one attempt to connect.
+    pub connect_timeout: Duration,
+    /// For the answer to one command.
+    pub response_timeout: Duration,
+    /// What every key of ours begins with.
+    pub prefix: String,
+}
+
 /// The agent behind the gateway.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -264,10 +306,13 @@ pub(super) const BOUNDS: &[(&str, &str, &str)] = &[
     ("identity.cache.ttl", "0s", "1h"),
     ("identity.token_ttl", "1s", ""),
     ("identity.max_token_ttl", "1s", ""),
+    ("identity.max_delegation", "0", "8"),
     ("resolver.timeout", "10ms", "1m"),
     ("resolver.cache.min_ttl", "0s", "1h"),
     ("resolver.cache.max_ttl", "0s", "1d"),
     ("resolver.cache.negative_ttl", "0s", "5m"),
+    ("redis.connect_timeout", "10ms", "1m"),
+    ("redis.response_timeout", "10ms", "1m"),
     ("timeouts.upstream_idle", "0s", ""),
     ("timeouts.drain", "0s", ""),
     // Tokens of 5 kB are in use, so less than this would refuse real clients.
@@ -304,6 +349,7 @@ pub(super) fn config(read: &mut Reader<'_>, purpose: Purpose) -> Option<Config> 
     let tunnel = tunnel(read);
     let audit = audit(read);
     let log = log(read);
+    let redis = redis(read);
     let agent = agent(read);
     let threads = read.value("threads");
     let pid_file = read.value("pid_file");
@@ -324,6 +370,7 @@ pub(super) fn config(read: &mut Reader<'_>, purpose: Purpose) -> Option<Config> 
         tunnel: tunnel?,
         audit: audit?,
         log: log?,
+        redis: redis?,
         agent: agent?,
         threads: threads?,
         pid_file: pid_file?,
@@ -405,10 +452,11 @@ fn policy(read: &mut Reader<'_>) -> Option<Option<PathBuf>> {
 fn identity(read: &mut Reader<'_>) -> Option<Identity> {
     let secret = read.secret();
     let cache = section!(read, "identity.cache", TokenCache { ttl, entries });
+    let revocations = section!(read, "identity.revocations", Revocations { file });
     let identity = section!(read, "identity", Identity {
         secret_file, keys, issuer, audience, leeway, max_token, basic_user, signing_key,
-        token_ttl, max_token_ttl;
-        secret, cache
+        token_ttl, max_token_ttl, max_delegation, service_accounts, oauth_url;
+        secret, cache, revocations
     })?;
     if identity.secret.is_some() && identity.secret_file.is_some() {
         let message = "AGENTPORT_JWKS_SECRET is set too: keep one of them";
@@ -418,7 +466,28 @@ fn identity(read: &mut Reader<'_>) -> Option<Identity> {
         let message = "more than identity.max_token_ttl: write at most that";
         read.mistake("identity.token_ttl", message.to_owned());
     }
+    if let Some(url) = &identity.oauth_url
+        && !is_base_url(url)
+    {
+        let message = "write the scheme and the authority, and no slash at the end: \
+                       https://tokens.example.internal";
+        read.mistake("identity.oauth_url", message.to_owned());
+    }
     Some(identity)
+}
+
+/// `http://authority` or `https://authority`, perhaps with a path.
+fn is_base_url(url: &str) -> bool {
+    let rest = url
+        .strip_prefix("https://")
+        .or_else(|| url.strip_prefix("http://"));
+    rest.is_some_and(|rest| {
+        !rest.is_empty()
+            && !rest.ends_with('/')
+            && rest
+                .bytes()
+                .all(|b| b.is_ascii_graphic() && !b"?#@\"\\<>".contains(&b))
+    })
 }
 
 /// A gateway without any key would refuse everybody. Better that it says so.
@@ -539,6 +608,52 @@ fn log(read: &mut Reader<'_>) -> Option<Log> {
     section!(read, "log", Log { level, format })
 }
 
+/// Nothing is shared where no `redis.url` is written. What is written beside it
+/// is read all the same, so that no mistake waits for its day.
+fn redis(read: &mut Reader<'_>) -> Option<Option<Redis>> {
+    let url: Option<Option<RedisUrl>> = read.value("redis.url");
+    let password = read.redis_password();
+    let password_file: Option<Option<PathBuf>> = read.value("redis.password_file");
+    let ca: Option<Option<PathBuf>> = read.value("redis.ca");
+    let connect_timeout = read.value("redis.connect_timeout");
+    let response_timeout = read.value("redis.response_timeout");
+    let prefix: Option<String> = read.value("redis.prefix");
+    let (url, password, password_file, ca) = (url?, password?, password_file?, ca?);
+    let (connect_timeout, response_timeout, prefix) =
+        (connect_timeout?, response_timeout?, prefix?);
+    if password.is_some() && password_file.is_some() {
+        let message = "AGENTPORT_REDIS_PASSWORD is set too: keep one of them";
+        read.mistake("redis.password_file", message);
+    }
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"-_.:{}".contains(&b);
+    if prefix.is_empty() || prefix.len() > 64 || !prefix.bytes().all(plain) {
+        let message = format!("{prefix:?}: write 1 to 64 letters, digits or -_.:{{}}");
+        read.mistake("redis.prefix", message);
+    }
+    let Some(url) = url else {
+        let idle = [
+            ("redis.password_file", password_file.is_some()),
+            ("redis.ca", ca.is_some()),
+        ];
+        for (key, _) in idle.into_iter().filter(|(_, written)| *written) {
+            read.mistake(key, "is of no use without redis.url: write that too");
+        }
+        return Some(None);
+    };
+    if ca.is_some() && !matches!(url.address, RedisAddress::Tls { .. }) {
+        read.mistake("redis.ca", "redis.url is not TLS: write rediss://");
+    }
+    Some(Some(Redis {
+        url,
+        password,
+        password_file,
+        ca,
+        connect_timeout,
+        response_timeout,
+        prefix,
+    }))
+}
+
 fn agent(read: &mut Reader<'_>) -> Option<Agent> {
     section!(read, "agent", Agent { upstream, name })
 }
@@ -570,6 +685,16 @@ fn warnings(config: &Config) -> Vec<String> {
             .any(|l| matches!(l, Listener::Unix(_)))
     {
         warnings.push("listen.unix_mode lets every user of this machine connect".into());
+    }
+    if let Some(redis) = &config.redis
+        && let RedisAddress::Tcp { host, .. } = &redis.url.address
+        && (redis.password.is_some() || redis.password_file.is_some())
+        && !matches!(host, Host::Address(address) if address.is_loopback())
+    {
+        warnings.push(format!(
+            "redis.url is {}, so its password travels in clear: write rediss://",
+            redis.url
+        ));
     }
     if config.tunnel.opaque == Verdict::Allow {
         warnings.push(

@@ -765,6 +765,87 @@ fn a_secret_is_never_shown() {
     assert!(found.iter().all(|message| !message.contains("hunter2")));
 }
 
+/// Where Redis is, and what is said of places that are none.
+#[test]
+fn redis_is_named_without_its_password() {
+    for (url, shown) in [
+        ("redis://cache.internal", "redis://cache.internal:6379/0"),
+        ("redis://bot@10.0.0.7:6380/3", "redis://bot@10.0.0.7:6380/3"),
+        ("rediss://[2001:db8::1]", "rediss://[2001:db8::1]:6379/0"),
+        (
+            "valkeys://cache.internal/",
+            "rediss://cache.internal:6379/0",
+        ),
+        ("unix:/run/redis.sock", "unix:/run/redis.sock"),
+        ("unix:///run/redis.sock", "unix:/run/redis.sock"),
+    ] {
+        let config = from_file(&format!("redis: {{url: \"{url}\"}}"));
+        let redis = config.redis.expect("a redis");
+        assert_eq!(redis.url.to_string(), shown, "{url}");
+    }
+    assert_eq!(from_file("").redis, None);
+    for (file, expected) in [
+        (
+            "redis: {url: \"redis://:hunter2@host\"}",
+            "passwords do not stand in this file: write redis.password_file, or set \
+             AGENTPORT_REDIS_PASSWORD",
+        ),
+        ("redis: {url: \"http://host\"}", "write redis://host:6379"),
+        ("redis: {url: host}", "write redis://host:6379"),
+        (
+            "redis: {url: \"redis://host:99999\"}",
+            "write redis://host:6379",
+        ),
+        (
+            "redis: {url: \"redis://host/x\"}",
+            "the database behind the slash",
+        ),
+        ("redis: {url: \"unix:run\"}", "write redis://host:6379"),
+        ("redis: {ca: /ca.pem}", "is of no use without redis.url"),
+        (
+            "redis: {url: \"redis://host\", ca: /ca.pem}",
+            "redis.url is not TLS: write rediss://",
+        ),
+        (
+            "redis: {url: \"redis://host\", prefix: \"a b\"}",
+            "write 1 to 64 letters, digits",
+        ),
+        ("redis: {password: hunter2}", "write redis.password_file"),
+    ] {
+        let said = messages(load(file, &[], &[], Purpose::Command)).join("\n");
+        assert!(said.contains(expected), "{file}: {said}");
+        assert!(!said.contains("hunter2"), "{file}: {said}");
+    }
+}
+
+#[test]
+fn the_password_of_redis_comes_by_file_or_environment() {
+    let file = "redis: {url: \"redis://cache.internal\"}";
+    let password = [("AGENTPORT_REDIS_PASSWORD", "hunter2")];
+    let config = load(file, &password, &[], Purpose::Command).expect("a password");
+    assert!(!format!("{config:?}").contains("hunter2"));
+    assert!(!config.show().contains("hunter2"));
+    assert!(
+        config
+            .show()
+            .contains("# AGENTPORT_REDIS_PASSWORD: [redacted]")
+    );
+    assert!(
+        config
+            .warnings
+            .iter()
+            .any(|warning| warning.contains("in clear"))
+    );
+    let redis = config.redis.expect("a redis");
+    assert_eq!(redis.password.expect("a password").reveal(), "hunter2");
+    let both = "redis: {url: \"rediss://cache.internal\", password_file: /run/redis}";
+    let said = messages(load(both, &password, &[], Purpose::Command)).join("\n");
+    assert!(
+        said.contains("AGENTPORT_REDIS_PASSWORD is set too: keep one of them"),
+        "{said}"
+    );
+}
+
 #[test]
 fn warnings() {
     for (file, expected) in [

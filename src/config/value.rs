@@ -8,7 +8,7 @@ use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::egress::{Authority, Destination, DnsName};
+use crate::egress::{Authority, Destination, DnsName, Host};
 use crate::limit::{Quota, QuotaError};
 use crate::policy::Mode;
 
@@ -64,6 +64,39 @@ pub struct TrustedKey {
 /// A secret. Neither `Debug` nor the error messages show it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(String);
+
+/// Where a Redis or Valkey is: `redis://host:6379/0`, `rediss://` for TLS, or
+/// `unix:/path`. It holds no password.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RedisUrl {
+    /// Where it listens.
+    pub address: RedisAddress,
+    /// The user of its access control list, where one is named.
+    pub user: Option<String>,
+    /// The database; 0 where none is named.
+    pub database: i64,
+}
+
+/// Where a Redis listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RedisAddress {
+    /// In clear.
+    Tcp {
+        /// The host.
+        host: Host,
+        /// The port.
+        port: u16,
+    },
+    /// Over TLS.
+    Tls {
+        /// The host, which its certificate must name.
+        host: Host,
+        /// The port.
+        port: u16,
+    },
+    /// On a Unix socket, at this path.
+    Unix(PathBuf),
+}
 
 /// How many worker threads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -122,6 +155,18 @@ impl Secret {
         }
         Ok(Self(raw.to_owned()))
     }
+
+    /// Takes the password of a service from the environment: as long as that
+    /// service likes it.
+    ///
+    /// # Errors
+    /// Says what is wrong without showing any of it.
+    pub(super) fn password(raw: &str) -> Result<Self, String> {
+        if raw.trim() != raw {
+            return Err("has white space at its start or end: remove it".into());
+        }
+        Ok(Self(raw.to_owned()))
+    }
 }
 
 impl fmt::Debug for Secret {
@@ -167,10 +212,40 @@ impl fmt::Display for Endpoint {
     }
 }
 
+impl fmt::Display for RedisUrl {
+    /// As it is written in the configuration.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let user = self.user.as_ref().map(|user| format!("{user}@"));
+        let user = user.unwrap_or_default();
+        match &self.address {
+            RedisAddress::Unix(path) => write!(f, "unix:{}", path.display()),
+            RedisAddress::Tcp { host, port } => {
+                let host = Authority {
+                    host: host.clone(),
+                    port: *port,
+                };
+                write!(f, "redis://{user}{host}/{}", self.database)
+            }
+            RedisAddress::Tls { host, port } => {
+                let host = Authority {
+                    host: host.clone(),
+                    port: *port,
+                };
+                write!(f, "rediss://{user}{host}/{}", self.database)
+            }
+        }
+    }
+}
+
 /// A value that is written as one text.
 pub(super) trait FromText: Sized {
     /// Reads it. The error says what to write.
     fn from_text(raw: &str) -> Result<Self, String>;
+
+    /// What was written, as messages quote it.
+    fn quoted(raw: &str) -> String {
+        format!("{raw:?}")
+    }
 
     /// Its size, where it can be too small or too large: milliseconds, bytes
     /// or a number.
@@ -196,7 +271,7 @@ impl<T: FromText> Setting for T {
         let message = match &node.value {
             Value::Scalar(text) => match T::from_text(text) {
                 Ok(value) => return Some(value),
-                Err(what) => format!("{text:?}: {what}"),
+                Err(what) => format!("{}: {what}", T::quoted(text)),
             },
             Value::Null => "no value is written: write one, or remove the key".to_owned(),
             Value::List(_) => "a list is written: write one value".to_owned(),
@@ -377,6 +452,67 @@ impl FromText for Quota {
             QuotaError::TooLarge => "larger than is counted: write none for no limit".into(),
             QuotaError::Period(_) => error.to_string(),
         })
+    }
+}
+
+impl FromText for RedisUrl {
+    fn from_text(raw: &str) -> Result<Self, String> {
+        const SHAPE: &str =
+            "write redis://host:6379, rediss://host:6379/0 for TLS, or unix:/path/redis.sock";
+        const PORT: u16 = 6379;
+        if let Some(path) = raw.strip_prefix("unix:") {
+            let path = path.strip_prefix("//").unwrap_or(path);
+            if !path.starts_with('/') {
+                return Err(SHAPE.into());
+            }
+            return Ok(Self {
+                address: RedisAddress::Unix(PathBuf::from(path)),
+                user: None,
+                database: 0,
+            });
+        }
+        let (scheme, rest) = raw.split_once("://").ok_or(SHAPE)?;
+        let (user, rest) = match rest.rsplit_once('@') {
+            Some((login, _)) if login.contains(':') => {
+                return Err(
+                    "passwords do not stand in this file: write redis.password_file, or set \
+                     AGENTPORT_REDIS_PASSWORD"
+                        .into(),
+                );
+            }
+            Some(("", _)) => return Err(SHAPE.into()),
+            Some((user, rest)) => (Some(user.to_owned()), rest),
+            None => (None, rest),
+        };
+        let (place, database) = rest.split_once('/').unwrap_or((rest, ""));
+        let database = match database {
+            "" => 0,
+            digits => digits
+                .parse::<u16>()
+                .map(i64::from)
+                .map_err(|_| "the database behind the slash is a number: write /0")?,
+        };
+        let (host, port) = Authority::parse_optional_port(place).map_err(|_| SHAPE)?;
+        let port = port.unwrap_or(PORT);
+        let address = match scheme {
+            "redis" | "valkey" => RedisAddress::Tcp { host, port },
+            "rediss" | "valkeys" => RedisAddress::Tls { host, port },
+            _ => return Err(SHAPE.into()),
+        };
+        Ok(Self {
+            address,
+            user,
+            database,
+        })
+    }
+
+    /// Without what stands before the host, which people take for the place of
+    /// the password.
+    fn quoted(raw: &str) -> String {
+        match raw.rsplit_once('@') {
+            Some((_, rest)) => format!("\"…@{}\"", rest.escape_debug()),
+            None => format!("{raw:?}"),
+        }
     }
 }
 

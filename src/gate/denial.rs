@@ -132,6 +132,8 @@ pub enum TunnelEnd {
     PolicyChanged,
     /// The token has expired or is no longer good.
     CredentialEnded,
+    /// The token, or what it stands for, was revoked.
+    Revoked,
     /// The gateway is going down.
     Drained,
     /// The client is gone before anything came of it.
@@ -155,6 +157,7 @@ impl TunnelEnd {
             Self::NotInspectable => "not_inspectable",
             Self::PolicyChanged => "policy_changed",
             Self::CredentialEnded => "credential_ended",
+            Self::Revoked => "revoked",
             Self::Drained => "drained",
             Self::Aborted => "aborted",
         }
@@ -165,7 +168,7 @@ impl TunnelEnd {
     pub fn was_allowed(self) -> bool {
         match self {
             Self::Closed | Self::Reset | Self::Idle | Self::Drained | Self::Aborted => true,
-            Self::PolicyChanged | Self::CredentialEnded => true,
+            Self::PolicyChanged | Self::CredentialEnded | Self::Revoked => true,
             Self::NoFirstBytes
             | Self::NoServerName
             | Self::OtherServerName
@@ -422,6 +425,11 @@ impl Denial {
             Cause::BadCredential {
                 code: "expired", ..
             } => "Get a new token; repeating the request cannot succeed.",
+            Cause::BadCredential {
+                code: "revoked", ..
+            } => {
+                "The token was revoked; ask the operator of this gateway. Repeating the request cannot succeed."
+            }
             Cause::BadCredential { .. } => {
                 "Get a token from the operator of this gateway; repeating the request cannot succeed."
             }

@@ -21,12 +21,13 @@ pub use storm::StormSettings;
 pub use trail::{AuditTrail, Opening};
 
 use crate::egress::{AgentId, Authority, EgressRequest, Host};
-use crate::identity::{self, CachedVerifier, Principal};
+use crate::identity::{self, CachedVerifier, Principal, RevocationSet, RevokedKind};
 use crate::limit::{ConcurrencyLimit, InFlight, Quota, RateLimiter};
 use crate::policy::{Decision, Permit, PolicySet};
 
 use ports::{
-    AuditSink, Clock, Observation, Observe, PolicySource, Resolve, ResolveError, SinkState,
+    AuditSink, Clock, Observation, Observe, PolicySource, Resolve, ResolveError, RevocationSource,
+    SinkState,
 };
 use trail::TrailPorts;
 
@@ -105,6 +106,8 @@ pub struct GateParts {
     pub policy: Arc<dyn PolicySource>,
     /// The keys in force, and the tokens already checked.
     pub tokens: Arc<CachedVerifier>,
+    /// The revocations in force.
+    pub revocations: Arc<dyn RevocationSource>,
     /// Whether a Basic user name must be the agent's.
     pub match_basic_user: bool,
     /// Names.
@@ -132,6 +135,7 @@ pub struct GateParts {
 pub struct Gate {
     policy: Arc<dyn PolicySource>,
     tokens: Arc<CachedVerifier>,
+    revocations: Arc<dyn RevocationSource>,
     match_basic_user: bool,
     names: Arc<dyn Resolve>,
     per_agent: Option<RateLimiter<AgentId>>,
@@ -149,6 +153,7 @@ impl Gate {
         Self {
             policy: parts.policy,
             tokens: parts.tokens,
+            revocations: parts.revocations,
             match_basic_user: parts.match_basic_user,
             names: parts.names,
             per_agent: parts
@@ -253,6 +258,8 @@ impl Gate {
             .any(|key| key.id() == who.key_id())
         {
             "unknown_key"
+        } else if let Some(kind) = self.revoked(who) {
+            return Err(self.bad_credential(REVOKED, revoked_detail(kind)));
         } else {
             return Ok(());
         };
@@ -337,7 +344,26 @@ impl Gate {
                 known: Some((Some(who.agent().clone()), who.jti().cloned())),
             });
         }
+        // Also what the cache remembers: a revocation is in force at once.
+        if let Some(kind) = self.revoked(&who) {
+            return Err(BadToken {
+                code: REVOKED,
+                detail: revoked_detail(kind),
+                known: Some((Some(who.agent().clone()), who.jti().cloned())),
+            });
+        }
         Ok((who, cached))
+    }
+
+    /// By what this principal is revoked now.
+    fn revoked(&self, who: &Principal) -> Option<RevokedKind> {
+        let now = trail::unix_seconds(self.ports.clock.wall());
+        self.revocations.current().revokes(who, now)
+    }
+
+    fn bad_credential(&self, code: &'static str, detail: String) -> Denial {
+        let status = self.bad_credential_status;
+        Denial::new(Cause::BadCredential { code, status }).detail(detail)
     }
 
     /// Whether this agent may do this, and by which addresses.
@@ -543,11 +569,14 @@ impl Gate {
         Ok(passed)
     }
 
-    /// The policy and the keys of this moment, to put to what is open.
+    /// The policy, the keys and the revocations of this moment, to put to what
+    /// is open.
     #[must_use]
     pub fn judge(&self) -> Judge {
         Judge {
             policy: self.policy.current(),
+            revocations: self.revocations.current(),
+            now: trail::unix_seconds(self.ports.clock.wall()),
             keys: self
                 .tokens
                 .keys()
@@ -558,9 +587,11 @@ impl Gate {
     }
 }
 
-/// The policy and the keys of one moment.
+/// The policy, the keys and the revocations of one moment.
 pub struct Judge {
     policy: Arc<PolicySet>,
+    revocations: Arc<RevocationSet>,
+    now: u64,
     keys: HashSet<Arc<str>>,
 }
 
@@ -578,6 +609,9 @@ impl Judge {
         if !self.keys.contains(who.key_id()) {
             return Err(TunnelEnd::CredentialEnded);
         }
+        if self.revocations.revokes(who, self.now).is_some() {
+            return Err(TunnelEnd::Revoked);
+        }
         match self.policy.decide(&who.subject(), request) {
             Decision::Allow(permit) => match dialled.map(|address| permit.address(address)) {
                 None | Some(Ok(_)) => Ok(()),
@@ -586,6 +620,13 @@ impl Judge {
             Decision::Deny(_) => Err(TunnelEnd::PolicyChanged),
         }
     }
+}
+
+/// The code of a credential that was revoked.
+const REVOKED: &str = "revoked";
+
+fn revoked_detail(kind: RevokedKind) -> String {
+    format!("revoked by {kind}")
 }
 
 struct BadToken {

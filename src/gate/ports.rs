@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use crate::audit::AuditRecord;
 use crate::egress::DnsName;
+use crate::identity::RevocationSet;
 use crate::policy::PolicySet;
 
 /// A future that a trait object may return.
@@ -17,6 +18,12 @@ pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 pub trait PolicySource: Send + Sync {
     /// One version, whole; a request uses the one that it got.
     fn current(&self) -> Arc<PolicySet>;
+}
+
+/// The revocations in force.
+pub trait RevocationSource: Send + Sync {
+    /// All of one moment.
+    fn current(&self) -> Arc<RevocationSet>;
 }
 
 /// Addresses of names.

@@ -54,6 +54,8 @@ impl AuditTrail {
                 tenant: None,
                 token_jti: None,
                 act: None,
+                service_account: None,
+                token_ttl_s: None,
                 listener: opening.listener,
                 client: opening.client,
                 method: "".into(),
@@ -143,6 +145,7 @@ impl AuditTrail {
             record.tenant = who.tenant().cloned();
             record.token_jti = who.jti().cloned();
             record.act = who.act().cloned();
+            record.service_account = who.client().cloned();
         });
     }
 

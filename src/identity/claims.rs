@@ -14,6 +14,8 @@ use crate::egress::{AgentId, Destination, TenantId};
 pub const MAX_ACTORS: usize = 8;
 /// The most bytes a `jti` or the name of an actor may have.
 const MAX_NAME_BYTES: usize = 256;
+/// The most bytes a scope may have.
+const MAX_SCOPE_BYTES: usize = 1024;
 /// The last second of the year 9999, the last that RFC 3339 can write.
 pub(super) const MAX_DATE: u64 = 253_402_300_799;
 
@@ -26,6 +28,7 @@ pub(super) fn judge(
     key_id: &Arc<str>,
     now: u64,
     leeway: u64,
+    max_actors: usize,
 ) -> Result<Principal, TokenError> {
     let members = json::object(text).map_err(|error| {
         TokenError::Malformed(match error {
@@ -46,7 +49,9 @@ pub(super) fn judge(
         tenant: claims.tenant()?,
         destinations: claims.destinations()?,
         jti: claims.name("jti")?.map(Into::into),
-        act: claims.actors()?,
+        act: claims.actors(max_actors)?,
+        scope: claims.scope(),
+        client: claims.name("client_id")?.map(Into::into),
         issuer: iss.map(Into::into),
         key_id: Arc::clone(key_id),
         issued_at,
@@ -110,12 +115,13 @@ impl<'m> Claims<'m> {
     }
 
     /// The chain of `act`, flattened (RFC 8693, 4.1): the present actor first.
-    fn actors(&self) -> Result<Option<Arc<[String]>>, TokenError> {
+    fn actors(&self, most: usize) -> Result<Option<Arc<[String]>>, TokenError> {
         let mut next = self.members.get("act");
         let mut chain = Vec::new();
         while let Some(act) = next {
-            if chain.len() == MAX_ACTORS {
-                return Err(self.invalid("act", "it has more than 8 actors"));
+            if chain.len() >= most.min(MAX_ACTORS) {
+                let why = format!("it has more than {} actors", most.min(MAX_ACTORS));
+                return Err(self.invalid("act", &why));
             }
             let Some(Value::String(actor)) = act.get("sub") else {
                 return Err(self.invalid("act", "an actor has no `sub`"));
@@ -131,6 +137,15 @@ impl<'m> Claims<'m> {
         } else {
             Some(chain.into())
         })
+    }
+
+    /// Foreign issuers also write it as a list, or with other words in it;
+    /// such a scope is one that cannot be handed on.
+    fn scope(&self) -> Option<Arc<str>> {
+        match self.members.get("scope") {
+            Some(Value::String(scope)) if is_scope(scope) => Some(scope.as_str().into()),
+            _ => None,
+        }
     }
 
     fn issuer(&self, issuer: &TrustedIssuer) -> Result<Option<&'m str>, TokenError> {
@@ -285,6 +300,16 @@ fn whole_seconds(decimal: f64, rounding: Rounding) -> Option<u64> {
 
 pub(super) fn is_name(text: &str) -> bool {
     (1..=MAX_NAME_BYTES).contains(&text.len()) && !text.chars().any(char::is_control)
+}
+
+/// Whether it is `scope-token *( SP scope-token )` (RFC 6749, 3.3) of a length
+/// that fits into a token.
+pub(super) fn is_scope(text: &str) -> bool {
+    let of_token = |b: u8| matches!(b, 0x21 | 0x23..=0x5b | 0x5d..=0x7e);
+    text.len() <= MAX_SCOPE_BYTES
+        && text
+            .split(' ')
+            .all(|word| !word.is_empty() && word.bytes().all(of_token))
 }
 
 /// Agent and `jti` where they can be read, whatever else is wrong.

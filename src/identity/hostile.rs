@@ -67,6 +67,8 @@ fn request() -> IssueRequest {
         audience: None,
         jti: 7,
         actors: Vec::new(),
+        scope: None,
+        client: None,
     }
 }
 
@@ -812,6 +814,34 @@ fn rsa_as_openssl_writes_it() {
 }
 
 #[test]
+fn chains_end_where_the_setting_says() {
+    let token = |actors: usize| {
+        let request = IssueRequest {
+            actors: vec!["helper".into(); actors],
+            ..request()
+        };
+        issuer().issue(&request, NOW).expect("a token")
+    };
+    let verifier = |max_actors| {
+        let settings = VerifierSettings {
+            max_actors,
+            ..VerifierSettings::default()
+        };
+        TokenVerifier::new(verifier().keys().clone(), settings)
+    };
+    for (case, most, actors, holds) in [
+        ("no delegation, and none is there", 0, 0, true),
+        ("no delegation, and one actor", 0, 1, false),
+        ("as many as may be", 4, 4, true),
+        ("one more", 4, 5, false),
+        ("a setting over the limit, and the limit", 100, 8, true),
+    ] {
+        let answer = verifier(most).verify(&token(actors), NOW);
+        assert_eq!(answer.is_ok(), holds, "{case}: {answer:?}");
+    }
+}
+
+#[test]
 fn what_is_issued_is_what_is_verified() {
     let request = IssueRequest {
         tenant: Some(TenantId::parse("acme").expect("a name")),
@@ -829,6 +859,8 @@ fn what_is_issued_is_what_is_verified() {
             .to_vec(),
         ),
         actors: vec!["helper".into(), "planner".into()],
+        scope: Some("read write:all".into()),
+        client: Some("ci".into()),
         ..request()
     };
     let secret = SigningKey::from_secret(SECRET).expect("a secret");
@@ -842,6 +874,8 @@ fn what_is_issued_is_what_is_verified() {
             who.act().map(|act| act.to_vec()),
             Some(request.actors.clone())
         );
+        assert_eq!(who.scope().map(|scope| &**scope), Some("read write:all"));
+        assert_eq!(who.client().map(|client| &**client), Some("ci"));
         assert_eq!(
             who.jti().map(|jti| &**jti),
             Some("00000000000000000000000000000007")
@@ -879,6 +913,18 @@ fn what_is_not_issued() {
     };
     assert_eq!(refused(acted(vec!["a".into(); 9]), NOW), IssueError::Actors);
     assert_eq!(refused(acted(vec![String::new()]), NOW), IssueError::Actors);
+    for scope in ["", " a", "a  b", "a\"b", "\u{e4}", &"a".repeat(1025)] {
+        let scoped = IssueRequest {
+            scope: Some(scope.into()),
+            ..request()
+        };
+        assert_eq!(refused(scoped, NOW), IssueError::Scope, "{scope:?}");
+    }
+    let unnamed = IssueRequest {
+        client: Some(String::new()),
+        ..request()
+    };
+    assert_eq!(refused(unnamed, NOW), IssueError::Client);
     let many = (0..900)
         .map(|n| Destination::parse(&format!("host-{n}.example.com")).expect("a host"))
         .collect();

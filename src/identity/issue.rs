@@ -46,6 +46,10 @@ pub struct IssueRequest {
     pub jti: u128,
     /// `act`: who acts for the agent, the present actor first (RFC 8693).
     pub actors: Vec<String>,
+    /// `scope`: words with a blank between them (RFC 6749, 3.3).
+    pub scope: Option<String>,
+    /// `client_id`: the service account that it is issued to (RFC 9068, 2.2).
+    pub client: Option<String>,
 }
 
 /// Why a token is not issued.
@@ -57,6 +61,14 @@ pub enum IssueError {
     /// More actors than a verifier accepts.
     #[error("a delegation chain has at most 8 actors, each of 1 to 256 bytes")]
     Actors,
+    /// A scope that is none.
+    #[error(
+        "a scope is words of printable ASCII without quotes, with one blank between two, 1024 bytes at most"
+    )]
+    Scope,
+    /// A name of a service account that a verifier would refuse.
+    #[error("a service account's name has 1 to 256 bytes and no control characters")]
+    Client,
     /// Longer than a verifier accepts.
     #[error("the token would have {0} bytes, and 8192 is the limit: name fewer destinations")]
     TooLarge(usize),
@@ -109,6 +121,12 @@ impl TokenIssuer {
         if lifetime == 0 || request.lifetime > MAX_LIFETIME {
             return Err(IssueError::Lifetime);
         }
+        if !request.scope.as_deref().is_none_or(super::claims::is_scope) {
+            return Err(IssueError::Scope);
+        }
+        if !request.client.as_deref().is_none_or(super::claims::is_name) {
+            return Err(IssueError::Client);
+        }
         let exp = now.checked_add(lifetime).filter(|exp| *exp <= MAX_DATE);
         let claims = Claims {
             iss: &self.issuer,
@@ -121,6 +139,8 @@ impl TokenIssuer {
                 .as_ref()
                 .map(|list| list.iter().map(Destination::to_string).collect()),
             act: chain(&request.actors)?,
+            scope: request.scope.as_deref(),
+            client_id: request.client.as_deref(),
             iat: now,
             nbf: now,
             exp: exp.ok_or(IssueError::Date)?,
@@ -154,6 +174,10 @@ struct Claims<'a> {
     allowed_destinations: Option<Vec<String>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     act: Option<Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    scope: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    client_id: Option<&'a str>,
     iat: u64,
     nbf: u64,
     exp: u64,

@@ -28,6 +28,7 @@ mod keys;
 mod pem;
 mod principal;
 mod provider;
+mod revocation;
 mod verify;
 
 pub use algorithm::Algorithm;
@@ -42,6 +43,7 @@ pub use jwk::{KeySet, public_jwks};
 pub use key::{KeyError, MIN_SECRET_BYTES, VerifyingKey};
 pub use keys::{AgentClaim, TrustedIssuer, VerifyingKeys};
 pub use principal::Principal;
+pub use revocation::{Revocation, RevocationError, RevocationSet, Revoked, RevokedKind};
 pub use verify::{TokenVerifier, VerifierSettings};
 
 #[cfg(test)]

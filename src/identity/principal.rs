@@ -12,6 +12,8 @@ pub struct Principal {
     pub(super) destinations: Option<Vec<Destination>>,
     pub(super) jti: Option<Arc<str>>,
     pub(super) act: Option<Arc<[String]>>,
+    pub(super) scope: Option<Arc<str>>,
+    pub(super) client: Option<Arc<str>>,
     pub(super) issuer: Option<Arc<str>>,
     pub(super) key_id: Arc<str>,
     pub(super) issued_at: Option<u64>,
@@ -48,6 +50,19 @@ impl Principal {
     #[must_use]
     pub fn act(&self) -> Option<&Arc<[String]>> {
         self.act.as_ref()
+    }
+
+    /// `scope`: words with a blank between them (RFC 6749, 3.3).
+    #[must_use]
+    pub fn scope(&self) -> Option<&Arc<str>> {
+        self.scope.as_ref()
+    }
+
+    /// `client_id`: the service account that the token was issued to
+    /// (RFC 9068, 2.2), by which all its tokens can be revoked.
+    #[must_use]
+    pub fn client(&self) -> Option<&Arc<str>> {
+        self.client.as_ref()
     }
 
     /// The token's `iss`.

@@ -316,6 +316,8 @@ mod tests {
                 audience: None,
                 jti: 1,
                 actors: Vec::new(),
+                scope: None,
+                client: None,
             };
             let token = issuer.issue(&request, now).expect("a token");
             let mut validation = jsonwebtoken::Validation::new(algorithm);

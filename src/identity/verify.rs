@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::claims;
+use super::claims::{self, MAX_ACTORS};
 use super::compact::Compact;
 use super::error::TokenError;
 use super::json;
@@ -20,6 +20,8 @@ pub struct VerifierSettings {
     pub leeway: Duration,
     /// The longest token, in bytes. 8 KiB.
     pub max_token_bytes: usize,
+    /// The most actors that `act` may have, at most [`MAX_ACTORS`]. 8.
+    pub max_actors: usize,
 }
 
 impl Default for VerifierSettings {
@@ -27,6 +29,7 @@ impl Default for VerifierSettings {
         Self {
             leeway: Duration::from_secs(30),
             max_token_bytes: 8 * 1024,
+            max_actors: MAX_ACTORS,
         }
     }
 }
@@ -80,6 +83,7 @@ impl TokenVerifier {
             key.id(),
             now,
             self.settings.leeway.as_secs(),
+            self.settings.max_actors,
         )
     }
 

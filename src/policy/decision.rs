@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::document::Mode;
 use super::set::{RuleId, Rules};
-use crate::egress::{AddressClass, AddressRange};
+use crate::egress::{AddressClass, AddressRange, AgentId};
 
 /// What policy says of a request. There is no default.
 #[derive(Clone, Debug)]
@@ -33,6 +33,8 @@ pub struct Permit {
     /// Deny rules by addresses, and whether each is one that could be kept
     /// only where the inside of the tunnel is seen.
     pub(super) denied_addresses: Vec<(RuleId, bool)>,
+    /// Whose it is.
+    pub(super) agent: AgentId,
     /// The tenant's part of the set.
     pub(super) tenant: Option<usize>,
     /// The target, where it is an address.
@@ -135,7 +137,8 @@ impl Permit {
     /// ClientHello: the mode of the rule.
     #[must_use]
     pub fn mode(&self) -> Mode {
-        self.rule.map_or(Mode::Audit, |id| self.rules.rule(id).mode)
+        self.rule
+            .map_or(Mode::Audit, |id| self.rules.mode(id, &self.agent))
     }
 
     /// What enforcing would have said, where only audit mode lets it pass.

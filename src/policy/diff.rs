@@ -17,7 +17,7 @@ use super::explain::Verdict;
 use super::lint::meaning;
 use super::record::{Recorded, RecordedEvent};
 use super::rule::{Agents, Ports, Rule};
-use super::set::PolicySet;
+use super::set::{Document, PolicySet};
 use crate::egress::{
     AddressRange, AgentId, Ask, Authority, Destination, EgressRequest, Host, HostPattern,
     RequestPath, Scheme, Subject, TenantId,
@@ -102,40 +102,48 @@ impl PolicySet {
     fn side(&self, tenant: Option<&TenantId>) -> Side<'_> {
         let rules = &*self.rules;
         let applies = |of: &Option<TenantId>| of.is_none() || of.as_ref() == tenant;
-        let place = rules.place_of(tenant);
+        let documents: Vec<&Document> = rules
+            .documents()
+            .filter(|document| applies(&document.tenant))
+            .collect();
+        let mut otherwise: BTreeSet<String> = documents
+            .iter()
+            .map(|document| modes_of(document))
+            .collect();
+        if rules.place_of(tenant).is_err() {
+            otherwise.insert("no document".to_owned());
+        }
         Side {
             rules: rules
                 .all()
-                .map(|(_, rule)| rule)
-                .filter(|rule| applies(&rules.documents[rule.document].tenant))
+                .map(|(id, rule)| (rules.document(id), rule))
+                .filter(|(document, _)| applies(&document.tenant))
                 .collect(),
-            denylist: rules
-                .documents
-                .iter()
-                .filter(|document| applies(&document.tenant))
-                .flat_map(|document| &document.denylist)
-                .collect(),
-            otherwise: match place {
-                Err(()) => "no document".to_owned(),
-                Ok(place) => rules
-                    .scopes(place)
-                    .map(|scope| {
-                        let lists = scope.denylists.iter().map(|list| list.mode);
-                        format!("{:?} {:?}", scope.mode, lists.collect::<Vec<_>>())
-                    })
-                    .next()
-                    .unwrap_or_default(),
-            },
+            documents,
+            otherwise,
         }
     }
 }
 
+/// Whether what a document refuses binds, and for whom.
+fn modes_of(document: &Document) -> String {
+    format!("{} {}", document.modes.in_words(), document.audit_addresses)
+}
+
 /// The rules and denylists of one policy that hold for one tenant.
 struct Side<'a> {
-    rules: Vec<&'a Rule>,
-    denylist: Vec<&'a Destination>,
+    rules: Vec<(&'a Document, &'a Rule)>,
+    documents: Vec<&'a Document>,
     /// What becomes of that of which no rule speaks.
-    otherwise: String,
+    otherwise: BTreeSet<String>,
+}
+
+impl<'a> Side<'a> {
+    fn denylist(&self) -> impl Iterator<Item = &'a Destination> {
+        self.documents
+            .iter()
+            .flat_map(|document| &document.denylist.entries)
+    }
 }
 
 fn tenants(old: &PolicySet, new: &PolicySet) -> BTreeSet<Option<TenantId>> {
@@ -191,8 +199,8 @@ fn host_kinds(sides: &[Side<'_>; 2]) -> Vec<HostKind> {
     let every: Vec<&HostPattern> = sides
         .iter()
         .flat_map(|side| {
-            let of_rules = side.rules.iter().flat_map(|rule| &rule.hosts);
-            let listed = side.denylist.iter().filter_map(|entry| match entry {
+            let of_rules = side.rules.iter().flat_map(|(_, rule)| &rule.hosts);
+            let listed = side.denylist().filter_map(|entry| match entry {
                 Destination::Host(pattern) => Some(pattern),
                 Destination::Range(_) => None,
             });
@@ -245,8 +253,13 @@ fn host_kinds(sides: &[Side<'_>; 2]) -> Vec<HostKind> {
 
 fn changed_rules<'a>(sides: &[Side<'a>; 2]) -> Vec<&'a Rule> {
     // By what they say, in order: the first of two is the one that is used.
-    let said: [Vec<String>; 2] =
-        [0, 1].map(|at| sides[at].rules.iter().map(|rule| meaning(rule)).collect());
+    let said: [Vec<String>; 2] = [0, 1].map(|at| {
+        sides[at]
+            .rules
+            .iter()
+            .map(|(document, rule)| whole(document, rule))
+            .collect()
+    });
     if said[0] == said[1] {
         return Vec::new();
     }
@@ -265,23 +278,27 @@ fn changed_rules<'a>(sides: &[Side<'a>; 2]) -> Vec<&'a Rule> {
         .into_iter()
         .zip(both(1))
         .filter(|((a, _), (b, _))| a != b)
-        .map(|((_, rule), _)| *rule)
+        .map(|((_, (_, rule)), _)| *rule)
         .collect::<Vec<_>>();
     [0, 1]
         .into_iter()
         .flat_map(|at| said[at].iter().zip(&sides[at].rules))
         .filter(|(text, _)| differs(text))
-        .map(|(_, rule)| *rule)
+        .map(|(_, (_, rule))| *rule)
         .chain(moved)
         .collect()
+}
+
+/// All that a rule says besides its name, with what its document says of it.
+fn whole(document: &Document, rule: &Rule) -> String {
+    format!("{} {}", meaning(rule), modes_of(document))
 }
 
 fn changed_entries<'a>(sides: &[Side<'a>; 2]) -> Vec<&'a Destination> {
     let sets = [0, 1].map(|at| {
         sides[at]
-            .denylist
-            .iter()
-            .map(|entry| (entry.to_string(), *entry))
+            .denylist()
+            .map(|entry| (entry.to_string(), entry))
             .collect::<BTreeMap<_, _>>()
     });
     let only = |here: usize, there: usize| {
@@ -383,15 +400,15 @@ fn compare(
 
 impl Axes {
     fn of(sides: &[Side<'_>; 2], host: &Host) -> Self {
-        let speaks = |rule: &&&Rule| {
+        let speaks = |rule: &&Rule| {
             rule.hosts.is_empty() || rule.hosts.iter().any(|pattern| pattern.matches(host))
         };
         let rules: Vec<&Rule> = sides
             .iter()
-            .flat_map(|side| side.rules.iter().filter(speaks).copied())
+            .flat_map(|side| side.rules.iter().map(|(_, rule)| *rule).filter(speaks))
             .collect();
         Self {
-            agents: agents(&rules),
+            agents: agents(sides, &rules),
             ports: ports(&rules),
             asks: asks(&rules),
             addresses: addresses(sides, &rules),
@@ -399,8 +416,16 @@ impl Axes {
     }
 }
 
-fn agents(rules: &[&Rule]) -> Vec<(String, AgentId)> {
+fn agents(sides: &[Side<'_>; 2], rules: &[&Rule]) -> Vec<(String, AgentId)> {
     let mut kinds: BTreeMap<String, AgentId> = BTreeMap::new();
+    for document in sides.iter().flat_map(|side| &side.documents) {
+        for written in document.modes.agents() {
+            let example = written.replace('*', "zz-other");
+            if let Ok(agent) = AgentId::parse(&example) {
+                kinds.insert(written, agent);
+            }
+        }
+    }
     for rule in rules {
         if let Agents::These { names, prefixes } = &rule.agents {
             for name in names {
@@ -899,9 +924,10 @@ impl<'a> Replay<'a> {
             after: after.as_str(),
             why,
         };
+        let full = self.changes.len() >= MAX_REPLAYED;
         match self.changes.get_mut(&change) {
             Some(count) => *count += record.count,
-            None if self.changes.len() >= MAX_REPLAYED => self.more += record.count,
+            None if full => self.more += record.count,
             None => {
                 self.changes.insert(change, record.count);
             }
@@ -988,7 +1014,7 @@ mod tests {
                 "rules: []",
                 "rules: [{name: a, action: allow, agents: [bot], hosts: [a.example], ports: [443]}]",
                 vec![
-                    "Widens bot to a.example, port 443: https on routes, tunnels, http; was refused (no_rule), now allowed by \"a\"",
+                    "Widens bot to a.example, port 443: http, https on routes, tunnels; was refused (no_rule), now allowed by \"a\"",
                 ],
             ),
             (
@@ -1014,7 +1040,7 @@ mod tests {
                 BASE,
                 &format!("denylist: [api.example.com]\n{BASE}"),
                 vec![
-                    "Narrows bot to api.example.com, port 443: https on routes, tunnels, http; was allowed by \"models\", now refused (denylist)",
+                    "Narrows bot to api.example.com, port 443: http, https on routes, tunnels; was allowed by \"models\", now refused (denylist)",
                 ],
             ),
             (
@@ -1041,7 +1067,7 @@ mod tests {
                 "rules: []",
                 "mode: audit\nrules: []",
                 vec![
-                    "Widens every agent to *, any port: https on routes, tunnels, http; was refused (no_rule), now passes in audit mode only (no_rule)",
+                    "Widens every agent to *, any port: http, https on routes, tunnels; was refused (no_rule), now passes in audit mode only (no_rule)",
                 ],
             ),
         ] {

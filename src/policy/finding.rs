@@ -111,6 +111,9 @@ pub enum Problem {
     /// A star alone, in a list of agents.
     #[error("\"*\": write `agents: any`")]
     AgentStar,
+    /// A star alone, in `agent_modes`.
+    #[error("\"*\": for all agents write `mode:` of the document")]
+    AgentModeStar,
     /// Not a host pattern.
     #[error("{raw:?}: {error}")]
     Host {

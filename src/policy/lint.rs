@@ -16,17 +16,17 @@ impl PolicySet {
     #[must_use]
     pub fn lint(&self) -> Vec<PolicyWarning> {
         let rules = &*self.rules;
-        let denylists: Vec<_> = rules.documents.iter().map(DenylistOf::new).collect();
+        let denylists: Vec<_> = rules.documents().map(DenylistOf::new).collect();
         let mut warnings = Vec::new();
-        let mut said: HashMap<(usize, String), usize> = HashMap::new();
-        let denying: Vec<&Rule> = rules
+        let mut said: HashMap<((u32, u32), String), usize> = HashMap::new();
+        let denying: Vec<(&Document, &Rule)> = rules
             .all()
-            .map(|(_, rule)| rule)
-            .filter(|rule| rule.action == Action::Deny && rule.mode == Mode::Enforce)
+            .map(|(id, rule)| (rules.document(id), rule))
+            .filter(|(document, rule)| rule.action == Action::Deny && binds(document, rule))
             .collect();
         let mut allowing: Allowing<'_> = HashMap::new();
-        for (_, rule) in rules.all() {
-            let document = &rules.documents[rule.document];
+        for (id, rule) in rules.all() {
+            let document = rules.document(id);
             let mut warn = |member: String, concern| {
                 let path = format!("rules[{}]{member}", rule.position);
                 warnings.push(Finding::new(&document.source, path, concern));
@@ -42,24 +42,24 @@ impl PolicySet {
                     warn(String::new(), concern);
                 }
                 public_suffixes(rule, &mut warn);
-                if let Some(concern) = refused(rule, document, &denying, &rules.documents) {
+                if let Some(concern) = refused(rule, document, &denying) {
                     warn(String::new(), concern);
                 }
             }
             let first = *said
-                .entry((rule.document, meaning(rule)))
+                .entry((id.in_document(), meaning(rule)))
                 .or_insert(rule.position);
             if first != rule.position {
                 warn(String::new(), Concern::SameAs(first));
             } else if rule.action == Action::Allow
-                && let Some(before) = shadow(rule, &allowing)
+                && let Some(before) = shadow(id.in_document(), rule, &allowing)
             {
                 warn(String::new(), Concern::Shadowed(before));
             }
             if rule.action == Action::Allow {
                 for pattern in &rule.hosts {
                     allowing
-                        .entry((rule.document, pattern))
+                        .entry((id.in_document(), pattern))
                         .or_default()
                         .push(rule);
                 }
@@ -125,7 +125,7 @@ fn not_for_tunnels(rule: &Rule, warn: &mut impl FnMut(String, Concern)) {
 }
 
 /// The allow rules seen so far, by document and pattern.
-type Allowing<'a> = HashMap<(usize, &'a HostPattern), Vec<&'a Rule>>;
+type Allowing<'a> = HashMap<((u32, u32), &'a HostPattern), Vec<&'a Rule>>;
 
 /// Wildcards below a suffix under which names belong to different owners, such
 /// as `*.co.uk` and `*.github.io`, by the Public Suffix List.
@@ -144,31 +144,32 @@ fn public_suffixes(rule: &Rule, warn: &mut impl FnMut(String, Concern)) {
     }
 }
 
+/// Whether a rule binds for every agent.
+fn binds(document: &Document, rule: &Rule) -> bool {
+    match rule.mode {
+        Some(mode) => mode == Mode::Enforce,
+        None => document.modes.enforce_for_all(),
+    }
+}
+
 /// The deny rule that takes everything from an allow rule.
-fn refused(
-    rule: &Rule,
-    document: &Document,
-    denying: &[&Rule],
-    documents: &[Document],
-) -> Option<Concern> {
-    let applies = |deny: &Rule| {
-        let of = &documents[deny.document];
-        of.tenant.is_none() || of.tenant == document.tenant
-    };
-    let deny = denying
-        .iter()
-        .find(|deny| !rule.hosts.is_empty() && covers(deny, rule) && applies(deny))?;
+fn refused(rule: &Rule, document: &Document, denying: &[(&Document, &Rule)]) -> Option<Concern> {
+    let (of, deny) = denying.iter().find(|(of, deny)| {
+        !rule.hosts.is_empty()
+            && covers(deny, rule)
+            && (of.tenant.is_none() || of.tenant == document.tenant)
+    })?;
     Some(Concern::Refused {
-        document: documents[deny.document].source.clone(),
+        document: of.source.clone(),
         rule: deny.name.to_string(),
     })
 }
 
 /// The rule before this one that is taken instead of it, always: one that has
 /// the very same hosts, so that none of both is nearer, and all the rest.
-fn shadow(rule: &Rule, allowing: &Allowing<'_>) -> Option<usize> {
+fn shadow(document: (u32, u32), rule: &Rule, allowing: &Allowing<'_>) -> Option<usize> {
     let (first, rest) = rule.hosts.split_first()?;
-    let before = allowing.get(&(rule.document, first))?;
+    let before = allowing.get(&(document, first))?;
     let taken = |other: &&&Rule| {
         covers_but_hosts(other, rule)
             && rest.iter().all(|host| other.hosts.contains(host))
@@ -186,7 +187,7 @@ struct DenylistOf<'a> {
 impl<'a> DenylistOf<'a> {
     fn new(of: &'a Document) -> Self {
         let mut hosts = HostSet::default();
-        for entry in &of.denylist {
+        for entry in &of.denylist.entries {
             if let Destination::Host(pattern) = entry {
                 hosts.insert(pattern.clone());
             }
@@ -206,7 +207,7 @@ impl<'a> DenylistOf<'a> {
         if !self.hosts.contains(&probe) {
             return None;
         }
-        self.of.denylist.iter().find(|entry| match entry {
+        self.of.denylist.entries.iter().find(|entry| match entry {
             Destination::Host(entry @ HostPattern::Exact(_)) => entry == pattern,
             Destination::Host(entry) => entry.matches(&probe),
             Destination::Range(_) => false,

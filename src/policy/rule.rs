@@ -20,11 +20,11 @@ const DEFAULT_PORTS: [(u16, u16); 2] = [(80, 80), (443, 443)];
 #[derive(Clone, Debug)]
 pub(super) struct Rule {
     pub(super) name: Arc<str>,
-    /// Which document of the set, and which rule of it.
-    pub(super) document: usize,
+    /// Which rule of its document.
     pub(super) position: usize,
     pub(super) action: Action,
-    pub(super) mode: Mode,
+    /// Where the rule says it itself.
+    pub(super) mode: Option<Mode>,
     pub(super) agents: Agents,
     /// Empty in a rule by addresses only.
     pub(super) hosts: Vec<HostPattern>,
@@ -160,7 +160,6 @@ impl Ports {
 pub(super) fn compile(
     written: &RuleDocument,
     place: Place<'_>,
-    default_mode: Mode,
     errors: &mut Vec<PolicyError>,
 ) -> Rule {
     let mut reader = Reader { place, errors };
@@ -197,10 +196,9 @@ pub(super) fn compile(
     };
     Rule {
         name: written.name.as_str().into(),
-        document: place.document,
         position: place.position,
         action: written.action,
-        mode: written.mode.unwrap_or(default_mode),
+        mode: written.mode,
         agents: reader.agents(&written.agents),
         hosts,
         ranges: RangeSet::new(ranges),
@@ -226,7 +224,6 @@ pub(super) fn compile(
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Place<'a> {
     pub(super) source: &'a SourceName,
-    pub(super) document: usize,
     pub(super) position: usize,
 }
 

@@ -9,7 +9,7 @@ use saphyr_parser::{Event, Parser, ScalarStyle};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
-use super::document::{Format, Mode, PolicyDocument, RuleDocument};
+use super::document::{Format, PolicyDocument, RuleDocument};
 use super::finding::{Finding, Location, PolicyError, Problem, SourceName};
 use super::rule::{Place, compile};
 use super::schema::policy_schema;
@@ -538,12 +538,7 @@ fn mistakes_inside(source: &SourceName, tree: &Node, shape: &[PolicyError]) -> V
                 continue;
             }
             if let Ok(rule) = serde_json::from_value::<RuleDocument>(node.to_value()) {
-                let place = Place {
-                    source,
-                    document: 0,
-                    position,
-                };
-                compile(&rule, place, Mode::Enforce, &mut found);
+                compile(&rule, Place { source, position }, &mut found);
             }
         }
     }

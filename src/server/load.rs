@@ -11,6 +11,12 @@ use crate::policy::{Format, Mode, PolicyDocument, PolicyError, PolicySet, Source
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LoadError(pub Vec<String>);
 
+impl LoadError {
+    pub(super) fn of(errors: &[PolicyError]) -> Self {
+        Self(errors.iter().map(ToString::to_string).collect())
+    }
+}
+
 impl std::fmt::Display for LoadError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&self.0.join("\n"))
@@ -80,20 +86,14 @@ pub fn read_documents(files: &[PathBuf]) -> Result<Vec<Source>, LoadError> {
                 continue;
             }
         };
-        let extension = file
-            .extension()
-            .map(|extension| extension.to_string_lossy().to_string());
-        let format = extension
-            .and_then(|extension| Format::from_extension(&extension))
-            .unwrap_or(Format::Yaml);
         let name = SourceName::from(shown.as_str());
-        match PolicyDocument::parse(&name, format, &text) {
+        match PolicyDocument::check(&name, format_of(file), &text) {
             Ok(document) => sources.push(Source {
                 name,
                 text,
                 document,
             }),
-            Err(error) => errors.push(error.to_string()),
+            Err(error) => errors.extend(error.iter().map(ToString::to_string)),
         }
     }
     if errors.is_empty() {
@@ -116,11 +116,46 @@ pub fn build(sources: &[Source], mode: Mode) -> Result<PolicySet, LoadError> {
         for source in sources {
             PolicyError::locate(&mut errors, &source.name, &source.text);
         }
-        LoadError(errors.iter().map(ToString::to_string).collect())
+        LoadError::of(&errors)
     })
 }
 
-/// The policy that a configuration names.
+/// How a file is written, by its extension; YAML where that does not say.
+pub(super) fn format_of(file: &Path) -> Format {
+    let extension = file
+        .extension()
+        .map(|extension| extension.to_string_lossy());
+    extension
+        .and_then(|extension| Format::from_extension(&extension))
+        .unwrap_or(Format::Yaml)
+}
+
+/// The document that `allowed_destinations` stands for, where there are any.
+///
+/// # Errors
+/// Every mistake in it.
+pub(super) fn short_form(config: &Config) -> Result<Option<Source>, LoadError> {
+    if config.allowed_destinations.is_empty() {
+        return Ok(None);
+    }
+    let name = SourceName::from("ALLOWED_DESTINATIONS");
+    let text = config
+        .allowed_destinations
+        .iter()
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join(",");
+    let document = PolicyDocument::from_allowed_destinations(&name, &text)
+        .map_err(|errors| LoadError::of(&errors))?;
+    Ok(Some(Source {
+        name,
+        text: String::new(),
+        document,
+    }))
+}
+
+/// The policy that a configuration names, without a mistake anywhere: for
+/// commands. A gateway that serves reads its documents one by one.
 ///
 /// # Errors
 /// Every mistake in every document.
@@ -129,22 +164,7 @@ pub fn policy(config: &Config) -> Result<PolicySet, LoadError> {
         Some(path) => read_documents(&policy_files(path)?)?,
         None => Vec::new(),
     };
-    if !config.allowed_destinations.is_empty() {
-        let name = SourceName::from("ALLOWED_DESTINATIONS");
-        let text = config
-            .allowed_destinations
-            .iter()
-            .map(ToString::to_string)
-            .collect::<Vec<_>>()
-            .join(",");
-        let document = PolicyDocument::from_allowed_destinations(&name, &text)
-            .map_err(|errors| LoadError(errors.iter().map(ToString::to_string).collect()))?;
-        sources.push(Source {
-            name,
-            text: String::new(),
-            document,
-        });
-    }
+    sources.extend(short_form(config)?);
     build(&sources, config.mode)
 }
 
@@ -286,7 +306,7 @@ fn secret(config: &Config) -> Result<Option<String>, LoadError> {
     }
 }
 
-fn read_text(file: &Path) -> Result<String, String> {
+pub(super) fn read_text(file: &Path) -> Result<String, String> {
     let bytes = read_stable(file).map_err(|error| format!("{}: {error}", file.display()))?;
     String::from_utf8(bytes).map_err(|_| format!("{}: the file is not UTF-8", file.display()))
 }

@@ -1,8 +1,10 @@
 //! Builds the gateway from its configuration, binds every listener before it
 //! serves any, reloads, and drains.
 
+mod documents;
 pub mod load;
 mod reload;
+mod revocation;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -10,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 
 use crate::adapters::clock::SystemClock;
@@ -20,6 +22,7 @@ use crate::adapters::names::{Resolver, ResolverSettings};
 use crate::adapters::records::{
     self, AuditLog, AuditLogSettings, Durability, FileWriter, Rotation, StreamWriter,
 };
+use crate::adapters::redis::{Redis, RedisSettings};
 use crate::admin::{Admin, Readiness};
 use crate::config::{
     self, AuditPath, BasicUser, Config, Endpoint, Fsync, Listener, Overflow, Threads, Verdict,
@@ -32,7 +35,9 @@ use crate::proxy::{
     Accepting, AgentEndpoint, Bound, FrontedAgent, ListenAddress, Settings, Wire, bind,
 };
 
+use documents::Documents;
 use reload::{PolicyInForce, Reloader};
+use revocation::{RevocationsInForce, Revoking};
 
 /// How many keys each quota remembers.
 const LIMIT_KEYS: usize = 100_000;
@@ -45,6 +50,7 @@ pub struct Gateway {
     admin: Option<(crate::admin::BoundAdmin, Admin)>,
     log: Arc<AuditLog>,
     reloader: Reloader,
+    revoking: Option<Revoking>,
     readiness: Arc<Readiness>,
     stop: watch::Sender<bool>,
 }
@@ -81,7 +87,9 @@ impl Gateway {
         let figures = Arc::new(Figures::new(env!("CARGO_PKG_VERSION")));
         raise_open_files(&figures, &config);
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
-        let policy = load::policy(&config).context("the policy is not valid")?;
+        let mut documents = Documents::new(&config).context("the policy is not valid")?;
+        let loaded = documents.load().context("the policy is not valid")?;
+        let policy = loaded.policy;
         let keys = load::keys(&config).context("the keys are not valid")?;
         if keys.is_empty() {
             bail!(
@@ -136,6 +144,7 @@ impl Gateway {
                 leeway: config.identity.leeway,
                 max_token_bytes: usize::try_from(config.identity.max_token.bytes())
                     .unwrap_or(usize::MAX),
+                max_actors: config.identity.max_delegation,
             },
         );
         let tokens = Arc::new(CachedVerifier::new(
@@ -146,9 +155,12 @@ impl Gateway {
             },
         ));
         let names = Arc::new(resolver(&config, &clock)?);
+        let revocations = Arc::new(RevocationsInForce::default());
+        let revocation_file = revocation::open(&config, &revocations, &figures)?;
         let gate = Gate::new(GateParts {
             policy: Arc::clone(&in_force) as _,
             tokens: Arc::clone(&tokens),
+            revocations: Arc::clone(&revocations) as _,
             match_basic_user: config.identity.basic_user == BasicUser::Match,
             names: Arc::clone(&names) as _,
             sink: Arc::clone(&log) as _,
@@ -164,6 +176,10 @@ impl Gateway {
             bad_credential_status: config.auth_failure_status.code(),
             storms: StormSettings::default(),
         });
+        let redis = config.redis.as_ref().map(shared_redis);
+        if let Some(redis) = &redis {
+            figures.follow_redis(redis.clone());
+        }
         let readiness = Arc::new(Readiness::default());
         let admin = Admin::new(
             Arc::clone(&figures),
@@ -171,7 +187,8 @@ impl Gateway {
             Arc::clone(&log),
             Arc::clone(&in_force) as _,
             Arc::clone(&tokens),
-        );
+        )
+        .with_redis(redis.clone());
         let wire = Arc::new(Wire::new(
             gate,
             settings(&config),
@@ -179,8 +196,19 @@ impl Gateway {
             host::random_bits,
             stopped,
         ));
+        let (_read_now, asked) = mpsc::channel(16);
+        let revoking = revocation_file.map(|file| Revoking {
+            file,
+            in_force: revocations,
+            tokens: Arc::clone(&tokens),
+            wire: Arc::clone(&wire),
+            figures: Arc::clone(&figures),
+            readiness: Arc::clone(&readiness),
+            asked,
+        });
         let reloader = Reloader::new(
             Arc::clone(&config),
+            documents,
             in_force,
             tokens,
             Arc::clone(&wire),
@@ -189,6 +217,7 @@ impl Gateway {
             clock,
             names,
         );
+        reloader.refused(loaded.refused);
         Ok(Self {
             config,
             wire,
@@ -196,6 +225,7 @@ impl Gateway {
             admin: admin_listener.map(|listener| (listener, admin)),
             log,
             reloader,
+            revoking,
             readiness,
             stop,
         })
@@ -227,12 +257,16 @@ impl Gateway {
             admin,
             log,
             reloader,
+            revoking,
             readiness,
             stop,
         } = self;
         let pid_file = write_pid_file(config.pid_file.as_deref())?;
         let reloading = tokio::spawn(reloader.run(Arc::clone(&log))?);
         let mut background = JoinSet::new();
+        if let Some(revoking) = revoking {
+            background.spawn(revoking.run()?);
+        }
         if let Some((listener, admin)) = admin {
             background.spawn(admin.serve(listener));
         }
@@ -360,6 +394,18 @@ fn open_log(config: &Config) -> anyhow::Result<AuditLog> {
         },
     };
     AuditLog::start(settings, destination).context("the audit log cannot be started")
+}
+
+fn shared_redis(written: &config::Redis) -> Redis {
+    Redis::start(RedisSettings {
+        url: written.url.clone(),
+        password: written.password.clone(),
+        password_file: written.password_file.clone(),
+        ca: written.ca.clone(),
+        connect_timeout: written.connect_timeout,
+        response_timeout: written.response_timeout,
+        prefix: written.prefix.clone(),
+    })
 }
 
 fn resolver(config: &Config, clock: &Arc<dyn Clock>) -> anyhow::Result<Resolver> {

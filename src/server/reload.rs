@@ -1,7 +1,7 @@
 //! New policies and new keys while the gateway serves: read whole, checked,
 //! and put in force at once; on a mistake the last good ones stay.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Context;
 use arc_swap::ArcSwap;
@@ -18,6 +18,7 @@ use crate::identity::CachedVerifier;
 use crate::policy::PolicySet;
 use crate::proxy::Wire;
 
+use super::documents::{Documents, RefusedDocument};
 use super::load;
 
 /// The policy in force.
@@ -37,6 +38,9 @@ impl PolicySource for PolicyInForce {
 
 pub(super) struct Reloader {
     config: Arc<Config>,
+    documents: Arc<Mutex<Documents>>,
+    /// The documents that were refused when they were read last.
+    refused: Arc<Mutex<Vec<RefusedDocument>>>,
     policy: Arc<PolicyInForce>,
     tokens: Arc<CachedVerifier>,
     wire: Arc<Wire>,
@@ -53,6 +57,7 @@ impl Reloader {
     )]
     pub(super) fn new(
         config: Arc<Config>,
+        documents: Documents,
         policy: Arc<PolicyInForce>,
         tokens: Arc<CachedVerifier>,
         wire: Arc<Wire>,
@@ -63,6 +68,8 @@ impl Reloader {
     ) -> Self {
         Self {
             config,
+            documents: Arc::new(Mutex::new(documents)),
+            refused: Arc::default(),
             policy,
             tokens,
             wire,
@@ -111,21 +118,25 @@ impl Reloader {
     }
 
     async fn policy(&self) {
-        let config = Arc::clone(&self.config);
+        let documents = Arc::clone(&self.documents);
         // Off the threads that serve: a large policy takes a while to read.
-        let loaded = tokio::task::spawn_blocking(move || load::policy(&config)).await;
-        match loaded {
-            Ok(Ok(policy)) => {
-                let version = Arc::clone(policy.digest());
-                if version == *self.policy.current().digest() {
-                    self.readiness.policy_is(Ok(()));
-                    return;
+        let loaded = tokio::task::spawn_blocking(move || {
+            let mut documents = documents.lock().unwrap_or_else(PoisonError::into_inner);
+            documents.load()
+        });
+        match loaded.await {
+            Ok(Ok(loaded)) => {
+                let version = Arc::clone(loaded.policy.digest());
+                let changed = version != *self.policy.current().digest();
+                if changed {
+                    self.policy.0.store(Arc::new(loaded.policy));
+                    self.figures.policy_loaded(&version, self.clock.wall());
                 }
-                self.policy.0.store(Arc::new(policy));
-                self.figures.policy_loaded(&version, self.clock.wall());
-                self.readiness.policy_is(Ok(()));
-                let ended = self.wire.judge_again();
-                tracing::info!(%version, ended_tunnels = ended, "a new policy is in force");
+                self.refused(loaded.refused);
+                if changed {
+                    let ended = self.wire.judge_again();
+                    tracing::info!(%version, ended_tunnels = ended, "a new policy is in force");
+                }
             }
             Ok(Err(error)) => {
                 self.figures.policy_refused();
@@ -136,6 +147,27 @@ impl Reloader {
                 tracing::error!(%error, "reading the policy failed; the old one stays in force")
             }
         }
+    }
+
+    /// Tells of every document that is refused, and once of each.
+    pub(super) fn refused(&self, now: Vec<RefusedDocument>) {
+        let mut known = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        for refused in now.iter().filter(|refused| !known.contains(refused)) {
+            self.figures.policy_refused();
+            let (document, error) = (&refused.document, &refused.error);
+            let tenant = refused.tenant.as_deref();
+            if refused.last_good_in_force {
+                tracing::error!(%document, tenant, %error, "the new policy is refused; the old one stays in force");
+            } else {
+                tracing::error!(%document, tenant, %error, "the policy is refused; nothing of this document is in force");
+            }
+        }
+        self.figures.policy_documents_refused(
+            now.iter()
+                .map(|refused| (refused.document.as_str(), refused.tenant.as_deref())),
+        );
+        self.readiness.documents_are(&now);
+        *known = now;
     }
 
     async fn keys(&self) {

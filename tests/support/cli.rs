@@ -79,6 +79,8 @@ pub(crate) fn token(agent: &str) -> String {
         audience: None,
         jti: now.as_nanos(),
         actors: Vec::new(),
+        scope: None,
+        client: None,
     };
     TokenIssuer::new(key, "agentport", "agentport")
         .issue(&request, now.as_secs())

@@ -314,6 +314,8 @@ pub(crate) fn token_with(agent: &str, tenant: Option<&str>, only: Option<&[&str]
         audience: None,
         jti: now.as_nanos(),
         actors: Vec::new(),
+        scope: None,
+        client: None,
     };
     TokenIssuer::new(key, "agentport", "agentport")
         .issue(&request, now.as_secs())

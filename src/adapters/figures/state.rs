@@ -7,21 +7,38 @@ use std::time::SystemTime;
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Unit;
 
 use super::super::records::AuditLog;
+use super::super::redis::Redis;
 use super::unix;
+
+/// The most documents that are named in the figures.
+const MOST_NAMED: usize = 100;
+
+/// The documents that are refused: how many, and the first of them by name,
+/// each with its tenant.
+#[derive(Debug, Default)]
+struct Refused {
+    count: usize,
+    named: Vec<(String, String)>,
+}
 
 /// What there is to be read. What is not known yet is not written.
 #[derive(Debug)]
 pub(super) struct State {
     started: SystemTime,
     policy: Mutex<Option<(Box<str>, SystemTime)>>,
+    documents_refused: Mutex<Refused>,
     audit_log: OnceLock<Arc<AuditLog>>,
+    redis: OnceLock<Redis>,
     open_file_limit: Mutex<Option<u64>>,
+    /// How many, and whether they cannot be read any more.
+    revocations: Mutex<Option<(usize, bool)>>,
 }
 
 impl State {
@@ -30,13 +47,41 @@ impl State {
         Self {
             started: SystemTime::now(),
             policy: Mutex::default(),
+            documents_refused: Mutex::default(),
             audit_log: OnceLock::new(),
+            redis: OnceLock::new(),
             open_file_limit: Mutex::default(),
+            revocations: Mutex::default(),
         }
     }
 
     pub(super) fn policy(&self, version: &str, at: SystemTime) {
         *lock(&self.policy) = Some((version.into(), at));
+    }
+
+    /// The last count stays while they cannot be read.
+    pub(super) fn revocations(&self, count: Option<usize>) {
+        let mut known = lock(&self.revocations);
+        *known = Some(match (count, *known) {
+            (Some(count), _) => (count, false),
+            (None, Some((count, _))) => (count, true),
+            (None, None) => (0, true),
+        });
+    }
+
+    pub(super) fn documents_refused<'a>(
+        &self,
+        documents: impl Iterator<Item = (&'a str, Option<&'a str>)>,
+    ) {
+        let mut refused = Refused::default();
+        for (document, tenant) in documents {
+            refused.count += 1;
+            if refused.named.len() < MOST_NAMED {
+                let tenant = tenant.unwrap_or_default().to_owned();
+                refused.named.push((document.to_owned(), tenant));
+            }
+        }
+        *lock(&self.documents_refused) = refused;
     }
 
     pub(super) fn open_file_limit(&self, limit: u64) {
@@ -47,6 +92,11 @@ impl State {
     pub(super) fn follow(&self, log: Arc<AuditLog>) {
         // A second one is a mistake of the assembly that changes nothing.
         let _ = self.audit_log.set(log);
+    }
+
+    /// The first connection stays.
+    pub(super) fn redis(&self, redis: Redis) {
+        let _ = self.redis.set(redis);
     }
 }
 
@@ -67,6 +117,26 @@ impl Collector for State {
                 &ConstGauge::new(unix(at)),
             )?;
         }
+        {
+            let refused = lock(&self.documents_refused);
+            out.write(
+                "agentport_policy_documents_refused",
+                "Policy documents that are not in force as they are written.",
+                None,
+                &ConstGauge::new(refused.count),
+            )?;
+            let mut family = out.0.encode_descriptor(
+                "agentport_policy_document_refused",
+                "1 for each of the first hundred of them.",
+                None,
+                MetricType::Gauge,
+            )?;
+            for (document, tenant) in &refused.named {
+                let labels = [("document", document.as_str()), ("tenant", tenant.as_str())];
+                let one = ConstGauge::new(1_u32);
+                one.encode(family.encode_family(&labels)?)?;
+            }
+        }
         if let Some(log) = self.audit_log.get() {
             let state = log.state();
             out.write(
@@ -86,6 +156,35 @@ impl Collector for State {
                 "1 while audit records cannot be written.",
                 None,
                 &ConstGauge::new(u32::from(state.failing)),
+            )?;
+        }
+        if let Some((count, failing)) = *lock(&self.revocations) {
+            out.write(
+                "agentport_revocations",
+                "Revocations in force.",
+                None,
+                &ConstGauge::new(count),
+            )?;
+            out.write(
+                "agentport_revocations_failing",
+                "1 while revocations cannot be read and the last known ones stay in force.",
+                None,
+                &ConstGauge::new(u32::from(failing)),
+            )?;
+        }
+        if let Some(redis) = self.redis.get() {
+            let state = redis.state();
+            out.write(
+                "agentport_redis_connected",
+                "1 while there is a connection to the Redis that replicas share.",
+                None,
+                &ConstGauge::new(u32::from(state.connected)),
+            )?;
+            out.write(
+                "agentport_redis_failures",
+                "Times that the connection to Redis was lost or could not be made.",
+                None,
+                &ConstCounter::new(state.failures),
             )?;
         }
         if let Some(limit) = *lock(&self.open_file_limit) {

@@ -17,6 +17,8 @@ fn record(event: AuditEvent) -> AuditRecord {
         tenant: None,
         token_jti: None,
         act: None,
+        service_account: None,
+        token_ttl_s: None,
         listener: "egress".into(),
         client: None,
         method: "GET".into(),

@@ -26,6 +26,8 @@ fn record(number: u128) -> AuditRecord {
         tenant: None,
         token_jti: None,
         act: None,
+        service_account: None,
+        token_ttl_s: None,
         listener: "egress".into(),
         client: None,
         method: "GET".into(),
