@@ -4,12 +4,14 @@
 //! Everything that `gate` asks for as a trait is answered here. Nothing here
 //! decides whether a request may pass.
 
+pub mod certificates;
 pub mod clock;
 pub mod names;
 pub mod records;
 pub mod redis;
 pub mod figures;
 pub mod watch;
+pub mod keyring;
 pub mod shared_file;
 pub mod revocations;
 pub mod host;

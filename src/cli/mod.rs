@@ -63,7 +63,7 @@ enum Command {
     IssueToken(token::IssueArgs),
     /// Take back tokens, agents, tenants, keys and service accounts, on all gateways at once
     Revoke(revoke::RevokeArgs),
-    /// Make signing keys
+    /// Make, show, rotate and retire signing keys
     #[command(subcommand)]
     Keys(keys::KeysCommand),
     /// Check policies, and ask them
@@ -100,7 +100,7 @@ pub fn main() -> ExitCode {
         Command::Up(args) => up::up(&args),
         Command::IssueToken(args) => token::issue(&settings, &args),
         Command::Revoke(args) => revoke::revoke(&settings, args),
-        Command::Keys(command) => keys::run(&command),
+        Command::Keys(command) => keys::run(&settings, &command),
         Command::Policy(command) => policy::run(&settings, &command),
         Command::Config(command) => config::run(&settings, &command),
         Command::Health(args) => health::health(&settings, &args),
