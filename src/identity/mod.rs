@@ -19,6 +19,7 @@ mod cache;
 mod claims;
 mod compact;
 mod credential;
+mod discovery;
 mod error;
 mod folder;
 mod issue;
@@ -37,6 +38,7 @@ pub use algorithm::Algorithm;
 pub use cache::{CacheSettings, CachedVerifier, KeysNow, Verdict};
 pub use claims::MAX_ACTORS;
 pub use credential::{Credential, CredentialError, MAX_CREDENTIAL_BYTES};
+pub use discovery::{DiscoveryError, discovered_keys};
 pub use error::{Facts, TokenError};
 pub use folder::{FolderError, FolderKey, KeyFolder, KeyState};
 pub use issue::{

@@ -18,6 +18,7 @@ use tokio::task::JoinSet;
 use crate::adapters::clock::SystemClock;
 use crate::adapters::figures::Figures;
 use crate::adapters::host;
+use crate::adapters::issuers::Issuers;
 use crate::adapters::names::{Resolver, ResolverSettings};
 use crate::adapters::records::{
     self, AuditLog, AuditLogSettings, Durability, FileWriter, Rotation, StreamWriter,
@@ -50,6 +51,7 @@ pub struct Gateway {
     admin: Option<(crate::admin::BoundAdmin, Admin)>,
     log: Arc<AuditLog>,
     reloader: Reloader,
+    issuers: Arc<Issuers>,
     revoking: Option<Revoking>,
     readiness: Arc<Readiness>,
     stop: watch::Sender<bool>,
@@ -91,7 +93,7 @@ impl Gateway {
         let loaded = documents.load().context("the policy is not valid")?;
         let policy = loaded.policy;
         let keys = load::keys(&config).context("the keys are not valid")?;
-        if keys.is_empty() {
+        if keys.is_empty() && !load::fetches_keys(&config) {
             bail!(
                 "there is no key to verify tokens with: set AGENTPORT_JWKS_SECRET or identity.keys"
             );
@@ -139,7 +141,7 @@ impl Gateway {
         figures.policy_loaded(policy.digest(), clock.wall());
         let in_force = Arc::new(PolicyInForce::new(policy));
         let verifier = TokenVerifier::new(
-            keys,
+            keys.clone(),
             VerifierSettings {
                 leeway: config.identity.leeway,
                 max_token_bytes: usize::try_from(config.identity.max_token.bytes())
@@ -155,12 +157,20 @@ impl Gateway {
             },
         ));
         let names = Arc::new(resolver(&config, &clock)?);
+        let issuers = Arc::new(Issuers::new(
+            &config.identity.issuers,
+            &config.identity.audience,
+            keys,
+            Arc::clone(&tokens),
+            Arc::clone(&names) as _,
+            Arc::clone(&figures),
+        ));
         let revocations = Arc::new(RevocationsInForce::default());
         let revocation_file = revocation::open(&config, &revocations, &figures)?;
         let gate = Gate::new(GateParts {
             policy: Arc::clone(&in_force) as _,
             tokens: Arc::clone(&tokens),
-            issuers: None,
+            issuers: (!issuers.is_empty()).then(|| Arc::clone(&issuers) as _),
             revocations: Arc::clone(&revocations) as _,
             match_basic_user: config.identity.basic_user == BasicUser::Match,
             names: Arc::clone(&names) as _,
@@ -189,7 +199,8 @@ impl Gateway {
             Arc::clone(&in_force) as _,
             Arc::clone(&tokens),
         )
-        .with_redis(redis.clone());
+        .with_redis(redis.clone())
+        .with_issuers(Arc::clone(&issuers));
         let wire = Arc::new(Wire::new(
             gate,
             settings(&config),
@@ -212,6 +223,7 @@ impl Gateway {
             documents,
             in_force,
             tokens,
+            Arc::clone(&issuers),
             Arc::clone(&wire),
             figures,
             Arc::clone(&readiness),
@@ -226,6 +238,7 @@ impl Gateway {
             admin: admin_listener.map(|listener| (listener, admin)),
             log,
             reloader,
+            issuers,
             revoking,
             readiness,
             stop,
@@ -258,6 +271,7 @@ impl Gateway {
             admin,
             log,
             reloader,
+            issuers,
             revoking,
             readiness,
             stop,
@@ -272,6 +286,10 @@ impl Gateway {
             background.spawn(admin.serve(listener));
         }
         background.spawn(write_repeated(Arc::clone(&wire)));
+        let judging = Arc::clone(&wire);
+        background.spawn(issuers.run(move || {
+            judging.judge_again();
+        }));
         let connections = config.limits.connections;
         let mut room = Vec::new();
         let mut accepting = JoinSet::new();
