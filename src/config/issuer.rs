@@ -152,8 +152,8 @@ impl Setting for OtherIssuer {
             let message = "tenant and tenant_claim both name the tenant: keep one".to_owned();
             push(errors, node, key, message);
         }
-        if !(Duration::from_secs(10)..=Duration::from_secs(86_400)).contains(&refresh) {
-            push(errors, node, key, "refresh: write 10s to 1d".to_owned());
+        if !(Duration::from_secs(1)..=Duration::from_secs(86_400)).contains(&refresh) {
+            push(errors, node, key, "refresh: write 1s to 1d".to_owned());
         }
         if stale_for > Duration::from_secs(7 * 86_400) {
             push(errors, node, key, "stale_for: write 0s to 7d".to_owned());
