@@ -9,9 +9,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::Router;
 use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use ring::digest;
 use serde_json::json;
 use tokio::net::{TcpListener, UnixListener};
 
@@ -29,6 +32,7 @@ pub struct Readiness {
     policy: Mutex<Option<String>>,
     documents: Mutex<Vec<serde_json::Value>>,
     keys: Mutex<Option<String>>,
+    revocations: Mutex<Option<String>>,
     draining: AtomicBool,
 }
 
@@ -56,6 +60,15 @@ impl Readiness {
     /// How the last reading of the keys went.
     pub fn keys_are(&self, outcome: Result<(), String>) {
         *self.keys.lock().unwrap_or_else(PoisonError::into_inner) = outcome.err();
+    }
+
+    /// How the last reading of the revocations went.
+    pub fn revocations_are(&self, outcome: Result<(), String>) {
+        let mut revocations = self
+            .revocations
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        *revocations = outcome.err();
     }
 
     /// The gateway is going down.
@@ -202,6 +215,12 @@ impl Admin {
     /// away: every limit says what it does then.
     fn ready(&self) -> Page {
         let (policy, keys) = self.readiness.problems();
+        let revocations = self
+            .readiness
+            .revocations
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
         let documents = self
             .readiness
             .documents
@@ -222,6 +241,7 @@ impl Admin {
                 "refused_documents": documents,
             },
             "keys": { "refused": keys },
+            "revocations": { "failing": revocations },
             "audit": { "failing": state.failing, "queue": state.depth },
             "redis": self.redis.as_ref().map(|redis| {
                 let state = redis.state();
@@ -232,10 +252,14 @@ impl Admin {
     }
 
     fn jwks(&self) -> Page {
+        let body = public_jwks(self.tokens.keys().iter()).into_bytes();
+        let hash = digest::digest(&digest::SHA256, &body);
+        let etag = URL_SAFE_NO_PAD.encode(&hash.as_ref()[..18]);
         Page {
-            status: 200,
-            media_type: "application/jwk-set+json",
-            body: public_jwks(self.tokens.keys().iter()).into_bytes(),
+            // Short, so that a new key is found before much is signed with it.
+            cache_control: "public, max-age=60",
+            etag: Some(format!("\"{etag}\"")),
+            ..Page::new(200, "application/jwk-set+json", body)
         }
     }
 }
@@ -243,11 +267,7 @@ impl Admin {
 fn page_of(status: u16, body: &serde_json::Value) -> Page {
     let mut body = body.to_string().into_bytes();
     body.push(b'\n');
-    Page {
-        status,
-        media_type: "application/json",
-        body,
-    }
+    Page::new(status, "application/json", body)
 }
 
 impl LocalPages for Admin {
@@ -260,24 +280,31 @@ impl LocalPages for Admin {
     }
 }
 
-async fn page(State(admin): State<Admin>, uri: axum::http::Uri) -> Response {
+async fn page(State(admin): State<Admin>, headers: HeaderMap, uri: axum::http::Uri) -> Response {
     let page = match uri.path() {
         "/ready" | "/readyz" => Some(admin.ready()),
         path => admin.page(path),
     };
     match page {
         Some(page) => {
+            let known = headers.get(header::IF_NONE_MATCH);
+            let page = page.unless_known(known.map(HeaderValue::as_bytes));
             let status =
                 StatusCode::from_u16(page.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-            (
-                status,
-                [
-                    (header::CONTENT_TYPE, page.media_type),
-                    (header::CACHE_CONTROL, "no-store"),
-                ],
-                page.body,
-            )
-                .into_response()
+            let mut fields = HeaderMap::new();
+            fields.insert(
+                header::CACHE_CONTROL,
+                HeaderValue::from_static(page.cache_control),
+            );
+            if let Some(etag) = page.etag.and_then(|etag| etag.try_into().ok()) {
+                fields.insert(header::ETAG, etag);
+            }
+            if status == StatusCode::NOT_MODIFIED {
+                return (status, fields).into_response();
+            }
+            let media_type = HeaderValue::from_static(page.media_type);
+            fields.insert(header::CONTENT_TYPE, media_type);
+            (status, fields, page.body).into_response()
         }
         None => StatusCode::NOT_FOUND.into_response(),
     }

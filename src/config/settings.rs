@@ -100,11 +100,16 @@ pub struct Identity {
     pub max_token: ByteSize,
     /// Tokens that held.
     pub cache: TokenCache,
+    /// What is revoked.
+    pub revocations: Revocations,
     /// Which user name may stand beside a token in Basic.
     pub basic_user: BasicUser,
     /// The private key that `issue-token` signs with, PEM. Its public half
     /// verifies: a gateway with a signing key has a key.
     pub signing_key: Option<PathBuf>,
+    /// A folder of signing keys with its manifest. Never set together with
+    /// [`Identity::signing_key`].
+    pub signing_keys: Option<PathBuf>,
     /// How long an issued token lives.
     pub token_ttl: Duration,
     /// The longest life that may be asked for; at least `token_ttl`.
@@ -116,6 +121,14 @@ pub struct Identity {
     /// The URL of the admin listener as clients see it, without a slash at its
     /// end.
     pub oauth_url: Option<String>,
+}
+
+/// What is revoked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Revocations {
+    /// The list; `None` where nothing can be revoked.
+    pub file: Option<PathBuf>,
 }
 
 /// The cache of tokens that held.
@@ -442,14 +455,19 @@ fn policy(read: &mut Reader<'_>) -> Option<Option<PathBuf>> {
 fn identity(read: &mut Reader<'_>) -> Option<Identity> {
     let secret = read.secret();
     let cache = section!(read, "identity.cache", TokenCache { ttl, entries });
+    let revocations = section!(read, "identity.revocations", Revocations { file });
     let identity = section!(read, "identity", Identity {
         secret_file, keys, issuer, audience, leeway, max_token, basic_user, signing_key,
-        token_ttl, max_token_ttl, max_delegation, service_accounts, oauth_url;
-        secret, cache
+        signing_keys, token_ttl, max_token_ttl, max_delegation, service_accounts, oauth_url;
+        secret, cache, revocations
     })?;
     if identity.secret.is_some() && identity.secret_file.is_some() {
         let message = "AGENTPORT_JWKS_SECRET is set too: keep one of them";
         read.mistake("identity.secret_file", message.to_owned());
+    }
+    if identity.signing_key.is_some() && identity.signing_keys.is_some() {
+        let message = "identity.signing_key is set too: keep one of them";
+        read.mistake("identity.signing_keys", message.to_owned());
     }
     if identity.token_ttl > identity.max_token_ttl {
         let message = "more than identity.max_token_ttl: write at most that";
@@ -484,6 +502,7 @@ fn some_key(read: &mut Reader<'_>, identity: &Identity) {
     let has_one = identity.secret.is_some()
         || identity.secret_file.is_some()
         || identity.signing_key.is_some()
+        || identity.signing_keys.is_some()
         || !identity.keys.is_empty();
     // A secret that is there and bad has been reported.
     if !has_one {

@@ -10,7 +10,6 @@ pub mod ports;
 mod storm;
 mod trail;
 
-use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU32;
 use std::sync::Arc;
@@ -21,12 +20,13 @@ pub use storm::StormSettings;
 pub use trail::{AuditTrail, Opening};
 
 use crate::egress::{AgentId, Authority, EgressRequest, Host};
-use crate::identity::{self, CachedVerifier, Principal};
+use crate::identity::{self, CachedVerifier, KeysNow, Principal, RevocationSet, RevokedKind};
 use crate::limit::{ConcurrencyLimit, InFlight, Quota, RateLimiter};
 use crate::policy::{Decision, DenyReason, Permit, PolicySet, Reach};
 
 use ports::{
-    AuditSink, Clock, Observation, Observe, PolicySource, Resolve, ResolveError, SinkState,
+    AuditSink, Clock, IssuerKeys, KeyNews, Observation, Observe, PolicySource, Resolve,
+    ResolveError, RevocationSource, SinkState,
 };
 use trail::TrailPorts;
 
@@ -105,6 +105,10 @@ pub struct GateParts {
     pub policy: Arc<dyn PolicySource>,
     /// The keys in force, and the tokens already checked.
     pub tokens: Arc<CachedVerifier>,
+    /// Where keys of other issuers are asked for.
+    pub issuers: Option<Arc<dyn IssuerKeys>>,
+    /// The revocations in force.
+    pub revocations: Arc<dyn RevocationSource>,
     /// Whether a Basic user name must be the agent's.
     pub match_basic_user: bool,
     /// Names.
@@ -132,6 +136,8 @@ pub struct GateParts {
 pub struct Gate {
     policy: Arc<dyn PolicySource>,
     tokens: Arc<CachedVerifier>,
+    issuers: Option<Arc<dyn IssuerKeys>>,
+    revocations: Arc<dyn RevocationSource>,
     match_basic_user: bool,
     names: Arc<dyn Resolve>,
     per_agent: Option<RateLimiter<AgentId>>,
@@ -149,6 +155,8 @@ impl Gate {
         Self {
             policy: parts.policy,
             tokens: parts.tokens,
+            issuers: parts.issuers,
+            revocations: parts.revocations,
             match_basic_user: parts.match_basic_user,
             names: parts.names,
             per_agent: parts
@@ -246,13 +254,10 @@ impl Gate {
         let leeway = self.tokens.verifier_settings().leeway.as_secs();
         let code = if now >= who.expires_at().saturating_add(leeway) {
             "expired"
-        } else if !self
-            .tokens
-            .keys()
-            .iter()
-            .any(|key| key.id() == who.key_id())
-        {
+        } else if !self.tokens.trusts(who, now) {
             "unknown_key"
+        } else if let Some(kind) = self.revoked(who) {
+            return Err(self.bad_credential(REVOKED, revoked_detail(kind)));
         } else {
             return Ok(());
         };
@@ -278,22 +283,43 @@ impl Gate {
             return Err(Denial::new(Cause::NoCredential));
         };
         let started = self.ports.clock.monotonic();
-        let checked = self.check_token(value);
+        let mut checked = self.check_token(value);
+        if let Err(BadToken {
+            of_issuer: Some(issuer),
+            ..
+        }) = &checked.outcome
+            && let Some(issuers) = &self.issuers
+        {
+            match issuers.unknown_key(issuer).await {
+                KeyNews::None => {}
+                KeyNews::Asked => checked = self.check_token(value),
+                KeyNews::Unavailable => {
+                    let detail = format!("there are no keys of the issuer {issuer:?} to be had");
+                    checked.outcome = Err(BadToken {
+                        code: ISSUER_UNAVAILABLE,
+                        detail,
+                        known: None,
+                        of_issuer: None,
+                    });
+                }
+            }
+        }
         let took = self.ports.clock.monotonic().saturating_sub(started);
-        let (outcome, cached) = match &checked {
-            Ok((_, cached)) => ("ok", *cached),
-            Err(error) => (error.code, false),
-        };
+        let cached = checked.cached && checked.outcome.is_ok();
         let cost = if cached { Duration::ZERO } else { took };
         trail.validated(cost);
         self.ports.observe.observe(Observation::Token {
-            outcome,
+            outcome: checked
+                .outcome
+                .as_ref()
+                .map_or_else(|bad| bad.code, |_| "ok"),
+            algorithm: checked.algorithm,
             took: cost,
             cached,
             trace_id: trail.trace_id(),
         });
-        match checked {
-            Ok((who, _)) => {
+        match checked.outcome {
+            Ok(who) => {
                 trail.principal(&who);
                 Ok(who)
             }
@@ -301,31 +327,66 @@ impl Gate {
                 if let Some(known) = &error.known {
                     trail.known(known.0.clone(), known.1.clone());
                 }
-                let cause = Cause::BadCredential {
-                    code: error.code,
-                    status: self.bad_credential_status,
+                let cause = match error.code {
+                    ISSUER_UNAVAILABLE => Cause::IssuerUnavailable,
+                    code => Cause::BadCredential {
+                        code,
+                        status: self.bad_credential_status,
+                    },
                 };
                 Err(Denial::new(cause).detail(error.detail))
             }
         }
     }
 
-    fn check_token(&self, value: &[u8]) -> Result<(Arc<Principal>, bool), BadToken> {
-        let credential = identity::Credential::parse(value).map_err(|error| BadToken {
-            code: error.code(),
-            detail: error.to_string(),
-            known: None,
-        })?;
-        let now = self.ports.clock.wall();
-        let verified = self
-            .tokens
-            .verify(credential.token(), trail::unix_seconds(now))
-            .map_err(|error| BadToken {
-                code: error.code(),
-                detail: error.to_string(),
-                known: error.facts(),
-            })?;
-        let (who, cached) = verified;
+    fn check_token(&self, value: &[u8]) -> CheckedToken {
+        let credential = match identity::Credential::parse(value) {
+            Ok(credential) => credential,
+            Err(error) => {
+                return CheckedToken {
+                    algorithm: "none",
+                    cached: false,
+                    outcome: Err(BadToken {
+                        code: error.code(),
+                        detail: error.to_string(),
+                        known: None,
+                        of_issuer: None,
+                    }),
+                };
+            }
+        };
+        let now = trail::unix_seconds(self.ports.clock.wall());
+        let verdict = self.tokens.check(credential.token(), now);
+        CheckedToken {
+            algorithm: verdict
+                .algorithm
+                .map_or("none", identity::Algorithm::as_str),
+            cached: verdict.cached,
+            outcome: match verdict.outcome {
+                Ok(who) => self.check_user(&credential, who),
+                Err(error) => Err(BadToken {
+                    code: error.code(),
+                    detail: error.to_string(),
+                    known: error.facts(),
+                    of_issuer: self.foreign(&error, credential.token()),
+                }),
+            },
+        }
+    }
+
+    /// The issuer whose keys might have to be asked for again.
+    fn foreign(&self, error: &identity::TokenError, token: &str) -> Option<String> {
+        if self.issuers.is_none() || !matches!(error, identity::TokenError::UnknownKey(_)) {
+            return None;
+        }
+        identity::claimed_issuer(token, self.tokens.verifier_settings().max_token_bytes)
+    }
+
+    fn check_user(
+        &self,
+        credential: &identity::Credential,
+        who: Arc<Principal>,
+    ) -> Result<Arc<Principal>, BadToken> {
         if self.match_basic_user
             && credential
                 .user()
@@ -335,9 +396,30 @@ impl Gate {
                 code: "user_mismatch",
                 detail: "the Basic user name is not the token's agent".to_owned(),
                 known: Some((Some(who.agent().clone()), who.jti().cloned())),
+                of_issuer: None,
             });
         }
-        Ok((who, cached))
+        // Also what the cache remembers: a revocation is in force at once.
+        if let Some(kind) = self.revoked(&who) {
+            return Err(BadToken {
+                code: REVOKED,
+                detail: revoked_detail(kind),
+                known: Some((Some(who.agent().clone()), who.jti().cloned())),
+                of_issuer: None,
+            });
+        }
+        Ok(who)
+    }
+
+    /// By what this principal is revoked now.
+    fn revoked(&self, who: &Principal) -> Option<RevokedKind> {
+        let now = trail::unix_seconds(self.ports.clock.wall());
+        self.revocations.current().revokes(who, now)
+    }
+
+    fn bad_credential(&self, code: &'static str, detail: String) -> Denial {
+        let status = self.bad_credential_status;
+        Denial::new(Cause::BadCredential { code, status }).detail(detail)
     }
 
     /// What this agent may reach, for the agent itself. The caller has
@@ -557,25 +639,25 @@ impl Gate {
         Ok(passed)
     }
 
-    /// The policy and the keys of this moment, to put to what is open.
+    /// The policy, the keys and the revocations of this moment, to put to what
+    /// is open.
     #[must_use]
     pub fn judge(&self) -> Judge {
         Judge {
             policy: self.policy.current(),
-            keys: self
-                .tokens
-                .keys()
-                .iter()
-                .map(|key| Arc::clone(key.id()))
-                .collect(),
+            revocations: self.revocations.current(),
+            keys: self.tokens.keys_now(),
+            now: trail::unix_seconds(self.ports.clock.wall()),
         }
     }
 }
 
-/// The policy and the keys of one moment.
+/// The policy, the keys and the revocations of one moment.
 pub struct Judge {
     policy: Arc<PolicySet>,
-    keys: HashSet<Arc<str>>,
+    revocations: Arc<RevocationSet>,
+    keys: KeysNow,
+    now: u64,
 }
 
 impl Judge {
@@ -589,8 +671,11 @@ impl Judge {
         request: &EgressRequest,
         dialled: Option<IpAddr>,
     ) -> Result<(), TunnelEnd> {
-        if !self.keys.contains(who.key_id()) {
+        if !self.keys.trusts(who, self.now) {
             return Err(TunnelEnd::CredentialEnded);
+        }
+        if self.revocations.revokes(who, self.now).is_some() {
+            return Err(TunnelEnd::Revoked);
         }
         match self.policy.decide(&who.subject(), request) {
             Decision::Allow(permit) => match dialled.map(|address| permit.address(address)) {
@@ -602,10 +687,28 @@ impl Judge {
     }
 }
 
+/// The code of a credential that was revoked.
+const REVOKED: &str = "revoked";
+
+fn revoked_detail(kind: RevokedKind) -> String {
+    format!("revoked by {kind}")
+}
+
+/// The code of a token whose issuer's keys are not to be had.
+const ISSUER_UNAVAILABLE: &str = "issuer_unavailable";
+
+struct CheckedToken {
+    algorithm: &'static str,
+    cached: bool,
+    outcome: Result<Arc<Principal>, BadToken>,
+}
+
 struct BadToken {
     code: &'static str,
     detail: String,
     known: Option<(Option<AgentId>, Option<Arc<str>>)>,
+    /// Where no key was known: the issuer that the token claims.
+    of_issuer: Option<String>,
 }
 
 fn resolve_code(error: ResolveError) -> &'static str {

@@ -113,9 +113,10 @@ pub(super) struct Ending {
 }
 
 /// The ends that come from outside; the index is the code in [`Ending`].
-const OUTSIDE: [TunnelEnd; 4] = [
+const OUTSIDE: [TunnelEnd; 5] = [
     TunnelEnd::PolicyChanged,
     TunnelEnd::CredentialEnded,
+    TunnelEnd::Revoked,
     TunnelEnd::Drained,
     TunnelEnd::Aborted,
 ];

@@ -4,6 +4,7 @@
 mod documents;
 pub mod load;
 mod reload;
+mod revocation;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -11,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 
 use crate::adapters::clock::SystemClock;
@@ -36,6 +37,7 @@ use crate::proxy::{
 
 use documents::Documents;
 use reload::{PolicyInForce, Reloader};
+use revocation::{RevocationsInForce, Revoking};
 
 /// How many keys each quota remembers.
 const LIMIT_KEYS: usize = 100_000;
@@ -48,6 +50,7 @@ pub struct Gateway {
     admin: Option<(crate::admin::BoundAdmin, Admin)>,
     log: Arc<AuditLog>,
     reloader: Reloader,
+    revoking: Option<Revoking>,
     readiness: Arc<Readiness>,
     stop: watch::Sender<bool>,
 }
@@ -152,9 +155,13 @@ impl Gateway {
             },
         ));
         let names = Arc::new(resolver(&config, &clock)?);
+        let revocations = Arc::new(RevocationsInForce::default());
+        let revocation_file = revocation::open(&config, &revocations, &figures)?;
         let gate = Gate::new(GateParts {
             policy: Arc::clone(&in_force) as _,
             tokens: Arc::clone(&tokens),
+            issuers: None,
+            revocations: Arc::clone(&revocations) as _,
             match_basic_user: config.identity.basic_user == BasicUser::Match,
             names: Arc::clone(&names) as _,
             sink: Arc::clone(&log) as _,
@@ -190,6 +197,16 @@ impl Gateway {
             host::random_bits,
             stopped,
         ));
+        let (_read_now, asked) = mpsc::channel(16);
+        let revoking = revocation_file.map(|file| Revoking {
+            file,
+            in_force: revocations,
+            tokens: Arc::clone(&tokens),
+            wire: Arc::clone(&wire),
+            figures: Arc::clone(&figures),
+            readiness: Arc::clone(&readiness),
+            asked,
+        });
         let reloader = Reloader::new(
             Arc::clone(&config),
             documents,
@@ -209,6 +226,7 @@ impl Gateway {
             admin: admin_listener.map(|listener| (listener, admin)),
             log,
             reloader,
+            revoking,
             readiness,
             stop,
         })
@@ -240,12 +258,16 @@ impl Gateway {
             admin,
             log,
             reloader,
+            revoking,
             readiness,
             stop,
         } = self;
         let pid_file = write_pid_file(config.pid_file.as_deref())?;
         let reloading = tokio::spawn(reloader.run(Arc::clone(&log))?);
         let mut background = JoinSet::new();
+        if let Some(revoking) = revoking {
+            background.spawn(revoking.run()?);
+        }
         if let Some((listener, admin)) = admin {
             background.spawn(admin.serve(listener));
         }

@@ -37,6 +37,8 @@ pub(super) struct State {
     audit_log: OnceLock<Arc<AuditLog>>,
     redis: OnceLock<Redis>,
     open_file_limit: Mutex<Option<u64>>,
+    /// How many, and whether they cannot be read any more.
+    revocations: Mutex<Option<(usize, bool)>>,
 }
 
 impl State {
@@ -49,11 +51,22 @@ impl State {
             audit_log: OnceLock::new(),
             redis: OnceLock::new(),
             open_file_limit: Mutex::default(),
+            revocations: Mutex::default(),
         }
     }
 
     pub(super) fn policy(&self, version: &str, at: SystemTime) {
         *lock(&self.policy) = Some((version.into(), at));
+    }
+
+    /// The last count stays while they cannot be read.
+    pub(super) fn revocations(&self, count: Option<usize>) {
+        let mut known = lock(&self.revocations);
+        *known = Some(match (count, *known) {
+            (Some(count), _) => (count, false),
+            (None, Some((count, _))) => (count, true),
+            (None, None) => (0, true),
+        });
     }
 
     pub(super) fn documents_refused<'a>(
@@ -143,6 +156,20 @@ impl Collector for State {
                 "1 while audit records cannot be written.",
                 None,
                 &ConstGauge::new(u32::from(state.failing)),
+            )?;
+        }
+        if let Some((count, failing)) = *lock(&self.revocations) {
+            out.write(
+                "agentport_revocations",
+                "Revocations in force.",
+                None,
+                &ConstGauge::new(count),
+            )?;
+            out.write(
+                "agentport_revocations_failing",
+                "1 while revocations cannot be read and the last known ones stay in force.",
+                None,
+                &ConstGauge::new(u32::from(failing)),
             )?;
         }
         if let Some(redis) = self.redis.get() {
