@@ -90,11 +90,7 @@ pub(super) fn policy_page(reach: &Reach, who: &Principal, accept: Option<&str>) 
         _ => format!("{reach}The token holds until {ends}.").into_bytes(),
     };
     body.push(b'\n');
-    Page {
-        status: 200,
-        media_type,
-        body,
-    }
+    Page::new(200, media_type, body)
 }
 
 /// The first of the media types in an `Accept` field (RFC 9110 section 12.5.1)
@@ -102,7 +98,7 @@ pub(super) fn policy_page(reach: &Reach, who: &Principal, accept: Option<&str>) 
 fn media_type(accept: &str) -> &'static str {
     accept
         .split(',')
-        .filter_map(|entry| {
+        .find_map(|entry| {
             let name = entry.split(';').next().unwrap_or(entry).trim();
             match () {
                 () if name.eq_ignore_ascii_case("text/markdown") => {
@@ -114,7 +110,6 @@ fn media_type(accept: &str) -> &'static str {
                 () => None,
             }
         })
-        .next()
         .unwrap_or("application/json")
 }
 
