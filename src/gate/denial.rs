@@ -437,6 +437,9 @@ impl Denial {
             Cause::BadCredential {
                 code: "expired", ..
             } => "Get a new token; repeating the request cannot succeed.",
+            Cause::BadCredential { code, .. } if code.contains("certificate") => {
+                "Connect by TLS with the certificate of the agent; repeating the request cannot succeed."
+            }
             Cause::BadCredential {
                 code: "revoked", ..
             } => {

@@ -20,13 +20,16 @@ pub use storm::StormSettings;
 pub use trail::{AuditTrail, Opening};
 
 use crate::egress::{AgentId, Authority, EgressRequest, Host};
-use crate::identity::{self, CachedVerifier, KeysNow, Principal, RevocationSet, RevokedKind};
+use crate::identity::{
+    self, CachedVerifier, Certified, KeysNow, PeerCertificate, Principal, RevocationSet,
+    RevokedKind,
+};
 use crate::limit::{ConcurrencyLimit, InFlight, Quota, RateLimiter};
 use crate::policy::{Decision, DenyReason, Permit, PolicySet, Reach};
 
 use ports::{
     AuditSink, Clock, IssuerKeys, KeyNews, Observation, Observe, PolicySource, Resolve,
-    ResolveError, RevocationSource, SinkState,
+    ResolveError, RevocationSource, SinkState, TrustsCertificates,
 };
 use trail::TrailPorts;
 
@@ -99,12 +102,30 @@ impl OwnListeners {
     }
 }
 
+/// What proves who asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Proof {
+    /// A token.
+    Token,
+    /// The client's certificate.
+    Certificate,
+    /// One of them; where both are there, they name the same agent.
+    Either,
+    /// Both, of the same agent.
+    Both,
+}
+
 /// What a gate is made of.
 pub struct GateParts {
     /// The policy in force.
     pub policy: Arc<dyn PolicySource>,
     /// The keys in force, and the tokens already checked.
     pub tokens: Arc<CachedVerifier>,
+    /// What proves who asks.
+    pub proof: Proof,
+    /// Whom clients' certificates are trusted from; `None` where no listener
+    /// asks for them.
+    pub certificates: Option<Arc<dyn TrustsCertificates>>,
     /// Where keys of other issuers are asked for.
     pub issuers: Option<Arc<dyn IssuerKeys>>,
     /// The revocations in force.
@@ -136,6 +157,8 @@ pub struct GateParts {
 pub struct Gate {
     policy: Arc<dyn PolicySource>,
     tokens: Arc<CachedVerifier>,
+    proof: Proof,
+    certificates: Option<Arc<dyn TrustsCertificates>>,
     issuers: Option<Arc<dyn IssuerKeys>>,
     revocations: Arc<dyn RevocationSource>,
     match_basic_user: bool,
@@ -155,6 +178,8 @@ impl Gate {
         Self {
             policy: parts.policy,
             tokens: parts.tokens,
+            proof: parts.proof,
+            certificates: parts.certificates,
             issuers: parts.issuers,
             revocations: parts.revocations,
             match_basic_user: parts.match_basic_user,
@@ -254,24 +279,33 @@ impl Gate {
         let leeway = self.tokens.verifier_settings().leeway.as_secs();
         let code = if now >= who.expires_at().saturating_add(leeway) {
             "expired"
-        } else if !self.tokens.trusts(who, now) {
+        } else if who.has_token() && !self.tokens.trusts(who, now) {
             "unknown_key"
         } else if let Some(kind) = self.revoked(who) {
             return Err(self.bad_credential(REVOKED, revoked_detail(kind)));
         } else {
-            return Ok(());
+            return match who.certificate() {
+                Some(certificate) => holds(self.certificates.as_deref(), certificate, self.now()),
+                None => Ok(()),
+            };
         };
         let status = self.bad_credential_status;
         Err(Denial::new(Cause::BadCredential { code, status }))
     }
 
-    /// Who asks, by the value of `Proxy-Authorization` (or what stands for it).
+    fn now(&self) -> std::time::SystemTime {
+        self.ports.clock.wall()
+    }
+
+    /// Who asks, by what the client's certificate says, where it has shown one,
+    /// and by the value of `Proxy-Authorization` (or what stands for it).
     ///
     /// # Errors
     /// A [`Denial`]: no credential, one that is no good, a source that asks too
     /// often, or a log that can take no record.
     pub async fn authenticate(
         &self,
+        certified: Option<&Certified>,
         credential: Option<&[u8]>,
         source: Option<IpAddr>,
         trail: &mut AuditTrail,
@@ -279,6 +313,64 @@ impl Gate {
         self.room().await?;
         // Before the signature, so that bad tokens cost their sender most.
         self.limit_source(source)?;
+        if let Some(shown) = certified {
+            // Under whatever proof is asked for: its handshake would fail now.
+            holds(self.certificates.as_deref(), &shown.certificate, self.now())?;
+        }
+        match (self.proof, certified) {
+            (Proof::Token, _) => self.by_token(credential, trail).await,
+            (Proof::Certificate, shown) => self.by_certificate(shown, trail),
+            (Proof::Either, Some(shown)) if credential.is_none() && shown.who.is_ok() => {
+                self.by_certificate(Some(shown), trail)
+            }
+            (Proof::Either, Some(shown)) if shown.who.is_ok() => {
+                self.by_both(shown, credential, trail).await
+            }
+            (Proof::Either, _) => self.by_token(credential, trail).await,
+            (Proof::Both, Some(shown)) => self.by_both(shown, credential, trail).await,
+            (Proof::Both, None) => Err(bad_certificate("no_certificate")),
+        }
+    }
+
+    fn by_certificate(
+        &self,
+        shown: Option<&Certified>,
+        trail: &mut AuditTrail,
+    ) -> Result<Arc<Principal>, Denial> {
+        let who = named_by(shown)?;
+        trail.principal(&who);
+        match self.revoked(&who) {
+            Some(kind) => Err(self.bad_credential(REVOKED, revoked_detail(kind))),
+            None => Ok(who),
+        }
+    }
+
+    /// By a token and a certificate that name the same agent. Of a tenant only
+    /// one of them need speak.
+    async fn by_both(
+        &self,
+        shown: &Certified,
+        credential: Option<&[u8]>,
+        trail: &mut AuditTrail,
+    ) -> Result<Arc<Principal>, Denial> {
+        let named = self.by_certificate(Some(shown), trail)?;
+        let who = self.by_token(credential, trail).await?;
+        let tenants_fit = match (named.tenant(), who.tenant()) {
+            (Some(named), tenant) => tenant == Some(named),
+            (None, _) => true,
+        };
+        if named.agent() != who.agent() || !tenants_fit {
+            let detail = format!("the certificate is that of {}", named.agent());
+            return Err(bad_certificate("certificate_mismatch").detail(detail));
+        }
+        Ok(Arc::new(who.with_certificate(&shown.certificate)))
+    }
+
+    async fn by_token(
+        &self,
+        credential: Option<&[u8]>,
+        trail: &mut AuditTrail,
+    ) -> Result<Arc<Principal>, Denial> {
         let Some(value) = credential else {
             return Err(Denial::new(Cause::NoCredential));
         };
@@ -648,6 +740,8 @@ impl Gate {
             revocations: self.revocations.current(),
             keys: self.tokens.keys_now(),
             now: trail::unix_seconds(self.ports.clock.wall()),
+            certificates: self.certificates.clone(),
+            wall: self.now(),
         }
     }
 }
@@ -658,6 +752,8 @@ pub struct Judge {
     revocations: Arc<RevocationSet>,
     keys: KeysNow,
     now: u64,
+    certificates: Option<Arc<dyn TrustsCertificates>>,
+    wall: std::time::SystemTime,
 }
 
 impl Judge {
@@ -671,8 +767,12 @@ impl Judge {
         request: &EgressRequest,
         dialled: Option<IpAddr>,
     ) -> Result<(), TunnelEnd> {
-        if !self.keys.trusts(who, self.now) {
+        if who.has_token() && !self.keys.trusts(who, self.now) {
             return Err(TunnelEnd::CredentialEnded);
+        }
+        if let Some(certificate) = who.certificate() {
+            holds(self.certificates.as_deref(), certificate, self.wall)
+                .map_err(|_| TunnelEnd::CredentialEnded)?;
         }
         if self.revocations.revokes(who, self.now).is_some() {
             return Err(TunnelEnd::Revoked);
@@ -685,6 +785,43 @@ impl Judge {
             Decision::Deny(_) => Err(TunnelEnd::PolicyChanged),
         }
     }
+}
+
+/// Whether a certificate that held at its handshake still does.
+fn holds(
+    trust: Option<&dyn TrustsCertificates>,
+    certificate: &PeerCertificate,
+    now: std::time::SystemTime,
+) -> Result<(), Denial> {
+    // Where nobody is asked, nobody is trusted.
+    let held = match trust {
+        Some(trust) => trust.holds(certificate, now),
+        None => Err("certificate_unknown_issuer"),
+    };
+    held.map_err(|code| {
+        bad_certificate(code).detail(format!("serial number {}", certificate.serial()))
+    })
+}
+
+/// The agent that a certificate names.
+fn named_by(shown: Option<&Certified>) -> Result<Arc<Principal>, Denial> {
+    let Some(shown) = shown else {
+        return Err(bad_certificate("no_certificate"));
+    };
+    match &shown.who {
+        Ok(who) => Ok(Arc::clone(who)),
+        Err(error) => {
+            let names = [shown.certificate.uris(), shown.certificate.dns_names()].concat();
+            let detail = format!("{error}: {}", names.join(", "));
+            Err(bad_certificate(error.code()).detail(detail))
+        }
+    }
+}
+
+/// Another certificate cannot be asked for within the connection, so this is
+/// never a challenge.
+fn bad_certificate(code: &'static str) -> Denial {
+    Denial::new(Cause::BadCredential { code, status: 403 })
 }
 
 /// The code of a credential that was revoked.

@@ -57,6 +57,8 @@ pub(super) fn judge(
         key_id: Arc::clone(key_id),
         issued_at,
         expires_at,
+        by_token: true,
+        certificate: None,
     })
 }
 

@@ -327,6 +327,8 @@ mod tests {
             key_id: "k1".into(),
             issued_at,
             expires_at: 2_000,
+            by_token: true,
+            certificate: None,
         }
     }
 

@@ -168,7 +168,12 @@ impl Forward {
                 let checked = self
                     .shared
                     .gate
-                    .authenticate(current.credential.as_deref(), source, trail)
+                    .authenticate(
+                        connection.certified.as_ref(),
+                        current.credential.as_deref(),
+                        source,
+                        trail,
+                    )
                     .await;
                 checked.map_err(|denial| denial.towards(&authority))?
             }
@@ -255,7 +260,12 @@ impl Forward {
         let who = self
             .shared
             .gate
-            .authenticate(credential.as_deref(), source, trail)
+            .authenticate(
+                connection.certified.as_ref(),
+                credential.as_deref(),
+                source,
+                trail,
+            )
             .await
             .map_err(|denial| denial.at_origin().towards(&authority))?;
         exchange.spent = Some(spent);

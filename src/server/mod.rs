@@ -1,6 +1,7 @@
 //! Builds the gateway from its configuration, binds every listener before it
 //! serves any, reloads, and drains.
 
+mod certificates;
 mod documents;
 pub mod load;
 mod reload;
@@ -25,16 +26,18 @@ use crate::adapters::records::{
 use crate::adapters::redis::{Redis, RedisSettings};
 use crate::admin::{Admin, Readiness};
 use crate::config::{
-    self, AuditPath, BasicUser, Config, Endpoint, Fsync, Listener, Overflow, Threads, Verdict,
+    self, AuditPath, BasicUser, Config, Endpoint, Fsync, Listener, Overflow, RequiredProof,
+    Threads, Verdict,
 };
 use crate::gate::ports::Clock;
-use crate::gate::{Gate, GateParts, Limits, OwnListeners, StormSettings};
+use crate::gate::{Gate, GateParts, Limits, OwnListeners, Proof, StormSettings};
 use crate::identity::{CacheSettings, CachedVerifier, TokenVerifier, VerifierSettings};
 use crate::policy::{EchRule, SniRule, TlsRule, TlsUse};
 use crate::proxy::{
-    Accepting, AgentEndpoint, Bound, FrontedAgent, ListenAddress, Settings, Wire, bind,
+    Accepting, AgentEndpoint, Bound, FrontedAgent, ListenAddress, ListenerTls, Settings, Wire, bind,
 };
 
+use certificates::CertificateReloader;
 use documents::Documents;
 use reload::{PolicyInForce, Reloader};
 use revocation::{RevocationsInForce, Revoking};
@@ -50,6 +53,7 @@ pub struct Gateway {
     admin: Option<(crate::admin::BoundAdmin, Admin)>,
     log: Arc<AuditLog>,
     reloader: Reloader,
+    certificates: Option<CertificateReloader>,
     revoking: Option<Revoking>,
     readiness: Arc<Readiness>,
     stop: watch::Sender<bool>,
@@ -58,8 +62,10 @@ pub struct Gateway {
 /// Where a gateway listens, with the ports that the system chose.
 #[derive(Clone, Debug, Default)]
 pub struct Addresses {
-    /// The egress listeners.
+    /// The egress listeners in clear.
     pub egress: Vec<SocketAddr>,
+    /// The egress listeners that speak TLS.
+    pub egress_tls: Vec<SocketAddr>,
     /// The admin listener.
     pub admin: Option<SocketAddr>,
 }
@@ -99,6 +105,7 @@ impl Gateway {
         if let Some(bundle) = &config.upstream_ca {
             check_bundle(bundle)?;
         }
+        let tls = certificates::listener_tls(&config, &figures, &*clock)?;
         let log = Arc::new(open_log(&config)?);
         figures.follow(Arc::clone(&log));
 
@@ -112,6 +119,15 @@ impl Gateway {
                 }
             };
             egress.push(bind(&address).await.map_err(anyhow::Error::msg)?);
+        }
+        for listener in &config.listen.egress_tls {
+            let (Listener::Tcp(address), Some(tls)) = (listener, &tls) else {
+                bail!("listen.egress_tls: {listener}: TLS is spoken on addresses alone");
+            };
+            let bound = bind(&ListenAddress::Tcp(*address))
+                .await
+                .map_err(anyhow::Error::msg)?;
+            egress.push(bound.over_tls("egress_tls", Arc::clone(tls)));
         }
         let admin_listener = match &config.listen.admin {
             Some(listener) => Some(
@@ -160,6 +176,13 @@ impl Gateway {
         let gate = Gate::new(GateParts {
             policy: Arc::clone(&in_force) as _,
             tokens: Arc::clone(&tokens),
+            proof: match config.identity.require {
+                RequiredProof::Token => Proof::Token,
+                RequiredProof::Certificate => Proof::Certificate,
+                RequiredProof::Either => Proof::Either,
+                RequiredProof::Both => Proof::Both,
+            },
+            certificates: tls.clone().map(|tls| tls as _),
             issuers: None,
             revocations: Arc::clone(&revocations) as _,
             match_basic_user: config.identity.basic_user == BasicUser::Match,
@@ -197,6 +220,14 @@ impl Gateway {
             host::random_bits,
             stopped,
         ));
+        let certificates = tls.map(|tls: Arc<ListenerTls>| CertificateReloader {
+            config: Arc::clone(&config),
+            tls,
+            wire: Arc::clone(&wire),
+            figures: Arc::clone(&figures),
+            readiness: Arc::clone(&readiness),
+            clock: Arc::clone(&clock),
+        });
         let (_read_now, asked) = mpsc::channel(16);
         let revoking = revocation_file.map(|file| Revoking {
             file,
@@ -226,6 +257,7 @@ impl Gateway {
             admin: admin_listener.map(|listener| (listener, admin)),
             log,
             reloader,
+            certificates,
             revoking,
             readiness,
             stop,
@@ -235,8 +267,13 @@ impl Gateway {
     /// Where it listens.
     #[must_use]
     pub fn addresses(&self) -> Addresses {
+        let addresses = |tls: bool| {
+            let of = self.egress.iter().filter(|bound| bound.is_tls() == tls);
+            of.filter_map(Bound::address).collect()
+        };
         Addresses {
-            egress: self.egress.iter().filter_map(Bound::address).collect(),
+            egress: addresses(false),
+            egress_tls: addresses(true),
             admin: self
                 .admin
                 .as_ref()
@@ -258,6 +295,7 @@ impl Gateway {
             admin,
             log,
             reloader,
+            certificates,
             revoking,
             readiness,
             stop,
@@ -272,6 +310,9 @@ impl Gateway {
             background.spawn(admin.serve(listener));
         }
         background.spawn(write_repeated(Arc::clone(&wire)));
+        if let Some(certificates) = certificates {
+            background.spawn(certificates.run()?);
+        }
         let connections = config.limits.connections;
         let mut room = Vec::new();
         let mut accepting = JoinSet::new();
@@ -283,7 +324,8 @@ impl Gateway {
                 slots,
                 config.limits.connections_per_source,
                 stop.subscribe(),
-            );
+            )
+            .behind(config.listen.proxy_protocol.clone());
             accepting.spawn(accept.run(bound));
         }
         tracing::info!(
@@ -432,6 +474,7 @@ fn settings(config: &Config) -> Settings {
     Settings {
         header_timeout: config.timeouts.header,
         keepalive_timeout: config.timeouts.keepalive,
+        handshake_timeout: config.timeouts.handshake,
         body_timeout: config.timeouts.body,
         connect_timeout: config.timeouts.connect,
         response_timeout: config.timeouts.response,
