@@ -235,7 +235,12 @@ impl Forward {
             let who = self
                 .shared
                 .gate
-                .authenticate(credential.as_deref(), source, trail)
+                .authenticate(
+                    connection.certified.as_ref(),
+                    credential.as_deref(),
+                    source,
+                    trail,
+                )
                 .await
                 .map_err(Denial::at_origin)?;
             let reach = self.shared.gate.reach(&who, trail)?;
