@@ -36,6 +36,7 @@ mod lint;
 mod locate;
 mod modes;
 mod range;
+mod reach;
 mod record;
 mod rule;
 mod schema;
@@ -55,6 +56,7 @@ pub use explain::{Check, CheckOutcome, Difference, Explanation, NearestRule, Rul
 pub use finding::{Concern, Finding, Location, PolicyError, PolicyWarning, Problem, SourceName};
 pub use learn::{LearnError, LearnOptions, Learned, LearnedRule, Learner, LeftOut};
 pub use locate::locate;
+pub use reach::{Reach, ReachRule};
 pub use record::{MAX_RECORD_BYTES, Recorded, RecordedEvent};
 pub use schema::{cases_schema, policy_schema};
 pub use set::{CheckedDocument, PolicySet};
