@@ -13,6 +13,7 @@ pub mod figures;
 pub mod watch;
 pub mod service_accounts;
 pub mod keyring;
+pub mod issuers;
 pub mod shared_file;
 pub mod revocations;
 pub mod host;

@@ -424,7 +424,7 @@ impl Setting for CertificatePair {
     }
 }
 
-fn push(errors: &mut Vec<ConfigError>, node: &Node, key: &str, message: String) {
+pub(super) fn push(errors: &mut Vec<ConfigError>, node: &Node, key: &str, message: String) {
     errors.push(ConfigError {
         place: node.place.clone(),
         key: Some(key.to_owned()),

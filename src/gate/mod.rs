@@ -15,7 +15,7 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use denial::{Cause, Denial, PSEUDONYM, TunnelEnd};
+pub use denial::{Cause, Denial, POLICY_PATH, PSEUDONYM, TunnelEnd};
 pub use storm::StormSettings;
 pub use trail::{AuditTrail, Opening};
 
@@ -25,7 +25,7 @@ use crate::identity::{
     RevokedKind,
 };
 use crate::limit::{ConcurrencyLimit, InFlight, Quota, RateLimiter};
-use crate::policy::{Decision, Permit, PolicySet};
+use crate::policy::{Decision, DenyReason, Permit, PolicySet, Reach};
 
 use ports::{
     AuditSink, Clock, IssuerKeys, KeyNews, Observation, Observe, PolicySource, Resolve,
@@ -512,6 +512,20 @@ impl Gate {
     fn bad_credential(&self, code: &'static str, detail: String) -> Denial {
         let status = self.bad_credential_status;
         Denial::new(Cause::BadCredential { code, status }).detail(detail)
+    }
+
+    /// What this agent may reach, for the agent itself. The caller has
+    /// authenticated it.
+    ///
+    /// # Errors
+    /// A [`Denial`]: its tenant has no policy.
+    pub fn reach(&self, who: &Principal, trail: &mut AuditTrail) -> Result<Reach, Denial> {
+        let policy = self.policy.current();
+        trail.policy(policy.digest());
+        policy.reach(&who.subject()).ok_or_else(|| {
+            Denial::new(Cause::Policy(DenyReason::UnknownTenant))
+                .detail("the tenant of the token has no document")
+        })
     }
 
     /// Whether this agent may do this, and by which addresses.

@@ -20,6 +20,7 @@ use tokio::task::JoinSet;
 use crate::adapters::clock::SystemClock;
 use crate::adapters::figures::Figures;
 use crate::adapters::host;
+use crate::adapters::issuers::Issuers;
 use crate::adapters::names::{Resolver, ResolverSettings};
 use crate::adapters::records::{
     self, AuditLog, AuditLogSettings, Durability, FileWriter, Rotation, StreamWriter,
@@ -54,6 +55,7 @@ pub struct Gateway {
     admin: Option<(crate::admin::BoundAdmin, Admin)>,
     log: Arc<AuditLog>,
     reloader: Reloader,
+    issuers: Arc<Issuers>,
     certificates: Option<CertificateReloader>,
     revoking: Option<Revoking>,
     readiness: Arc<Readiness>,
@@ -98,7 +100,7 @@ impl Gateway {
         let loaded = documents.load().context("the policy is not valid")?;
         let policy = loaded.policy;
         let keys = load::keys(&config).context("the keys are not valid")?;
-        if keys.is_empty() {
+        if keys.is_empty() && !load::fetches_keys(&config) {
             bail!(
                 "there is no key to verify tokens with: set AGENTPORT_JWKS_SECRET or identity.keys"
             );
@@ -156,7 +158,7 @@ impl Gateway {
         figures.policy_loaded(policy.digest(), clock.wall());
         let in_force = Arc::new(PolicyInForce::new(policy));
         let verifier = TokenVerifier::new(
-            keys,
+            keys.clone(),
             VerifierSettings {
                 leeway: config.identity.leeway,
                 max_token_bytes: usize::try_from(config.identity.max_token.bytes())
@@ -172,11 +174,20 @@ impl Gateway {
             },
         ));
         let names = Arc::new(resolver(&config, &clock)?);
+        let issuers = Arc::new(Issuers::new(
+            &config.identity.issuers,
+            &config.identity.audience,
+            keys,
+            Arc::clone(&tokens),
+            Arc::clone(&names) as _,
+            Arc::clone(&figures),
+        ));
         let revocations = Arc::new(RevocationsInForce::default());
         let revocation_file = revocation::open(&config, &revocations, &figures)?;
         let gate = Gate::new(GateParts {
             policy: Arc::clone(&in_force) as _,
             tokens: Arc::clone(&tokens),
+            issuers: (!issuers.is_empty()).then(|| Arc::clone(&issuers) as _),
             proof: match config.identity.require {
                 RequiredProof::Token => Proof::Token,
                 RequiredProof::Certificate => Proof::Certificate,
@@ -184,7 +195,6 @@ impl Gateway {
                 RequiredProof::Both => Proof::Both,
             },
             certificates: tls.clone().map(|tls| tls as _),
-            issuers: None,
             revocations: Arc::clone(&revocations) as _,
             match_basic_user: config.identity.basic_user == BasicUser::Match,
             names: Arc::clone(&names) as _,
@@ -224,7 +234,8 @@ impl Gateway {
             &log,
             &figures,
             &clock,
-        )?);
+        )?)
+        .with_issuers(Arc::clone(&issuers));
         let wire = Arc::new(Wire::new(
             gate,
             settings(&config),
@@ -255,6 +266,7 @@ impl Gateway {
             documents,
             in_force,
             tokens,
+            Arc::clone(&issuers),
             Arc::clone(&wire),
             figures,
             Arc::clone(&readiness),
@@ -270,6 +282,7 @@ impl Gateway {
             admin: admin_listener.map(|listener| (listener, admin)),
             log,
             reloader,
+            issuers,
             certificates,
             revoking,
             readiness,
@@ -308,6 +321,7 @@ impl Gateway {
             admin,
             log,
             reloader,
+            issuers,
             certificates,
             revoking,
             readiness,
@@ -326,6 +340,10 @@ impl Gateway {
             background.spawn(admin.serve(listener));
         }
         background.spawn(write_repeated(Arc::clone(&wire)));
+        let judging = Arc::clone(&wire);
+        background.spawn(issuers.run(move || {
+            judging.judge_again();
+        }));
         if let Some(certificates) = certificates {
             background.spawn(certificates.run()?);
         }

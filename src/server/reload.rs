@@ -9,12 +9,13 @@ use arc_swap::ArcSwap;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::adapters::figures::Figures;
+use crate::adapters::issuers::Issuers;
 use crate::adapters::names::Resolver;
 use crate::adapters::records::AuditLog;
 use crate::adapters::watch::Watch;
 use crate::admin::Readiness;
 use crate::admin::oauth::TokenEndpoint;
-use crate::config::Config;
+use crate::config::{Config, KeySource};
 use crate::gate::ports::{Clock, PolicySource};
 use crate::identity::CachedVerifier;
 use crate::policy::PolicySet;
@@ -45,6 +46,7 @@ pub(super) struct Reloader {
     refused: Arc<Mutex<Vec<RefusedDocument>>>,
     policy: Arc<PolicyInForce>,
     tokens: Arc<CachedVerifier>,
+    issuers: Arc<Issuers>,
     wire: Arc<Wire>,
     figures: Arc<Figures>,
     readiness: Arc<Readiness>,
@@ -63,6 +65,7 @@ impl Reloader {
         documents: Documents,
         policy: Arc<PolicyInForce>,
         tokens: Arc<CachedVerifier>,
+        issuers: Arc<Issuers>,
         wire: Arc<Wire>,
         figures: Arc<Figures>,
         readiness: Arc<Readiness>,
@@ -75,6 +78,7 @@ impl Reloader {
             refused: Arc::default(),
             policy,
             tokens,
+            issuers,
             wire,
             figures,
             readiness,
@@ -101,6 +105,15 @@ impl Reloader {
             .keys
             .iter()
             .map(|trusted| trusted.file.clone())
+            .chain(
+                identity
+                    .issuers
+                    .iter()
+                    .filter_map(|issuer| match &issuer.source {
+                        KeySource::File(file) => Some(file.clone()),
+                        KeySource::Url(_) | KeySource::Discovery(_) => None,
+                    }),
+            )
             .chain(identity.signing_key.clone())
             .chain(identity.signing_keys.clone())
             .chain(identity.secret_file.clone())
@@ -150,10 +163,7 @@ impl Reloader {
     /// Takes keys out of force whose time is over. They verify nothing by then,
     /// read or not; what is left is to say so, and to what is open.
     fn retire(&self) {
-        let keys = self.tokens.keys();
-        let left = keys.without_ended(self.unix_seconds());
-        let retired = keys.iter().count() - left.iter().count();
-        self.tokens.replace_keys(left);
+        let retired = self.issuers.retire_own(self.unix_seconds());
         let ended = self.wire.judge_again();
         tracing::info!(
             retired,
@@ -227,13 +237,13 @@ impl Reloader {
     async fn keys(&self) {
         let config = Arc::clone(&self.config);
         match tokio::task::spawn_blocking(move || load::keys(&config)).await {
-            Ok(Ok(keys)) if keys.is_empty() => {
+            Ok(Ok(keys)) if keys.is_empty() && self.issuers.is_empty() => {
                 let error = "there is no key any more".to_owned();
                 tracing::error!(%error, "the new keys are refused; the old ones stay in force");
                 self.readiness.keys_are(Err(error));
             }
             Ok(Ok(keys)) => {
-                self.tokens.replace_keys(keys);
+                self.issuers.replace_own(keys);
                 self.readiness.keys_are(Ok(()));
                 if let Some(endpoint) = &self.endpoint {
                     tokens::renew_signer(&self.config, endpoint);
