@@ -88,6 +88,8 @@ pub struct Settings {
     /// Whether clear-text HTTP in a tunnel is judged request by request, or
     /// refused.
     pub plain_in_tunnels: bool,
+    /// Whether an open tunnel lives on when its credential has expired.
+    pub tunnels_outlive_tokens: bool,
 }
 
 /// The refusal of the agent's name as a destination: the name means the agent
@@ -194,7 +196,7 @@ impl Wire {
         let shared = Arc::new(Shared {
             in_flight: Arc::new(Semaphore::new(settings.in_flight)),
             tunnel_slots: Arc::new(Semaphore::new(settings.tunnels)),
-            tunnels: OpenTunnels::default(),
+            tunnels: OpenTunnels::new(settings.tunnels_outlive_tokens),
             gate,
             settings,
             pages,

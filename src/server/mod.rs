@@ -539,6 +539,7 @@ fn settings(config: &Config) -> Settings {
         },
         ipv4_first: config.resolver.prefer == config::Family::V4,
         plain_in_tunnels: config.tunnel.plain == config::Plain::Judge,
+        tunnels_outlive_tokens: config.tunnel.outlive_token,
     }
 }
 
