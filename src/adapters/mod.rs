@@ -12,4 +12,5 @@ pub mod figures;
 pub mod watch;
 pub mod shared_file;
 pub mod revocations;
+pub mod agent_keys;
 pub mod host;

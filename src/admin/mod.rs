@@ -30,6 +30,7 @@ pub struct Readiness {
     documents: Mutex<Vec<serde_json::Value>>,
     keys: Mutex<Option<String>>,
     revocations: Mutex<Option<String>>,
+    agent_keys: Mutex<Option<String>>,
     draining: AtomicBool,
 }
 
@@ -59,13 +60,24 @@ impl Readiness {
         *self.keys.lock().unwrap_or_else(PoisonError::into_inner) = outcome.err();
     }
 
-    /// How the last reading of the revocations went.
-    pub fn revocations_are(&self, outcome: Result<(), String>) {
+    /// How the last reading of the revocations went. Says whether that is
+    /// news.
+    pub fn revocations_are(&self, outcome: Result<(), String>) -> bool {
         let mut revocations = self
             .revocations
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        *revocations = outcome.err();
+        let before = std::mem::replace(&mut *revocations, outcome.err());
+        before != *revocations
+    }
+
+    /// How the last reading of the agent keys went.
+    pub fn agent_keys_are(&self, outcome: Result<(), String>) {
+        let mut agent_keys = self
+            .agent_keys
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        *agent_keys = outcome.err();
     }
 
     /// The gateway is going down.
@@ -212,6 +224,12 @@ impl Admin {
     /// away: every limit says what it does then.
     fn ready(&self) -> Page {
         let (policy, keys) = self.readiness.problems();
+        let agent_keys = self
+            .readiness
+            .agent_keys
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
         let revocations = self
             .readiness
             .revocations
@@ -238,6 +256,7 @@ impl Admin {
                 "refused_documents": documents,
             },
             "keys": { "refused": keys },
+            "agent_keys": { "refused": agent_keys },
             "revocations": { "failing": revocations },
             "audit": { "failing": state.failing, "queue": state.depth },
             "redis": self.redis.as_ref().map(|redis| {

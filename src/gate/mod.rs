@@ -7,6 +7,7 @@
 
 mod denial;
 pub mod ports;
+mod standing;
 mod storm;
 mod trail;
 
@@ -21,13 +22,15 @@ pub use storm::StormSettings;
 pub use trail::{AuditTrail, Opening};
 
 use crate::egress::{AgentId, Authority, EgressRequest, Host};
-use crate::identity::{self, CachedVerifier, Principal, RevocationSet, RevokedKind};
+use crate::identity::{
+    self, AgentKeys, CachedVerifier, CredentialKind, Principal, RevocationSet, RevokedKind,
+};
 use crate::limit::{ConcurrencyLimit, InFlight, Quota, RateLimiter};
 use crate::policy::{Decision, Permit, PolicySet};
 
 use ports::{
-    AuditSink, Clock, Observation, Observe, PolicySource, Resolve, ResolveError, RevocationSource,
-    SinkState,
+    AgentKeySource, AuditSink, Clock, Observation, Observe, PolicySource, Resolve, ResolveError,
+    RevocationSource, SinkState,
 };
 use trail::TrailPorts;
 
@@ -106,6 +109,8 @@ pub struct GateParts {
     pub policy: Arc<dyn PolicySource>,
     /// The keys in force, and the tokens already checked.
     pub tokens: Arc<CachedVerifier>,
+    /// The agent keys in force.
+    pub agent_keys: Arc<dyn AgentKeySource>,
     /// The revocations in force.
     pub revocations: Arc<dyn RevocationSource>,
     /// Whether a Basic user name must be the agent's.
@@ -135,6 +140,7 @@ pub struct GateParts {
 pub struct Gate {
     policy: Arc<dyn PolicySource>,
     tokens: Arc<CachedVerifier>,
+    agent_keys: Arc<dyn AgentKeySource>,
     revocations: Arc<dyn RevocationSource>,
     match_basic_user: bool,
     names: Arc<dyn Resolve>,
@@ -153,6 +159,7 @@ impl Gate {
         Self {
             policy: parts.policy,
             tokens: parts.tokens,
+            agent_keys: parts.agent_keys,
             revocations: parts.revocations,
             match_basic_user: parts.match_basic_user,
             names: parts.names,
@@ -247,6 +254,9 @@ impl Gate {
         trail.principal(who);
         self.room().await?;
         self.limit_source(source)?;
+        if who.kind() != CredentialKind::Token {
+            return self.again_without_token(who);
+        }
         let now = trail::unix_seconds(self.ports.clock.wall());
         let leeway = self.tokens.verifier_settings().leeway.as_secs();
         let code = if now >= who.expires_at().saturating_add(leeway) {
@@ -267,7 +277,8 @@ impl Gate {
         Err(Denial::new(Cause::BadCredential { code, status }))
     }
 
-    /// Who asks, by the value of `Proxy-Authorization` (or what stands for it).
+    /// Who asks, by the value of `Proxy-Authorization` (or what stands for it),
+    /// or, where there is none, by the peer of its socket.
     ///
     /// # Errors
     /// A [`Denial`]: no credential, one that is no good, a source that asks too
@@ -275,12 +286,16 @@ impl Gate {
     pub async fn authenticate(
         &self,
         credential: Option<&[u8]>,
+        peer: Option<&Arc<Principal>>,
         source: Option<IpAddr>,
         trail: &mut AuditTrail,
     ) -> Result<Arc<Principal>, Denial> {
         self.room().await?;
         // Before the signature, so that bad tokens cost their sender most.
         self.limit_source(source)?;
+        if let Some(verdict) = self.without_token(credential, peer, trail) {
+            return verdict;
+        }
         let Some(value) = credential else {
             return Err(Denial::new(Cause::NoCredential));
         };
@@ -359,11 +374,6 @@ impl Gate {
     fn revoked(&self, who: &Principal) -> Option<RevokedKind> {
         let now = trail::unix_seconds(self.ports.clock.wall());
         self.revocations.current().revokes(who, now)
-    }
-
-    fn bad_credential(&self, code: &'static str, detail: String) -> Denial {
-        let status = self.bad_credential_status;
-        Denial::new(Cause::BadCredential { code, status }).detail(detail)
     }
 
     /// Whether this agent may do this, and by which addresses.
@@ -575,6 +585,7 @@ impl Gate {
     pub fn judge(&self) -> Judge {
         Judge {
             policy: self.policy.current(),
+            agent_keys: self.agent_keys.current(),
             revocations: self.revocations.current(),
             now: trail::unix_seconds(self.ports.clock.wall()),
             keys: self
@@ -590,6 +601,7 @@ impl Gate {
 /// The policy, the keys and the revocations of one moment.
 pub struct Judge {
     policy: Arc<PolicySet>,
+    agent_keys: Arc<AgentKeys>,
     revocations: Arc<RevocationSet>,
     now: u64,
     keys: HashSet<Arc<str>>,
@@ -606,7 +618,12 @@ impl Judge {
         request: &EgressRequest,
         dialled: Option<IpAddr>,
     ) -> Result<(), TunnelEnd> {
-        if !self.keys.contains(who.key_id()) {
+        let proven = match who.kind() {
+            CredentialKind::Token => self.keys.contains(who.key_id()),
+            CredentialKind::AgentKey => self.agent_keys.still_proves(who, self.now),
+            CredentialKind::Peer => true,
+        };
+        if !proven {
             return Err(TunnelEnd::CredentialEnded);
         }
         if self.revocations.revokes(who, self.now).is_some() {

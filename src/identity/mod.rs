@@ -14,6 +14,7 @@
 //! repeated members, an unknown `crit` and any `typ`. A third implementation
 //! serves the tests as a second opinion on all of it.
 
+mod agent_key;
 mod algorithm;
 mod cache;
 mod claims;
@@ -31,6 +32,7 @@ mod provider;
 mod revocation;
 mod verify;
 
+pub use agent_key::{AgentKey, AgentKeyError, AgentKeys, BadAgentKey};
 pub use algorithm::Algorithm;
 pub use cache::{CacheSettings, CachedVerifier};
 pub use claims::MAX_ACTORS;
@@ -42,7 +44,7 @@ pub use issue::{
 pub use jwk::{KeySet, public_jwks};
 pub use key::{KeyError, MIN_SECRET_BYTES, VerifyingKey};
 pub use keys::{AgentClaim, TrustedIssuer, VerifyingKeys};
-pub use principal::Principal;
+pub use principal::{CredentialKind, Principal};
 pub use revocation::{Revocation, RevocationError, RevocationSet, Revoked, RevokedKind};
 pub use verify::{TokenVerifier, VerifierSettings};
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::egress::{AgentId, Destination, Subject, TenantId};
 
-/// Who asks, as a verified token says it. Only this module makes one.
+/// Who asks, as a verified token or an agent key says it, or the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Principal {
     pub(super) agent: AgentId,
@@ -18,9 +18,59 @@ pub struct Principal {
     pub(super) key_id: Arc<str>,
     pub(super) issued_at: Option<u64>,
     pub(super) expires_at: u64,
+    pub(super) kind: CredentialKind,
+}
+
+/// What proves a [`Principal`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CredentialKind {
+    /// A signed token.
+    Token,
+    /// A long-lived agent key.
+    AgentKey,
+    /// The kernel, by the user id at the other end of a Unix socket.
+    Peer,
+}
+
+impl CredentialKind {
+    /// The word in records.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Token => "token",
+            Self::AgentKey => "agent_key",
+            Self::Peer => "peer",
+        }
+    }
 }
 
 impl Principal {
+    /// Whom the operator has named for a user id at the other end of a Unix
+    /// socket. It has no end: who it is ends with the socket's connection.
+    #[must_use]
+    pub fn of_peer(uid: u32, agent: AgentId, tenant: Option<TenantId>) -> Self {
+        Self {
+            agent,
+            tenant,
+            destinations: None,
+            jti: None,
+            act: None,
+            scope: None,
+            client: None,
+            issuer: None,
+            key_id: format!("uid:{uid}").into(),
+            issued_at: None,
+            expires_at: u64::MAX,
+            kind: CredentialKind::Peer,
+        }
+    }
+
+    /// What proves it.
+    #[must_use]
+    pub fn kind(&self) -> CredentialKind {
+        self.kind
+    }
+
     /// The agent.
     #[must_use]
     pub fn agent(&self) -> &AgentId {

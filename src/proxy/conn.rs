@@ -40,6 +40,8 @@ pub(super) struct Connection {
     pub(super) listener: Arc<str>,
     /// Who connected; nobody by address on a Unix socket.
     pub(super) client: Option<SocketAddr>,
+    /// Whom the operator has named for the process at the other end.
+    pub(super) peer: Option<Arc<Principal>>,
     /// Whether the bytes are those inside a tunnel.
     pub(super) tunnel: Option<InTunnel>,
     /// The request being served, where it came by HTTP/1.
@@ -77,11 +79,18 @@ impl Connection {
         Self {
             listener,
             client,
+            peer: None,
             tunnel,
             current: Mutex::new(None),
             ending,
             gathers: AtomicBool::new(true),
         }
+    }
+
+    /// The same, with whom the operator has named for its peer.
+    pub(super) fn with_peer(mut self, peer: Option<Arc<Principal>>) -> Self {
+        self.peer = peer;
+        self
     }
 
     /// An answer of this length begins; `None` where its length is not known.

@@ -131,7 +131,12 @@ async fn admit(
     let who = wire
         .shared
         .gate
-        .authenticate(head.credential.as_deref(), source, trail)
+        .authenticate(
+            head.credential.as_deref(),
+            io.connection().peer.as_ref(),
+            source,
+            trail,
+        )
         .await
         .map_err(|denial| denial.towards(&authority))?;
     if wire.shared.settings.is_agent(&authority) {

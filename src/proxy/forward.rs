@@ -165,7 +165,12 @@ impl Forward {
                 let checked = self
                     .shared
                     .gate
-                    .authenticate(current.credential.as_deref(), source, trail)
+                    .authenticate(
+                        current.credential.as_deref(),
+                        connection.peer.as_ref(),
+                        source,
+                        trail,
+                    )
                     .await;
                 checked.map_err(|denial| denial.towards(&authority))?
             }
@@ -245,7 +250,12 @@ impl Forward {
         let who = self
             .shared
             .gate
-            .authenticate(credential.as_deref(), source, trail)
+            .authenticate(
+                credential.as_deref(),
+                connection.peer.as_ref(),
+                source,
+                trail,
+            )
             .await
             .map_err(|denial| denial.at_origin().towards(&authority))?;
         exchange.spent = Some(spent);

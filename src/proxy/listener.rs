@@ -14,6 +14,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use crate::gate::ports::Observation;
 use crate::gate::{Cause, Denial, TunnelEnd};
+use crate::identity::Principal;
 use crate::limit::{ConcurrencyLimit, InFlight};
 
 use super::Wire;
@@ -204,7 +205,9 @@ async fn one(
 ) {
     let gauge = Gauge::up(Arc::clone(&wire), Arc::clone(&listener));
     let ending = Arc::new(Ending::default());
-    let connection = Arc::new(Connection::new(listener, client, None, Arc::clone(&ending)));
+    let peer = peer(&wire, &transport);
+    let connection = Connection::new(listener, client, None, Arc::clone(&ending)).with_peer(peer);
+    let connection = Arc::new(connection);
     let mut cut = wire.cut.subscribe();
     {
         // Boxed, so that what the loop took is freed before a tunnel runs.
@@ -229,6 +232,19 @@ async fn one(
     }
     drop(gauge);
     drop(held);
+}
+
+/// Whom the operator has named for the process that has connected. The kernel
+/// has kept its user id from the moment of connecting (SO_PEERCRED).
+fn peer(wire: &Wire, transport: &Transport) -> Option<Arc<Principal>> {
+    let peers = &wire.shared.settings.peers;
+    match transport {
+        Transport::Unix(unix) if !peers.is_empty() => {
+            let found = unix.peer_cred().ok()?;
+            peers.get(&found.uid()).cloned()
+        }
+        _ => None,
+    }
 }
 
 /// How long a connection that is cut may take to end by itself.

@@ -17,6 +17,7 @@ mod relay;
 mod serve;
 mod tunnels;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -32,6 +33,7 @@ pub use tunnels::OpenTunnels;
 
 use crate::egress::Authority;
 use crate::gate::{Cause, Denial, Gate, TunnelEnd};
+use crate::identity::Principal;
 use crate::policy::{EchRule, SniRule, TlsRule, TlsUse};
 use forward::Forward;
 
@@ -74,6 +76,9 @@ pub struct Settings {
     pub upstream_ca: Option<String>,
     /// Worker threads.
     pub threads: usize,
+    /// Whom the operator has named for user ids at the other end of a Unix
+    /// socket.
+    pub peers: HashMap<u32, Arc<Principal>>,
     /// The agent behind the gateway.
     pub agent: Option<FrontedAgent>,
     /// What every tunnel may carry, whatever its rule says.

@@ -2,6 +2,7 @@
 //! serves any, reloads, and drains.
 
 mod documents;
+mod agent_keys;
 pub mod load;
 mod reload;
 mod revocation;
@@ -15,6 +16,7 @@ use anyhow::{Context, bail};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 
+use crate::adapters::agent_keys::AgentKeyFile;
 use crate::adapters::clock::SystemClock;
 use crate::adapters::figures::Figures;
 use crate::adapters::host;
@@ -29,7 +31,7 @@ use crate::config::{
 };
 use crate::gate::ports::Clock;
 use crate::gate::{Gate, GateParts, Limits, OwnListeners, StormSettings};
-use crate::identity::{CacheSettings, CachedVerifier, TokenVerifier, VerifierSettings};
+use crate::identity::{CacheSettings, CachedVerifier, Principal, TokenVerifier, VerifierSettings};
 use crate::policy::{EchRule, SniRule, TlsRule, TlsUse};
 use crate::proxy::{
     Accepting, AgentEndpoint, Bound, FrontedAgent, ListenAddress, Settings, Wire, bind,
@@ -51,6 +53,7 @@ pub struct Gateway {
     log: Arc<AuditLog>,
     reloader: Reloader,
     revoking: Option<Revoking>,
+    agent_keys: Option<(AgentKeyFile, Arc<agent_keys::AgentKeysInForce>)>,
     readiness: Arc<Readiness>,
     stop: watch::Sender<bool>,
 }
@@ -155,11 +158,14 @@ impl Gateway {
             },
         ));
         let names = Arc::new(resolver(&config, &clock)?);
+        let agent_keys = Arc::new(agent_keys::AgentKeysInForce::default());
+        let agent_key_file = agent_keys::open(&config, &agent_keys)?;
         let revocations = Arc::new(RevocationsInForce::default());
         let revocation_file = revocation::open(&config, &revocations, &figures)?;
         let gate = Gate::new(GateParts {
             policy: Arc::clone(&in_force) as _,
             tokens: Arc::clone(&tokens),
+            agent_keys: Arc::clone(&agent_keys) as _,
             revocations: Arc::clone(&revocations) as _,
             match_basic_user: config.identity.basic_user == BasicUser::Match,
             names: Arc::clone(&names) as _,
@@ -226,6 +232,7 @@ impl Gateway {
             log,
             reloader,
             revoking,
+            agent_keys: agent_key_file.map(|file| (file, agent_keys)),
             readiness,
             stop,
         })
@@ -258,12 +265,17 @@ impl Gateway {
             log,
             reloader,
             revoking,
+            agent_keys,
             readiness,
             stop,
         } = self;
         let pid_file = write_pid_file(config.pid_file.as_deref())?;
         let reloading = tokio::spawn(reloader.run(Arc::clone(&log))?);
         let mut background = JoinSet::new();
+        if let Some((file, in_force)) = agent_keys {
+            let (wire, readiness) = (Arc::clone(&wire), Arc::clone(&readiness));
+            background.spawn(agent_keys::keep(file, in_force, wire, readiness)?);
+        }
         if let Some(revoking) = revoking {
             background.spawn(revoking.run()?);
         }
@@ -449,6 +461,15 @@ fn settings(config: &Config) -> Settings {
             .as_ref()
             .map(|path| path.display().to_string()),
         threads: threads(config),
+        peers: config
+            .listen
+            .peer_credentials
+            .iter()
+            .map(|peer| {
+                let who = Principal::of_peer(peer.uid, peer.agent.clone(), peer.tenant.clone());
+                (peer.uid, Arc::new(who))
+            })
+            .collect(),
         agent: config.agent.upstream.as_ref().map(|upstream| FrontedAgent {
             name: config.agent.name.clone(),
             endpoint: match upstream {
