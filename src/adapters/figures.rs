@@ -41,7 +41,7 @@ pub struct Figures {
     /// The member of `decisions` that nearly all requests want.
     allowed: Counter,
     decision_seconds: Traced,
-    jwt_validation_seconds: Family<OutcomeLabel, Traced>,
+    jwt_validation_seconds: Family<TokenLabels, Traced>,
     jwt_cache_hits: Counter,
     jwt_cache_misses: Counter,
     active_connections: Family<ListenerLabel, Gauge>,
@@ -74,6 +74,12 @@ struct RequestLabels {
 struct DecisionLabels {
     decision: &'static str,
     reason: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct TokenLabels {
+    outcome: &'static str,
+    algorithm: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -154,7 +160,7 @@ impl Figures {
         let jwt_validation_seconds = seconds(
             &mut to,
             "agentport_jwt_validation",
-            "Time to check a token that was not cached",
+            "Time to check a token that was not cached, by outcome and the algorithm of its key",
             Family::new_with_constructor((|| traced(SIGNATURES)) as fn() -> Traced),
         );
         let jwt_cache = counted(
@@ -390,6 +396,7 @@ impl Observe for Figures {
             }
             Observation::Token {
                 outcome,
+                algorithm,
                 took,
                 cached: false,
                 trace_id,
@@ -397,7 +404,7 @@ impl Observe for Figures {
                 self.jwt_cache_misses.inc();
                 let seconds = self
                     .jwt_validation_seconds
-                    .get_or_create(&OutcomeLabel { outcome });
+                    .get_or_create(&TokenLabels { outcome, algorithm });
                 observe_now(&seconds, took, trace_id);
             }
             Observation::Decision {

@@ -10,6 +10,7 @@ pub mod records;
 pub mod redis;
 pub mod figures;
 pub mod watch;
+pub mod keyring;
 pub mod shared_file;
 pub mod revocations;
 pub mod agent_keys;

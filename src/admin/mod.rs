@@ -1,6 +1,8 @@
 //! Health, figures and keys, for operators: the admin listener, and the few
 //! of its pages that the egress listener shows to anybody.
 
+pub mod revocation;
+
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
@@ -9,9 +11,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::Router;
 use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use ring::digest;
 use serde_json::json;
 use tokio::net::{TcpListener, UnixListener};
 
@@ -109,6 +114,7 @@ pub struct Admin {
     policy: Arc<dyn PolicySource>,
     tokens: Arc<CachedVerifier>,
     redis: Option<Redis>,
+    more: Router,
 }
 
 /// The admin listener, bound.
@@ -176,6 +182,7 @@ impl Admin {
             policy,
             tokens,
             redis: None,
+            more: Router::new(),
         }
     }
 
@@ -186,8 +193,16 @@ impl Admin {
         self
     }
 
+    /// The same with more pages on the admin listener.
+    #[must_use]
+    pub fn with_router(mut self, router: Router) -> Self {
+        self.more = self.more.merge(router);
+        self
+    }
+
     /// Serves the admin listener for ever.
     pub async fn serve(self, listener: BoundAdmin) {
+        let more = self.more.clone();
         let router = Router::new()
             .route("/health", get(page))
             .route("/healthz", get(page))
@@ -195,7 +210,8 @@ impl Admin {
             .route("/readyz", get(page))
             .route("/.well-known/jwks.json", get(page))
             .route("/metrics", get(metrics))
-            .with_state(self);
+            .with_state(self)
+            .merge(more);
         let served = match listener.0 {
             Socket::Tcp(listener) => axum::serve(listener, router).await,
             Socket::Unix(listener, path) => {
@@ -268,10 +284,14 @@ impl Admin {
     }
 
     fn jwks(&self) -> Page {
+        let body = public_jwks(self.tokens.keys().iter()).into_bytes();
+        let hash = digest::digest(&digest::SHA256, &body);
+        let etag = URL_SAFE_NO_PAD.encode(&hash.as_ref()[..18]);
         Page {
-            status: 200,
-            media_type: "application/jwk-set+json",
-            body: public_jwks(self.tokens.keys().iter()).into_bytes(),
+            // Short, so that a new key is found before much is signed with it.
+            cache_control: "public, max-age=60",
+            etag: Some(format!("\"{etag}\"")),
+            ..Page::new(200, "application/jwk-set+json", body)
         }
     }
 }
@@ -279,11 +299,7 @@ impl Admin {
 fn page_of(status: u16, body: &serde_json::Value) -> Page {
     let mut body = body.to_string().into_bytes();
     body.push(b'\n');
-    Page {
-        status,
-        media_type: "application/json",
-        body,
-    }
+    Page::new(status, "application/json", body)
 }
 
 impl LocalPages for Admin {
@@ -296,24 +312,31 @@ impl LocalPages for Admin {
     }
 }
 
-async fn page(State(admin): State<Admin>, uri: axum::http::Uri) -> Response {
+async fn page(State(admin): State<Admin>, headers: HeaderMap, uri: axum::http::Uri) -> Response {
     let page = match uri.path() {
         "/ready" | "/readyz" => Some(admin.ready()),
         path => admin.page(path),
     };
     match page {
         Some(page) => {
+            let known = headers.get(header::IF_NONE_MATCH);
+            let page = page.unless_known(known.map(HeaderValue::as_bytes));
             let status =
                 StatusCode::from_u16(page.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-            (
-                status,
-                [
-                    (header::CONTENT_TYPE, page.media_type),
-                    (header::CACHE_CONTROL, "no-store"),
-                ],
-                page.body,
-            )
-                .into_response()
+            let mut fields = HeaderMap::new();
+            fields.insert(
+                header::CACHE_CONTROL,
+                HeaderValue::from_static(page.cache_control),
+            );
+            if let Some(etag) = page.etag.and_then(|etag| etag.try_into().ok()) {
+                fields.insert(header::ETAG, etag);
+            }
+            if status == StatusCode::NOT_MODIFIED {
+                return (status, fields).into_response();
+            }
+            let media_type = HeaderValue::from_static(page.media_type);
+            fields.insert(header::CONTENT_TYPE, media_type);
+            (status, fields, page.body).into_response()
         }
         None => StatusCode::NOT_FOUND.into_response(),
     }

@@ -67,7 +67,7 @@ enum Command {
     /// Make, list and revoke long-lived keys of agents
     #[command(subcommand)]
     AgentKey(agent_key::AgentKeyCommand),
-    /// Make signing keys
+    /// Make, show, rotate and retire signing keys
     #[command(subcommand)]
     Keys(keys::KeysCommand),
     /// Check policies, and ask them
@@ -105,7 +105,7 @@ pub fn main() -> ExitCode {
         Command::IssueToken(args) => token::issue(&settings, &args),
         Command::Revoke(args) => revoke::revoke(&settings, args),
         Command::AgentKey(command) => agent_key::run(&settings, &command),
-        Command::Keys(command) => keys::run(&command),
+        Command::Keys(command) => keys::run(&settings, &command),
         Command::Policy(command) => policy::run(&settings, &command),
         Command::Config(command) => config::run(&settings, &command),
         Command::Health(args) => health::health(&settings, &args),

@@ -75,6 +75,8 @@ pub struct Listen {
     pub peer_credentials: Vec<PeerCredential>,
     /// Metrics, health and readiness; `None` for no such listener.
     pub admin: Option<Listener>,
+    /// A file with the secret that revocation and introspection want.
+    pub admin_secret_file: Option<PathBuf>,
 }
 
 /// Who is asking, and what may be issued.
@@ -107,6 +109,9 @@ pub struct Identity {
     /// The private key that `issue-token` signs with, PEM. Its public half
     /// verifies: a gateway with a signing key has a key.
     pub signing_key: Option<PathBuf>,
+    /// A folder of signing keys with its manifest. Never set together with
+    /// [`Identity::signing_key`].
+    pub signing_keys: Option<PathBuf>,
     /// How long an issued token lives.
     pub token_ttl: Duration,
     /// The longest life that may be asked for; at least `token_ttl`.
@@ -409,7 +414,8 @@ fn listen(read: &mut Reader<'_>) -> Option<Listen> {
             egress,
             unix_mode,
             peer_credentials,
-            admin
+            admin,
+            admin_secret_file
         }
     )?;
     for (at, peer) in listen.peer_credentials.iter().enumerate() {
@@ -482,12 +488,16 @@ fn identity(read: &mut Reader<'_>) -> Option<Identity> {
     let revocations = section!(read, "identity.revocations", Revocations { file, redis });
     let identity = section!(read, "identity", Identity {
         secret_file, keys, agent_keys, issuer, audience, leeway, max_token, basic_user, signing_key,
-        token_ttl, max_token_ttl, max_delegation, service_accounts, oauth_url;
+        signing_keys, token_ttl, max_token_ttl, max_delegation, service_accounts, oauth_url;
         secret, cache, revocations
     })?;
     if identity.secret.is_some() && identity.secret_file.is_some() {
         let message = "AGENTPORT_JWKS_SECRET is set too: keep one of them";
         read.mistake("identity.secret_file", message.to_owned());
+    }
+    if identity.signing_key.is_some() && identity.signing_keys.is_some() {
+        let message = "identity.signing_key is set too: keep one of them";
+        read.mistake("identity.signing_keys", message.to_owned());
     }
     if identity.token_ttl > identity.max_token_ttl {
         let message = "more than identity.max_token_ttl: write at most that";
@@ -522,6 +532,7 @@ fn some_key(read: &mut Reader<'_>, identity: &Identity) {
     let has_one = identity.secret.is_some()
         || identity.secret_file.is_some()
         || identity.signing_key.is_some()
+        || identity.signing_keys.is_some()
         || !identity.keys.is_empty();
     // A secret that is there and bad has been reported.
     if !has_one {

@@ -736,6 +736,7 @@ fn a_gateway_without_a_key_does_not_serve() {
         "identity: {secret_file: /run/secrets/jwt}",
         "identity: {keys: [/etc/agentport/keys]}",
         "identity: {signing_key: /etc/agentport/key.pem}",
+        "identity: {signing_keys: /etc/agentport/signing}",
     ] {
         assert!(load(file, &[], &[], Purpose::Serve).is_ok(), "{file}");
     }

@@ -64,6 +64,9 @@ pub enum Cause {
         /// 403, or 407 where it is so configured.
         status: u16,
     },
+    /// The keys of the token's issuer are not to be had, so that nothing can be
+    /// said of it.
+    IssuerUnavailable,
     /// Policy says no.
     Policy(DenyReason),
     /// The destination is one of the gateway's own listeners.
@@ -281,7 +284,10 @@ impl Denial {
             | Cause::UpstreamTls
             | Cause::UpstreamProtocol
             | Cause::UpstreamClosed => 502,
-            Cause::Overloaded | Cause::AuditUnavailable | Cause::Draining => 503,
+            Cause::Overloaded
+            | Cause::AuditUnavailable
+            | Cause::Draining
+            | Cause::IssuerUnavailable => 503,
             Cause::NameTimeout | Cause::ConnectTimeout | Cause::UpstreamTimeout => 504,
             Cause::Loop => 508,
         }
@@ -303,6 +309,7 @@ impl Denial {
             Cause::Loop => "loop_detected",
             Cause::NoCredential => "no_credential",
             Cause::BadCredential { code, .. } => code,
+            Cause::IssuerUnavailable => "issuer_unavailable",
             Cause::Policy(reason) => reason.as_str(),
             Cause::OwnListener => "own_listener",
             Cause::Throttled { .. } => "throttled",
@@ -342,9 +349,10 @@ impl Denial {
                 "destination_ip_prohibited"
             }
             Cause::Policy(_) => "http_request_denied",
-            Cause::Overloaded | Cause::AuditUnavailable | Cause::Draining => {
-                "proxy_internal_response"
-            }
+            Cause::Overloaded
+            | Cause::AuditUnavailable
+            | Cause::Draining
+            | Cause::IssuerUnavailable => "proxy_internal_response",
             Cause::Internal => "proxy_internal_error",
             Cause::Loop => "proxy_loop_detected",
             Cause::NameNotFound | Cause::NameFailed => "dns_error",
@@ -378,6 +386,7 @@ impl Denial {
             Cause::Loop => "the request has passed this gateway before",
             Cause::NoCredential => "the request has no credential",
             Cause::BadCredential { .. } => "the credential is not accepted",
+            Cause::IssuerUnavailable => "the keys of the token's issuer cannot be had now",
             Cause::Policy(_) => "policy refuses this",
             Cause::OwnListener => "the destination is the gateway itself",
             Cause::Throttled { .. } => "a quota is used up for now",
@@ -436,9 +445,10 @@ impl Denial {
             Cause::Policy(_) => "Ask the operator of this gateway.",
             Cause::OwnListener => "Choose another destination; no policy can allow this one.",
             Cause::Throttled { .. } => "Wait as long as Retry-After says.",
-            Cause::Overloaded | Cause::AuditUnavailable | Cause::Draining => {
-                "Try again in a moment."
-            }
+            Cause::Overloaded
+            | Cause::AuditUnavailable
+            | Cause::Draining
+            | Cause::IssuerUnavailable => "Try again in a moment.",
             Cause::NameNotFound => "Check the spelling of the host name.",
             Cause::NameTimeout
             | Cause::NameFailed
@@ -461,6 +471,7 @@ impl Denial {
                 Some(retry_after.as_secs() + u64::from(retry_after.subsec_nanos() > 0))
             }
             Cause::Overloaded | Cause::AuditUnavailable | Cause::Draining => Some(1),
+            Cause::IssuerUnavailable => Some(10),
             _ => None,
         }
     }

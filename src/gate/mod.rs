@@ -11,7 +11,6 @@ mod standing;
 mod storm;
 mod trail;
 
-use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU32;
 use std::sync::Arc;
@@ -23,14 +22,14 @@ pub use trail::{AuditTrail, Opening};
 
 use crate::egress::{AgentId, Authority, EgressRequest, Host};
 use crate::identity::{
-    self, AgentKeys, CachedVerifier, CredentialKind, Principal, RevocationSet, RevokedKind,
+    self, AgentKeys, CachedVerifier, CredentialKind, KeysNow, Principal, RevocationSet, RevokedKind,
 };
 use crate::limit::{ConcurrencyLimit, InFlight, Quota, RateLimiter};
 use crate::policy::{Decision, Permit, PolicySet};
 
 use ports::{
-    AgentKeySource, AuditSink, Clock, Observation, Observe, PolicySource, Resolve, ResolveError,
-    RevocationSource, SinkState,
+    AgentKeySource, AuditSink, Clock, IssuerKeys, KeyNews, Observation, Observe, PolicySource,
+    Resolve, ResolveError, RevocationSource, SinkState,
 };
 use trail::TrailPorts;
 
@@ -111,6 +110,8 @@ pub struct GateParts {
     pub tokens: Arc<CachedVerifier>,
     /// The agent keys in force.
     pub agent_keys: Arc<dyn AgentKeySource>,
+    /// Where keys of other issuers are asked for.
+    pub issuers: Option<Arc<dyn IssuerKeys>>,
     /// The revocations in force.
     pub revocations: Arc<dyn RevocationSource>,
     /// Whether a Basic user name must be the agent's.
@@ -141,6 +142,7 @@ pub struct Gate {
     policy: Arc<dyn PolicySource>,
     tokens: Arc<CachedVerifier>,
     agent_keys: Arc<dyn AgentKeySource>,
+    issuers: Option<Arc<dyn IssuerKeys>>,
     revocations: Arc<dyn RevocationSource>,
     match_basic_user: bool,
     names: Arc<dyn Resolve>,
@@ -160,6 +162,7 @@ impl Gate {
             policy: parts.policy,
             tokens: parts.tokens,
             agent_keys: parts.agent_keys,
+            issuers: parts.issuers,
             revocations: parts.revocations,
             match_basic_user: parts.match_basic_user,
             names: parts.names,
@@ -261,12 +264,7 @@ impl Gate {
         let leeway = self.tokens.verifier_settings().leeway.as_secs();
         let code = if now >= who.expires_at().saturating_add(leeway) {
             "expired"
-        } else if !self
-            .tokens
-            .keys()
-            .iter()
-            .any(|key| key.id() == who.key_id())
-        {
+        } else if !self.tokens.trusts(who, now) {
             "unknown_key"
         } else if let Some(kind) = self.revoked(who) {
             return Err(self.bad_credential(REVOKED, revoked_detail(kind)));
@@ -300,22 +298,43 @@ impl Gate {
             return Err(Denial::new(Cause::NoCredential));
         };
         let started = self.ports.clock.monotonic();
-        let checked = self.check_token(value);
+        let mut checked = self.check_token(value);
+        if let Err(BadToken {
+            of_issuer: Some(issuer),
+            ..
+        }) = &checked.outcome
+            && let Some(issuers) = &self.issuers
+        {
+            match issuers.unknown_key(issuer).await {
+                KeyNews::None => {}
+                KeyNews::Asked => checked = self.check_token(value),
+                KeyNews::Unavailable => {
+                    let detail = format!("there are no keys of the issuer {issuer:?} to be had");
+                    checked.outcome = Err(BadToken {
+                        code: ISSUER_UNAVAILABLE,
+                        detail,
+                        known: None,
+                        of_issuer: None,
+                    });
+                }
+            }
+        }
         let took = self.ports.clock.monotonic().saturating_sub(started);
-        let (outcome, cached) = match &checked {
-            Ok((_, cached)) => ("ok", *cached),
-            Err(error) => (error.code, false),
-        };
+        let cached = checked.cached && checked.outcome.is_ok();
         let cost = if cached { Duration::ZERO } else { took };
         trail.validated(cost);
         self.ports.observe.observe(Observation::Token {
-            outcome,
+            outcome: checked
+                .outcome
+                .as_ref()
+                .map_or_else(|bad| bad.code, |_| "ok"),
+            algorithm: checked.algorithm,
             took: cost,
             cached,
             trace_id: trail.trace_id(),
         });
-        match checked {
-            Ok((who, _)) => {
+        match checked.outcome {
+            Ok(who) => {
                 trail.principal(&who);
                 Ok(who)
             }
@@ -323,31 +342,66 @@ impl Gate {
                 if let Some(known) = &error.known {
                     trail.known(known.0.clone(), known.1.clone());
                 }
-                let cause = Cause::BadCredential {
-                    code: error.code,
-                    status: self.bad_credential_status,
+                let cause = match error.code {
+                    ISSUER_UNAVAILABLE => Cause::IssuerUnavailable,
+                    code => Cause::BadCredential {
+                        code,
+                        status: self.bad_credential_status,
+                    },
                 };
                 Err(Denial::new(cause).detail(error.detail))
             }
         }
     }
 
-    fn check_token(&self, value: &[u8]) -> Result<(Arc<Principal>, bool), BadToken> {
-        let credential = identity::Credential::parse(value).map_err(|error| BadToken {
-            code: error.code(),
-            detail: error.to_string(),
-            known: None,
-        })?;
-        let now = self.ports.clock.wall();
-        let verified = self
-            .tokens
-            .verify(credential.token(), trail::unix_seconds(now))
-            .map_err(|error| BadToken {
-                code: error.code(),
-                detail: error.to_string(),
-                known: error.facts(),
-            })?;
-        let (who, cached) = verified;
+    fn check_token(&self, value: &[u8]) -> CheckedToken {
+        let credential = match identity::Credential::parse(value) {
+            Ok(credential) => credential,
+            Err(error) => {
+                return CheckedToken {
+                    algorithm: "none",
+                    cached: false,
+                    outcome: Err(BadToken {
+                        code: error.code(),
+                        detail: error.to_string(),
+                        known: None,
+                        of_issuer: None,
+                    }),
+                };
+            }
+        };
+        let now = trail::unix_seconds(self.ports.clock.wall());
+        let verdict = self.tokens.check(credential.token(), now);
+        CheckedToken {
+            algorithm: verdict
+                .algorithm
+                .map_or("none", identity::Algorithm::as_str),
+            cached: verdict.cached,
+            outcome: match verdict.outcome {
+                Ok(who) => self.check_user(&credential, who),
+                Err(error) => Err(BadToken {
+                    code: error.code(),
+                    detail: error.to_string(),
+                    known: error.facts(),
+                    of_issuer: self.foreign(&error, credential.token()),
+                }),
+            },
+        }
+    }
+
+    /// The issuer whose keys might have to be asked for again.
+    fn foreign(&self, error: &identity::TokenError, token: &str) -> Option<String> {
+        if self.issuers.is_none() || !matches!(error, identity::TokenError::UnknownKey(_)) {
+            return None;
+        }
+        identity::claimed_issuer(token, self.tokens.verifier_settings().max_token_bytes)
+    }
+
+    fn check_user(
+        &self,
+        credential: &identity::Credential,
+        who: Arc<Principal>,
+    ) -> Result<Arc<Principal>, BadToken> {
         if self.match_basic_user
             && credential
                 .user()
@@ -357,6 +411,7 @@ impl Gate {
                 code: "user_mismatch",
                 detail: "the Basic user name is not the token's agent".to_owned(),
                 known: Some((Some(who.agent().clone()), who.jti().cloned())),
+                of_issuer: None,
             });
         }
         // Also what the cache remembers: a revocation is in force at once.
@@ -365,9 +420,10 @@ impl Gate {
                 code: REVOKED,
                 detail: revoked_detail(kind),
                 known: Some((Some(who.agent().clone()), who.jti().cloned())),
+                of_issuer: None,
             });
         }
-        Ok((who, cached))
+        Ok(who)
     }
 
     /// By what this principal is revoked now.
@@ -587,13 +643,8 @@ impl Gate {
             policy: self.policy.current(),
             agent_keys: self.agent_keys.current(),
             revocations: self.revocations.current(),
+            keys: self.tokens.keys_now(),
             now: trail::unix_seconds(self.ports.clock.wall()),
-            keys: self
-                .tokens
-                .keys()
-                .iter()
-                .map(|key| Arc::clone(key.id()))
-                .collect(),
         }
     }
 }
@@ -603,8 +654,8 @@ pub struct Judge {
     policy: Arc<PolicySet>,
     agent_keys: Arc<AgentKeys>,
     revocations: Arc<RevocationSet>,
+    keys: KeysNow,
     now: u64,
-    keys: HashSet<Arc<str>>,
 }
 
 impl Judge {
@@ -619,7 +670,7 @@ impl Judge {
         dialled: Option<IpAddr>,
     ) -> Result<(), TunnelEnd> {
         let proven = match who.kind() {
-            CredentialKind::Token => self.keys.contains(who.key_id()),
+            CredentialKind::Token => self.keys.trusts(who, self.now),
             CredentialKind::AgentKey => self.agent_keys.still_proves(who, self.now),
             CredentialKind::Peer => true,
         };
@@ -646,10 +697,21 @@ fn revoked_detail(kind: RevokedKind) -> String {
     format!("revoked by {kind}")
 }
 
+/// The code of a token whose issuer's keys are not to be had.
+const ISSUER_UNAVAILABLE: &str = "issuer_unavailable";
+
+struct CheckedToken {
+    algorithm: &'static str,
+    cached: bool,
+    outcome: Result<Arc<Principal>, BadToken>,
+}
+
 struct BadToken {
     code: &'static str,
     detail: String,
     known: Option<(Option<AgentId>, Option<Arc<str>>)>,
+    /// Where no key was known: the issuer that the token claims.
+    of_issuer: Option<String>,
 }
 
 fn resolve_code(error: ResolveError) -> &'static str {

@@ -86,6 +86,26 @@ pub enum SinkState {
     Full,
 }
 
+/// The keys of other issuers, which can be asked for again.
+pub trait IssuerKeys: Send + Sync {
+    /// A token that claims to be this issuer's names a key that is not known.
+    /// Asks the issuer again where it is time to, and comes back when that has
+    /// an end; what the issuer gave is then in force.
+    fn unknown_key<'a>(&'a self, issuer: &'a str) -> BoxFuture<'a, KeyNews>;
+}
+
+/// What became of asking an issuer for its keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeyNews {
+    /// It is none of the issuers that are asked, or it was asked just now.
+    None,
+    /// It was asked, and its keys of this moment are in force.
+    Asked,
+    /// There are no keys of this issuer: it has not answered yet, or not for
+    /// longer than its keys may be kept.
+    Unavailable,
+}
+
 /// The time. Tests hold it.
 pub trait Clock: Send + Sync {
     /// The wall clock, for records and tokens.
@@ -126,6 +146,8 @@ pub enum Observation<'a> {
     Token {
         /// `ok`, or the code of the error.
         outcome: &'static str,
+        /// The algorithm of the token's key, or `none` where it came to no key.
+        algorithm: &'static str,
         /// What the check took; zero for a cached one.
         took: Duration,
         /// Whether the cache answered.

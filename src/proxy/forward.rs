@@ -194,11 +194,7 @@ impl Forward {
         if current.last_hop {
             exchange.answered = true;
             trail.answered(200);
-            let page = local::Page {
-                status: 200,
-                media_type: "text/plain",
-                body: Vec::new(),
-            };
+            let page = local::Page::new(200, "text/plain", Vec::new());
             let _ = local::write(session, page).await;
             return Ok(Verdict::Answered);
         }
@@ -221,6 +217,8 @@ impl Forward {
             && let Some(page) = self.shared.pages.page(path.as_str())
         {
             exchange.answered = true;
+            let known = session.req_header().headers.get(header::IF_NONE_MATCH);
+            let page = page.unless_known(known.map(http::HeaderValue::as_bytes));
             trail.answered(page.status);
             let _ = local::write(session, page).await;
             return Ok(Verdict::Answered);

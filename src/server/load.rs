@@ -1,9 +1,13 @@
 //! Policy and keys from their files, whole or not at all.
 
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
+use crate::adapters::clock::SystemClock;
+use crate::adapters::keyring::Keyring;
 use crate::adapters::watch::read_stable;
 use crate::config::Config;
+use crate::gate::ports::Clock;
 use crate::identity::{KeySet, SigningKey, TrustedIssuer, VerifyingKey, VerifyingKeys};
 use crate::policy::{Format, Mode, PolicyDocument, PolicyError, PolicySet, SourceName};
 
@@ -178,13 +182,21 @@ pub fn keys(config: &Config) -> Result<VerifyingKeys, LoadError> {
     let mut errors = Vec::new();
     let mut own_keys: Vec<VerifyingKey> = Vec::new();
     match signing_key(config) {
+        // The folder's keys follow, each with its end.
+        Ok(Some(_)) if identity.signing_keys.is_some() => {}
         Ok(Some(key)) => own_keys.push(key.verifying_key().clone()),
         Ok(None) => {}
         Err(error) => errors.extend(error.0),
     }
+    if let Some(folder) = &identity.signing_keys {
+        match Keyring::read(folder).and_then(|ring| ring.verifying(now())) {
+            Ok(keys) => own_keys.extend(keys),
+            Err(error) => errors.push(error.to_string()),
+        }
+    }
     match secret(config) {
         // With a signing key of its own, the secret still verifies.
-        Ok(Some(secret)) if identity.signing_key.is_some() => {
+        Ok(Some(secret)) if identity.signing_key.is_some() || identity.signing_keys.is_some() => {
             match VerifyingKey::from_secret(&secret) {
                 Ok(key) => own_keys.push(key),
                 Err(error) => errors.push(format!("AGENTPORT_JWKS_SECRET: {error}")),
@@ -243,6 +255,8 @@ pub fn keys(config: &Config) -> Result<VerifyingKeys, LoadError> {
             Err(error) => errors.extend(error.0),
         }
     }
+    // One file may be behind two of these.
+    errors.dedup();
     if errors.is_empty() {
         Ok(keys)
     } else {
@@ -272,8 +286,8 @@ fn read_keys(file: &Path) -> Result<Vec<VerifyingKey>, String> {
         .map_err(|error| format!("{shown}: {error}"))
 }
 
-/// The key that this process signs with: the configured one, or else the
-/// shared secret.
+/// The key that this process signs with at this moment: the configured one,
+/// the folder's present signer, or else the shared secret.
 ///
 /// # Errors
 /// Where its file cannot be read or is no such key.
@@ -284,12 +298,26 @@ pub fn signing_key(config: &Config) -> Result<Option<SigningKey>, LoadError> {
             .map(Some)
             .map_err(|error| LoadError(vec![format!("{}: {error}", file.display())]));
     }
+    if let Some(folder) = &config.identity.signing_keys {
+        return Keyring::read(folder)
+            .and_then(|ring| ring.signer(now()))
+            .map(Some)
+            .map_err(|error| LoadError(vec![error.to_string()]));
+    }
     match secret(config)? {
         Some(secret) => SigningKey::from_secret(&secret)
             .map(Some)
             .map_err(|error| LoadError(vec![format!("AGENTPORT_JWKS_SECRET: {error}")])),
         None => Ok(None),
     }
+}
+
+/// Seconds since 1970.
+fn now() -> u64 {
+    let since = SystemClock::new()
+        .wall()
+        .duration_since(SystemTime::UNIX_EPOCH);
+    since.unwrap_or_default().as_secs()
 }
 
 /// The shared secret. A file may end in a line feed.

@@ -25,6 +25,7 @@ use crate::adapters::records::{
     self, AuditLog, AuditLogSettings, Durability, FileWriter, Rotation, StreamWriter,
 };
 use crate::adapters::redis::{Redis, RedisSettings};
+use crate::admin::revocation::RevocationPages;
 use crate::admin::{Admin, Readiness};
 use crate::config::{
     self, AuditPath, BasicUser, Config, Endpoint, Fsync, Listener, Overflow, Threads, Verdict,
@@ -40,6 +41,8 @@ use crate::proxy::{
 use documents::Documents;
 use reload::{PolicyInForce, Reloader};
 use revocation::{RevocationsInForce, Revoking};
+
+pub(crate) use revocation::store as revocation_store;
 
 /// How many keys each quota remembers.
 const LIMIT_KEYS: usize = 100_000;
@@ -161,11 +164,26 @@ impl Gateway {
         let agent_keys = Arc::new(agent_keys::AgentKeysInForce::default());
         let agent_key_file = agent_keys::open(&config, &agent_keys)?;
         let revocations = Arc::new(RevocationsInForce::default());
-        let revocation_file = revocation::open(&config, &revocations, &figures)?;
+        let redis = config.redis.as_ref().map(shared_redis);
+        let revocation_store = revocation::store(&config, redis.as_ref());
+        if let Some(store) = &revocation_store {
+            revocation::open(store, redis.as_ref(), &revocations, &figures).await?;
+        }
+        let (read_now, asked) = mpsc::channel(16);
+        let revocation_pages = RevocationPages {
+            store: revocation_store.clone(),
+            read_now,
+            tokens: Arc::clone(&tokens),
+            agent_keys: Arc::clone(&agent_keys) as _,
+            revocations: Arc::clone(&revocations) as _,
+            clock: Arc::clone(&clock),
+            secret_file: config.listen.admin_secret_file.clone(),
+        };
         let gate = Gate::new(GateParts {
             policy: Arc::clone(&in_force) as _,
             tokens: Arc::clone(&tokens),
             agent_keys: Arc::clone(&agent_keys) as _,
+            issuers: None,
             revocations: Arc::clone(&revocations) as _,
             match_basic_user: config.identity.basic_user == BasicUser::Match,
             names: Arc::clone(&names) as _,
@@ -182,7 +200,6 @@ impl Gateway {
             bad_credential_status: config.auth_failure_status.code(),
             storms: StormSettings::default(),
         });
-        let redis = config.redis.as_ref().map(shared_redis);
         if let Some(redis) = &redis {
             figures.follow_redis(redis.clone());
         }
@@ -194,7 +211,8 @@ impl Gateway {
             Arc::clone(&in_force) as _,
             Arc::clone(&tokens),
         )
-        .with_redis(redis.clone());
+        .with_redis(redis.clone())
+        .with_router(revocation_pages.router());
         let wire = Arc::new(Wire::new(
             gate,
             settings(&config),
@@ -202,9 +220,8 @@ impl Gateway {
             host::random_bits,
             stopped,
         ));
-        let (_read_now, asked) = mpsc::channel(16);
-        let revoking = revocation_file.map(|file| Revoking {
-            file,
+        let revoking = revocation_store.map(|store| Revoking {
+            store,
             in_force: revocations,
             tokens: Arc::clone(&tokens),
             wire: Arc::clone(&wire),
@@ -408,7 +425,7 @@ fn open_log(config: &Config) -> anyhow::Result<AuditLog> {
     AuditLog::start(settings, destination).context("the audit log cannot be started")
 }
 
-fn shared_redis(written: &config::Redis) -> Redis {
+pub(crate) fn shared_redis(written: &config::Redis) -> Redis {
     Redis::start(RedisSettings {
         url: written.url.clone(),
         password: written.password.clone(),

@@ -2,6 +2,7 @@
 //! and put in force at once; on a mistake the last good ones stay.
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
 use arc_swap::ArcSwap;
@@ -92,6 +93,7 @@ impl Reloader {
             .iter()
             .map(|trusted| trusted.file.clone())
             .chain(identity.signing_key.clone())
+            .chain(identity.signing_keys.clone())
             .chain(identity.secret_file.clone())
             .collect();
         let mut policy_watch = Watch::start(policy_paths).context("cannot watch the policy")?;
@@ -102,6 +104,7 @@ impl Reloader {
                 tokio::select! {
                     Some(()) = policy_watch.changed() => self.policy().await,
                     Some(()) = key_watch.changed() => self.keys().await,
+                    () = self.next_end() => self.retire(),
                     Some(()) = hangup.recv() => {
                         tracing::info!("SIGHUP: reloading policy, keys and resolver, and reopening the audit log");
                         log.reopen();
@@ -115,6 +118,48 @@ impl Reloader {
                 }
             }
         })
+    }
+
+    /// Comes back when a key ends, and not before.
+    async fn next_end(&self) {
+        loop {
+            let Some(end) = self.tokens.keys_now().next_end(self.unix_seconds()) else {
+                return std::future::pending().await;
+            };
+            // Looked at again in between, since the clock may be set.
+            let left = Duration::from_secs(end).saturating_sub(self.since_1970());
+            if left.is_zero() {
+                return;
+            }
+            tokio::time::sleep(left.min(Duration::from_secs(30))).await;
+            if self.unix_seconds() >= end {
+                return;
+            }
+        }
+    }
+
+    /// Takes keys out of force whose time is over. They verify nothing by then,
+    /// read or not; what is left is to say so, and to what is open.
+    fn retire(&self) {
+        let keys = self.tokens.keys();
+        let left = keys.without_ended(self.unix_seconds());
+        let retired = keys.iter().count() - left.iter().count();
+        self.tokens.replace_keys(left);
+        let ended = self.wire.judge_again();
+        tracing::info!(
+            retired,
+            ended_tunnels = ended,
+            "keys have retired: their overlap is over"
+        );
+    }
+
+    fn unix_seconds(&self) -> u64 {
+        self.since_1970().as_secs()
+    }
+
+    fn since_1970(&self) -> Duration {
+        let since = self.clock.wall().duration_since(SystemTime::UNIX_EPOCH);
+        since.unwrap_or_default()
     }
 
     async fn policy(&self) {

@@ -32,7 +32,7 @@ const FIRST: Duration = Duration::from_secs(10);
 
 /// The list that a configuration names; `redis` is the shared connection.
 #[must_use]
-pub(super) fn store(config: &Config, redis: Option<&Redis>) -> Option<RevocationStore> {
+pub(crate) fn store(config: &Config, redis: Option<&Redis>) -> Option<RevocationStore> {
     let written = &config.identity.revocations;
     match (&written.file, redis) {
         (Some(path), _) => Some(RevocationStore::File(RevocationFile::new(path))),
