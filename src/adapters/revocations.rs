@@ -209,7 +209,9 @@ impl RedisRevocations {
         let mut change = redis::pipe();
         change.atomic();
         for ended in entries.iter().filter(|known| !known.is_in_force(now)) {
-            change.hdel(self.entries_key(), field(&ended.what())).ignore();
+            change
+                .hdel(self.entries_key(), field(&ended.what()))
+                .ignore();
         }
         change
             .hset(self.entries_key(), field(&entry.what()), entry.line())

@@ -94,7 +94,11 @@ impl From<StoreError> for Refusal {
 }
 
 fn bad_request(description: impl Into<String>) -> Refusal {
-    Refusal(StatusCode::BAD_REQUEST, "invalid_request", description.into())
+    Refusal(
+        StatusCode::BAD_REQUEST,
+        "invalid_request",
+        description.into(),
+    )
 }
 
 fn answer(status: StatusCode, body: &Value) -> Response {
@@ -141,7 +145,11 @@ impl RevocationPages {
         let unusable = |why: String| {
             tracing::error!(path = %path.display(), "listen.admin_secret_file: {why}");
             let why = "the admin secret cannot be used: the gateway's log says why";
-            Refusal(StatusCode::SERVICE_UNAVAILABLE, "temporarily_unavailable", why.into())
+            Refusal(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "temporarily_unavailable",
+                why.into(),
+            )
         };
         let text = tokio::fs::read_to_string(path)
             .await
@@ -159,9 +167,8 @@ impl RevocationPages {
             .and_then(sent_secret);
         // Their hashes, so that not even the length shows.
         let hash = |text: &str| digest::digest(&digest::SHA256, text.as_bytes());
-        let good = sent.is_some_and(|sent| {
-            bool::from(hash(&sent).as_ref().ct_eq(hash(secret).as_ref()))
-        });
+        let good =
+            sent.is_some_and(|sent| bool::from(hash(&sent).as_ref().ct_eq(hash(secret).as_ref())));
         if good {
             return Ok(());
         }
@@ -286,7 +293,10 @@ async fn introspect(
     add("tenant", who.tenant().map(|tenant| tenant.as_str().into()));
     add("jti", who.jti().map(|jti| jti.as_ref().into()));
     add("iss", who.issuer().map(|issuer| issuer.as_ref().into()));
-    add("client_id", who.client().map(|client| client.as_ref().into()));
+    add(
+        "client_id",
+        who.client().map(|client| client.as_ref().into()),
+    );
     add("scope", who.scope().map(|scope| scope.as_ref().into()));
     add("iat", who.issued_at().map(Value::from));
     let ends = who.expires_at();
@@ -419,7 +429,10 @@ fn form(body: &[u8]) -> Result<Vec<(String, String)>, Refusal> {
         .filter(|pair| !pair.is_empty())
         .map(|pair| {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-            Ok((decoded(name).ok_or_else(bad)?, decoded(value).ok_or_else(bad)?))
+            Ok((
+                decoded(name).ok_or_else(bad)?,
+                decoded(value).ok_or_else(bad)?,
+            ))
         })
         .collect()
 }

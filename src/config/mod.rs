@@ -23,8 +23,8 @@ pub use settings::{
 };
 pub use value::{
     AuditPath, AuthFailureStatus, BasicUser, ByteSize, Endpoint, Family, Fsync, Listener,
-    LogFormat, LogLevel, Overflow, PeerCredential, Plain, RedisAddress, RedisUrl, Secret, Threads,
-    Switch, TrustedKey, UnixMode, Verdict, parse_duration,
+    LogFormat, LogLevel, Overflow, PeerCredential, Plain, RedisAddress, RedisUrl, Secret, Switch,
+    Threads, TrustedKey, UnixMode, Verdict, parse_duration,
 };
 
 #[cfg(test)]

@@ -11,7 +11,11 @@ use crate::limit::Quota;
 use crate::policy::Mode;
 
 use super::load::{Purpose, Reader};
-use super::value::{AuditPath, AuthFailureStatus, BasicUser, ByteSize, Endpoint, Family, Fsync, Listener, LogFormat, LogLevel, Overflow, PeerCredential, Plain, RedisAddress, RedisUrl, Secret, Switch, Threads, TrustedKey, UnixMode, Verdict};
+use super::value::{
+    AuditPath, AuthFailureStatus, BasicUser, ByteSize, Endpoint, Family, Fsync, Listener,
+    LogFormat, LogLevel, Overflow, PeerCredential, Plain, RedisAddress, RedisUrl, Secret, Switch,
+    Threads, TrustedKey, UnixMode, Verdict,
+};
 
 /// The gateway's settings, all of them read and fitting together. Made by
 /// [`Config::load`] alone.
