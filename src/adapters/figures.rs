@@ -45,6 +45,7 @@ pub struct Figures {
     jwt_cache_hits: Counter,
     jwt_cache_misses: Counter,
     active_connections: Family<ListenerLabel, Gauge>,
+    handshakes: Family<HandshakeLabels, Counter>,
     active_tunnels: Gauge,
     requests_in_flight: Gauge,
     throttled: Family<LimitLabel, Counter>,
@@ -57,6 +58,8 @@ pub struct Figures {
     policy_loads: Counter,
     policy_refusals: Counter,
     certificate_expiry: Family<CertificateLabel, Gauge>,
+    certificate_loads: Counter,
+    certificate_refusals: Counter,
     state: Arc<State>,
 }
 
@@ -105,6 +108,12 @@ struct LimitLabel {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ListenerLabel {
     listener: Arc<str>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct HandshakeLabels {
+    listener: Arc<str>,
+    outcome: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -175,6 +184,12 @@ impl Figures {
             "Open connections of clients",
             Family::default(),
         );
+        let handshakes = counted(
+            &mut to,
+            "agentport_tls_handshakes",
+            "TLS handshakes with clients: full, resumed, or why there was none",
+            Family::default(),
+        );
         let active_tunnels = counted(
             &mut to,
             "agentport_active_tunnels",
@@ -230,6 +245,12 @@ impl Figures {
             "Attempts to load a policy; a refused one changes nothing",
             Family::<OutcomeLabel, Counter>::default(),
         );
+        let certificate_reloads = counted(
+            &mut to,
+            "agentport_certificate_reloads",
+            "Attempts to load certificates; refused ones change nothing",
+            Family::<OutcomeLabel, Counter>::default(),
+        );
         let certificate_expiry = seconds(
             &mut to,
             "agentport_certificate_expiry_timestamp",
@@ -250,6 +271,8 @@ impl Figures {
         let result = |result| jwt_cache.get_or_create_owned(&ResultLabel { result });
         let direction = |direction| bytes.get_or_create_owned(&DirectionLabel { direction });
         let outcome = |outcome| policy_reloads.get_or_create_owned(&OutcomeLabel { outcome });
+        let certificates =
+            |outcome| certificate_reloads.get_or_create_owned(&OutcomeLabel { outcome });
         Self {
             allowed: decisions.get_or_create_owned(&DecisionLabels { decision, reason }),
             jwt_cache_hits: result("hit"),
@@ -258,12 +281,15 @@ impl Figures {
             bytes_down: direction("down"),
             policy_loads: outcome("loaded"),
             policy_refusals: outcome("refused"),
+            certificate_loads: certificates("loaded"),
+            certificate_refusals: certificates("refused"),
             registry: to,
             requests,
             decisions,
             decision_seconds,
             jwt_validation_seconds,
             active_connections,
+            handshakes,
             active_tunnels,
             requests_in_flight,
             throttled,
@@ -285,6 +311,16 @@ impl Figures {
     /// A policy was refused, and the old one stays.
     pub fn policy_refused(&self) {
         self.policy_refusals.inc();
+    }
+
+    /// Certificates have come into force.
+    pub fn certificates_loaded(&self) {
+        self.certificate_loads.inc();
+    }
+
+    /// Certificates were refused, and the old ones stay.
+    pub fn certificates_refused(&self) {
+        self.certificate_refusals.inc();
     }
 
     /// So many revocations have been read; `None` where they cannot be.
@@ -384,6 +420,12 @@ impl Observe for Figures {
                 self.active_connections
                     .get_or_create(&ListenerLabel { listener })
                     .inc_by(change);
+            }
+            Observation::Handshake { listener, outcome } => {
+                let listener = listener.into();
+                self.handshakes
+                    .get_or_create(&HandshakeLabels { listener, outcome })
+                    .inc();
             }
             Observation::Tunnel { change } => {
                 self.active_tunnels.inc_by(change);

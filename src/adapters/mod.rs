@@ -4,6 +4,7 @@
 //! Everything that `gate` asks for as a trait is answered here. Nothing here
 //! decides whether a request may pass.
 
+pub mod certificates;
 pub mod clock;
 pub mod names;
 pub mod records;

@@ -34,6 +34,7 @@ pub struct Readiness {
     policy: Mutex<Option<String>>,
     documents: Mutex<Vec<serde_json::Value>>,
     keys: Mutex<Option<String>>,
+    certificates: Mutex<Option<String>>,
     revocations: Mutex<Option<String>>,
     agent_keys: Mutex<Option<String>>,
     draining: AtomicBool,
@@ -63,6 +64,21 @@ impl Readiness {
     /// How the last reading of the keys went.
     pub fn keys_are(&self, outcome: Result<(), String>) {
         *self.keys.lock().unwrap_or_else(PoisonError::into_inner) = outcome.err();
+    }
+
+    /// How the last reading of the TLS certificates went.
+    pub fn certificates_are(&self, outcome: Result<(), String>) {
+        *self
+            .certificates
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = outcome.err();
+    }
+
+    fn certificates(&self) -> Option<String> {
+        self.certificates
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// How the last reading of the revocations went. Says whether that is
@@ -273,6 +289,7 @@ impl Admin {
             },
             "keys": { "refused": keys },
             "agent_keys": { "refused": agent_keys },
+            "certificates": { "refused": self.readiness.certificates() },
             "revocations": { "failing": revocations },
             "audit": { "failing": state.failing, "queue": state.depth },
             "redis": self.redis.as_ref().map(|redis| {

@@ -19,12 +19,13 @@ pub use error::{ConfigError, Place};
 pub use load::{Override, Purpose, Sources};
 pub use settings::{
     Agent, Audit, Config, Identity, Limits, Listen, Log, Redis, Resolver, ResolverCache, Timeouts,
-    TokenCache, TunnelDefaults,
+    Tls, TlsClients, TokenCache, TunnelDefaults,
 };
 pub use value::{
-    AuditPath, AuthFailureStatus, BasicUser, ByteSize, Endpoint, Family, Fsync, Listener,
-    LogFormat, LogLevel, Overflow, PeerCredential, Plain, RedisAddress, RedisUrl, Secret, Switch,
-    Threads, TrustedKey, UnixMode, Verdict, parse_duration,
+    Alpn, AuditPath, AuthFailureStatus, BasicUser, ByteSize, CertificatePair, ClientCertificates,
+    Endpoint, Family, Fsync, Listener, LogFormat, LogLevel, Overflow, PeerCredential, Plain,
+    RedisAddress, RedisUrl, RequiredProof, Secret, Switch, Threads, TlsVersion, TrustedKey,
+    UnixMode, Verdict, parse_duration,
 };
 
 #[cfg(test)]

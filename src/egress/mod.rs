@@ -12,6 +12,7 @@ mod host;
 mod id;
 mod path;
 mod pattern;
+pub mod proxy_header;
 mod request;
 mod target;
 

@@ -16,20 +16,21 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use denial::{Cause, Denial, PSEUDONYM, TunnelEnd};
+pub use denial::{Cause, Denial, POLICY_PATH, PSEUDONYM, TunnelEnd};
 pub use storm::StormSettings;
 pub use trail::{AuditTrail, Opening};
 
 use crate::egress::{AgentId, Authority, EgressRequest, Host};
 use crate::identity::{
-    self, AgentKeys, CachedVerifier, CredentialKind, KeysNow, Principal, RevocationSet, RevokedKind,
+    self, AgentKeys, CachedVerifier, Certified, CredentialKind, KeysNow, PeerCertificate,
+    Principal, RevocationSet, RevokedKind,
 };
 use crate::limit::{ConcurrencyLimit, InFlight, Quota, RateLimiter};
-use crate::policy::{Decision, Permit, PolicySet};
+use crate::policy::{Decision, DenyReason, Permit, PolicySet, Reach};
 
 use ports::{
     AgentKeySource, AuditSink, Clock, IssuerKeys, KeyNews, Observation, Observe, PolicySource,
-    Resolve, ResolveError, RevocationSource, SinkState,
+    Resolve, ResolveError, RevocationSource, SinkState, TrustsCertificates,
 };
 use trail::TrailPorts;
 
@@ -102,6 +103,19 @@ impl OwnListeners {
     }
 }
 
+/// What proves who asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Proof {
+    /// A token.
+    Token,
+    /// The client's certificate.
+    Certificate,
+    /// One of them; where both are there, they name the same agent.
+    Either,
+    /// Both, of the same agent.
+    Both,
+}
+
 /// What a gate is made of.
 pub struct GateParts {
     /// The policy in force.
@@ -110,6 +124,11 @@ pub struct GateParts {
     pub tokens: Arc<CachedVerifier>,
     /// The agent keys in force.
     pub agent_keys: Arc<dyn AgentKeySource>,
+    /// What proves who asks.
+    pub proof: Proof,
+    /// Whom clients' certificates are trusted from; `None` where no listener
+    /// asks for them.
+    pub certificates: Option<Arc<dyn TrustsCertificates>>,
     /// Where keys of other issuers are asked for.
     pub issuers: Option<Arc<dyn IssuerKeys>>,
     /// The revocations in force.
@@ -142,6 +161,8 @@ pub struct Gate {
     policy: Arc<dyn PolicySource>,
     tokens: Arc<CachedVerifier>,
     agent_keys: Arc<dyn AgentKeySource>,
+    proof: Proof,
+    certificates: Option<Arc<dyn TrustsCertificates>>,
     issuers: Option<Arc<dyn IssuerKeys>>,
     revocations: Arc<dyn RevocationSource>,
     match_basic_user: bool,
@@ -162,6 +183,8 @@ impl Gate {
             policy: parts.policy,
             tokens: parts.tokens,
             agent_keys: parts.agent_keys,
+            proof: parts.proof,
+            certificates: parts.certificates,
             issuers: parts.issuers,
             revocations: parts.revocations,
             match_basic_user: parts.match_basic_user,
@@ -257,32 +280,38 @@ impl Gate {
         trail.principal(who);
         self.room().await?;
         self.limit_source(source)?;
-        if who.kind() != CredentialKind::Token {
-            return self.again_without_token(who);
-        }
         let now = trail::unix_seconds(self.ports.clock.wall());
         let leeway = self.tokens.verifier_settings().leeway.as_secs();
         let code = if now >= who.expires_at().saturating_add(leeway) {
             "expired"
-        } else if !self.tokens.trusts(who, now) {
+        } else if !self.is_proven(who, now) {
             "unknown_key"
         } else if let Some(kind) = self.revoked(who) {
             return Err(self.bad_credential(REVOKED, revoked_detail(kind)));
         } else {
-            return Ok(());
+            return match who.certificate() {
+                Some(certificate) => holds(self.certificates.as_deref(), certificate, self.now()),
+                None => Ok(()),
+            };
         };
         let status = self.bad_credential_status;
         Err(Denial::new(Cause::BadCredential { code, status }))
     }
 
-    /// Who asks, by the value of `Proxy-Authorization` (or what stands for it),
-    /// or, where there is none, by the peer of its socket.
+    fn now(&self) -> std::time::SystemTime {
+        self.ports.clock.wall()
+    }
+
+    /// Who asks, by what the client's certificate says, where it has shown one,
+    /// by the value of `Proxy-Authorization` (or what stands for it), and, where
+    /// there is none, by the peer of its socket.
     ///
     /// # Errors
     /// A [`Denial`]: no credential, one that is no good, a source that asks too
     /// often, or a log that can take no record.
     pub async fn authenticate(
         &self,
+        certified: Option<&Certified>,
         credential: Option<&[u8]>,
         peer: Option<&Arc<Principal>>,
         source: Option<IpAddr>,
@@ -291,6 +320,65 @@ impl Gate {
         self.room().await?;
         // Before the signature, so that bad tokens cost their sender most.
         self.limit_source(source)?;
+        if let Some(shown) = certified {
+            // Under whatever proof is asked for: its handshake would fail now.
+            holds(self.certificates.as_deref(), &shown.certificate, self.now())?;
+        }
+        match (self.proof, certified) {
+            (Proof::Token, _) => self.by_token(credential, peer, trail).await,
+            (Proof::Certificate, shown) => self.by_certificate(shown, trail),
+            (Proof::Either, Some(shown)) if credential.is_none() && shown.who.is_ok() => {
+                self.by_certificate(Some(shown), trail)
+            }
+            (Proof::Either, Some(shown)) if shown.who.is_ok() => {
+                self.by_both(shown, credential, trail).await
+            }
+            (Proof::Either, _) => self.by_token(credential, peer, trail).await,
+            (Proof::Both, Some(shown)) => self.by_both(shown, credential, trail).await,
+            (Proof::Both, None) => Err(bad_certificate("no_certificate")),
+        }
+    }
+
+    fn by_certificate(
+        &self,
+        shown: Option<&Certified>,
+        trail: &mut AuditTrail,
+    ) -> Result<Arc<Principal>, Denial> {
+        let who = named_by(shown)?;
+        trail.principal(&who);
+        match self.revoked(&who) {
+            Some(kind) => Err(self.bad_credential(REVOKED, revoked_detail(kind))),
+            None => Ok(who),
+        }
+    }
+
+    /// By a token and a certificate that name the same agent. Of a tenant only
+    /// one of them need speak.
+    async fn by_both(
+        &self,
+        shown: &Certified,
+        credential: Option<&[u8]>,
+        trail: &mut AuditTrail,
+    ) -> Result<Arc<Principal>, Denial> {
+        let named = self.by_certificate(Some(shown), trail)?;
+        let who = self.by_token(credential, None, trail).await?;
+        let tenants_fit = match (named.tenant(), who.tenant()) {
+            (Some(named), tenant) => tenant == Some(named),
+            (None, _) => true,
+        };
+        if named.agent() != who.agent() || !tenants_fit {
+            let detail = format!("the certificate is that of {}", named.agent());
+            return Err(bad_certificate("certificate_mismatch").detail(detail));
+        }
+        Ok(Arc::new(who.with_certificate(&shown.certificate)))
+    }
+
+    async fn by_token(
+        &self,
+        credential: Option<&[u8]>,
+        peer: Option<&Arc<Principal>>,
+        trail: &mut AuditTrail,
+    ) -> Result<Arc<Principal>, Denial> {
         if let Some(verdict) = self.without_token(credential, peer, trail) {
             return verdict;
         }
@@ -430,6 +518,25 @@ impl Gate {
     fn revoked(&self, who: &Principal) -> Option<RevokedKind> {
         let now = trail::unix_seconds(self.ports.clock.wall());
         self.revocations.current().revokes(who, now)
+    }
+
+    fn bad_credential(&self, code: &'static str, detail: String) -> Denial {
+        let status = self.bad_credential_status;
+        Denial::new(Cause::BadCredential { code, status }).detail(detail)
+    }
+
+    /// What this agent may reach, for the agent itself. The caller has
+    /// authenticated it.
+    ///
+    /// # Errors
+    /// A [`Denial`]: its tenant has no policy.
+    pub fn reach(&self, who: &Principal, trail: &mut AuditTrail) -> Result<Reach, Denial> {
+        let policy = self.policy.current();
+        trail.policy(policy.digest());
+        policy.reach(&who.subject()).ok_or_else(|| {
+            Denial::new(Cause::Policy(DenyReason::UnknownTenant))
+                .detail("the tenant of the token has no document")
+        })
     }
 
     /// Whether this agent may do this, and by which addresses.
@@ -645,6 +752,8 @@ impl Gate {
             revocations: self.revocations.current(),
             keys: self.tokens.keys_now(),
             now: trail::unix_seconds(self.ports.clock.wall()),
+            certificates: self.certificates.clone(),
+            wall: self.now(),
         }
     }
 }
@@ -656,6 +765,8 @@ pub struct Judge {
     revocations: Arc<RevocationSet>,
     keys: KeysNow,
     now: u64,
+    certificates: Option<Arc<dyn TrustsCertificates>>,
+    wall: std::time::SystemTime,
 }
 
 impl Judge {
@@ -672,10 +783,14 @@ impl Judge {
         let proven = match who.kind() {
             CredentialKind::Token => self.keys.trusts(who, self.now),
             CredentialKind::AgentKey => self.agent_keys.still_proves(who, self.now),
-            CredentialKind::Peer => true,
+            CredentialKind::Certificate | CredentialKind::Peer => true,
         };
         if !proven {
             return Err(TunnelEnd::CredentialEnded);
+        }
+        if let Some(certificate) = who.certificate() {
+            holds(self.certificates.as_deref(), certificate, self.wall)
+                .map_err(|_| TunnelEnd::CredentialEnded)?;
         }
         if self.revocations.revokes(who, self.now).is_some() {
             return Err(TunnelEnd::Revoked);
@@ -688,6 +803,43 @@ impl Judge {
             Decision::Deny(_) => Err(TunnelEnd::PolicyChanged),
         }
     }
+}
+
+/// Whether a certificate that held at its handshake still does.
+fn holds(
+    trust: Option<&dyn TrustsCertificates>,
+    certificate: &PeerCertificate,
+    now: std::time::SystemTime,
+) -> Result<(), Denial> {
+    // Where nobody is asked, nobody is trusted.
+    let held = match trust {
+        Some(trust) => trust.holds(certificate, now),
+        None => Err("certificate_unknown_issuer"),
+    };
+    held.map_err(|code| {
+        bad_certificate(code).detail(format!("serial number {}", certificate.serial()))
+    })
+}
+
+/// The agent that a certificate names.
+fn named_by(shown: Option<&Certified>) -> Result<Arc<Principal>, Denial> {
+    let Some(shown) = shown else {
+        return Err(bad_certificate("no_certificate"));
+    };
+    match &shown.who {
+        Ok(who) => Ok(Arc::clone(who)),
+        Err(error) => {
+            let names = [shown.certificate.uris(), shown.certificate.dns_names()].concat();
+            let detail = format!("{error}: {}", names.join(", "));
+            Err(bad_certificate(error.code()).detail(detail))
+        }
+    }
+}
+
+/// Another certificate cannot be asked for within the connection, so this is
+/// never a challenge.
+fn bad_certificate(code: &'static str) -> Denial {
+    Denial::new(Cause::BadCredential { code, status: 403 })
 }
 
 /// The code of a credential that was revoked.

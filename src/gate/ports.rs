@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use crate::audit::AuditRecord;
 use crate::egress::DnsName;
-use crate::identity::{AgentKeys, RevocationSet};
+use crate::identity::{AgentKeys, PeerCertificate, RevocationSet};
 use crate::policy::PolicySet;
 
 /// A future that a trait object may return.
@@ -86,6 +86,17 @@ pub enum SinkState {
     Full,
 }
 
+/// Whom certificates of clients are trusted from, at this moment.
+pub trait TrustsCertificates: Send + Sync {
+    /// Whether a certificate that held at its handshake still does. `now` is
+    /// the time.
+    ///
+    /// # Errors
+    /// The code of what is wrong with it by now, such as
+    /// `certificate_revoked`.
+    fn holds(&self, certificate: &PeerCertificate, now: SystemTime) -> Result<(), &'static str>;
+}
+
 /// The keys of other issuers, which can be asked for again.
 pub trait IssuerKeys: Send + Sync {
     /// A token that claims to be this issuer's names a key that is not known.
@@ -131,6 +142,13 @@ pub enum Observation<'a> {
         listener: &'a str,
         /// +1 or -1.
         change: i64,
+    },
+    /// A TLS handshake with a client has ended.
+    Handshake {
+        /// The listener's name.
+        listener: &'a str,
+        /// `full`, `resumed`, `challenge`, or the code of what went wrong.
+        outcome: &'static str,
     },
     /// A tunnel opened (+1) or closed (-1).
     Tunnel {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::identity::{AgentKey, Credential, CredentialKind, Principal};
 
-use super::denial::{Cause, Denial};
+use super::denial::Denial;
 use super::trail::{self, AuditTrail};
 use super::{Gate, REVOKED, revoked_detail};
 
@@ -46,20 +46,13 @@ impl Gate {
         Some(self.not_revoked(who, trail))
     }
 
-    /// Whether who came without a token may still: nothing of it has ended.
-    pub(super) fn again_without_token(&self, who: &Principal) -> Result<(), Denial> {
-        let now = trail::unix_seconds(self.ports.clock.wall());
-        let proven = match who.kind() {
-            CredentialKind::Token | CredentialKind::Peer => true,
+    /// Whether the key still stands that once proved who asks. Of certificates
+    /// and peers there is none.
+    pub(super) fn is_proven(&self, who: &Principal, now: u64) -> bool {
+        match who.kind() {
+            CredentialKind::Token => self.tokens.trusts(who, now),
             CredentialKind::AgentKey => self.agent_keys.current().still_proves(who, now),
-        };
-        if !proven {
-            let detail = "the agent key is not there any more, or has ended".to_owned();
-            return Err(self.bad_credential("unknown_key", detail));
-        }
-        match self.revoked(who) {
-            Some(kind) => Err(self.bad_credential(REVOKED, revoked_detail(kind))),
-            None => Ok(()),
+            CredentialKind::Certificate | CredentialKind::Peer => true,
         }
     }
 
@@ -73,10 +66,5 @@ impl Gate {
             Some(kind) => Err(self.bad_credential(REVOKED, revoked_detail(kind))),
             None => Ok(who),
         }
-    }
-
-    pub(super) fn bad_credential(&self, code: &'static str, detail: String) -> Denial {
-        let status = self.bad_credential_status;
-        Denial::new(Cause::BadCredential { code, status }).detail(detail)
     }
 }

@@ -184,6 +184,7 @@ impl AgentKey {
             issued_at: Some(self.created),
             expires_at: self.expires.unwrap_or(u64::MAX),
             kind: CredentialKind::AgentKey,
+            certificate: None,
         })
     }
 }
@@ -239,7 +240,14 @@ impl AgentKeys {
     pub fn still_proves(&self, who: &Principal, now: u64) -> bool {
         self.by_id
             .get(who.key_id().as_ref())
-            .is_some_and(|(_, known)| **known == *who && now < known.expires_at())
+            .is_some_and(|(_, known)| {
+                // A certificate beside the key is another matter.
+                known.agent() == who.agent()
+                    && known.tenant() == who.tenant()
+                    && known.destinations() == who.destinations()
+                    && known.issued_at() == who.issued_at()
+                    && now < known.expires_at()
+            })
     }
 
     /// How many there are.

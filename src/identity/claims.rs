@@ -58,6 +58,7 @@ pub(super) fn judge(
         issued_at,
         expires_at,
         kind: CredentialKind::Token,
+        certificate: None,
     })
 }
 

@@ -17,6 +17,7 @@
 mod agent_key;
 mod algorithm;
 mod cache;
+mod certificate;
 mod claims;
 mod compact;
 mod credential;
@@ -37,6 +38,10 @@ mod verify;
 pub use agent_key::{AgentKey, AgentKeyError, AgentKeys, BadAgentKey};
 pub use algorithm::Algorithm;
 pub use cache::{CacheSettings, CachedVerifier, KeysNow, Verdict};
+pub use certificate::{
+    CertificateError, Certified, ClientName, ClientNameError, MAX_CERTIFICATE_NAMES,
+    PeerCertificate,
+};
 pub use claims::MAX_ACTORS;
 pub use credential::{Credential, CredentialError, MAX_CREDENTIAL_BYTES};
 pub use error::{Facts, TokenError};

@@ -4,7 +4,10 @@ use std::sync::Arc;
 
 use crate::egress::{AgentId, Destination, Subject, TenantId};
 
-/// Who asks, as a verified token or an agent key says it, or the kernel.
+use super::PeerCertificate;
+
+/// Who asks, as a verified token, an agent key or a client's certificate says
+/// it, or the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Principal {
     pub(super) agent: AgentId,
@@ -19,13 +22,17 @@ pub struct Principal {
     pub(super) issued_at: Option<u64>,
     pub(super) expires_at: u64,
     pub(super) kind: CredentialKind,
+    pub(super) certificate: Option<Arc<PeerCertificate>>,
 }
 
-/// What proves a [`Principal`].
+/// What proves a [`Principal`]. A certificate may stand beside a token or an
+/// agent key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CredentialKind {
     /// A signed token.
     Token,
+    /// A client's certificate alone.
+    Certificate,
     /// A long-lived agent key.
     AgentKey,
     /// The kernel, by the user id at the other end of a Unix socket.
@@ -38,6 +45,7 @@ impl CredentialKind {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Token => "token",
+            Self::Certificate => "certificate",
             Self::AgentKey => "agent_key",
             Self::Peer => "peer",
         }
@@ -62,6 +70,7 @@ impl Principal {
             issued_at: None,
             expires_at: u64::MAX,
             kind: CredentialKind::Peer,
+            certificate: None,
         }
     }
 
@@ -69,6 +78,51 @@ impl Principal {
     #[must_use]
     pub fn kind(&self) -> CredentialKind {
         self.kind
+    }
+
+    /// The agent that a certificate names, for as long as that lasts.
+    pub(super) fn by_certificate(
+        agent: AgentId,
+        tenant: Option<TenantId>,
+        certificate: &Arc<PeerCertificate>,
+    ) -> Self {
+        Self {
+            agent,
+            tenant,
+            destinations: None,
+            jti: None,
+            act: None,
+            issuer: None,
+            key_id: format!("x509:{}", certificate.fingerprint()).into(),
+            issued_at: None,
+            expires_at: certificate.not_after(),
+            client: None,
+            scope: None,
+            kind: CredentialKind::Certificate,
+            certificate: Some(Arc::clone(certificate)),
+        }
+    }
+
+    /// The same, proven by this certificate too: it lasts no longer than that.
+    #[must_use]
+    pub fn with_certificate(&self, certificate: &Arc<PeerCertificate>) -> Self {
+        Self {
+            expires_at: self.expires_at.min(certificate.not_after()),
+            certificate: Some(Arc::clone(certificate)),
+            ..self.clone()
+        }
+    }
+
+    /// The certificate that proves it, where one does.
+    #[must_use]
+    pub fn certificate(&self) -> Option<&Arc<PeerCertificate>> {
+        self.certificate.as_ref()
+    }
+
+    /// Whether a token proves it.
+    #[must_use]
+    pub fn has_token(&self) -> bool {
+        self.kind == CredentialKind::Token
     }
 
     /// The agent.

@@ -370,6 +370,7 @@ mod tests {
             issued_at,
             expires_at: 2_000,
             kind: crate::identity::CredentialKind::Token,
+            certificate: None,
         }
     }
 

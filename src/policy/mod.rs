@@ -32,6 +32,7 @@ mod lint;
 mod locate;
 mod modes;
 mod range;
+mod reach;
 mod rule;
 mod set;
 #[cfg(test)]
@@ -45,4 +46,5 @@ pub use document::{
 pub use explain::{Check, CheckOutcome, Difference, Explanation, NearestRule, RuleRef, Verdict};
 pub use finding::{Concern, Finding, Location, PolicyError, PolicyWarning, Problem, SourceName};
 pub use locate::locate;
+pub use reach::{Reach, ReachRule};
 pub use set::{CheckedDocument, PolicySet};

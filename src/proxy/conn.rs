@@ -20,13 +20,14 @@ use pingora::protocols::{
     TimingDigest, UniqueID, UniqueIDType,
 };
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
-use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::Notify;
 
 use crate::egress::head::BodyLength;
 use crate::egress::{Authority, ChunkedBody, RequestTarget};
 use crate::gate::TunnelEnd;
-use crate::identity::Principal;
+use crate::identity::{Certified, Principal};
+
+use super::transport::Transport;
 
 /// How much is read at once while looking at first bytes.
 const LOOK_BYTES: usize = 4096;
@@ -42,6 +43,8 @@ pub(super) struct Connection {
     pub(super) client: Option<SocketAddr>,
     /// Whom the operator has named for the process at the other end.
     pub(super) peer: Option<Arc<Principal>>,
+    /// What the client's certificate says, where it has shown one.
+    pub(super) certified: Option<Certified>,
     /// Whether the bytes are those inside a tunnel.
     pub(super) tunnel: Option<InTunnel>,
     /// The request being served, where it came by HTTP/1.
@@ -80,6 +83,7 @@ impl Connection {
             listener,
             client,
             peer: None,
+            certified: None,
             tunnel,
             current: Mutex::new(None),
             ending,
@@ -90,6 +94,12 @@ impl Connection {
     /// The same, with whom the operator has named for its peer.
     pub(super) fn with_peer(mut self, peer: Option<Arc<Principal>>) -> Self {
         self.peer = peer;
+        self
+    }
+
+    /// The same, of a client that has shown a certificate.
+    pub(super) fn certified(mut self, certified: Option<Certified>) -> Self {
+        self.certified = certified;
         self
     }
 
@@ -162,12 +172,6 @@ impl Ending {
             self.notify.notified().await;
         }
     }
-}
-
-/// The transport below a connection.
-pub(super) enum Transport {
-    Tcp(TcpStream),
-    Unix(UnixStream),
 }
 
 /// How much the reader of this request may still see; what lies behind belongs
@@ -271,10 +275,7 @@ impl ConnIo {
     /// Those of the transport. `Ok(0)` is its end.
     pub(super) async fn look_further(&mut self) -> io::Result<usize> {
         self.unread.reserve(LOOK_BYTES);
-        match &mut self.transport {
-            Transport::Tcp(tcp) => tcp.read_buf(&mut self.unread).await,
-            Transport::Unix(unix) => unix.read_buf(&mut self.unread).await,
-        }
+        self.transport.read_buf(&mut self.unread).await
     }
 
     /// Drops bytes from the front of what is unread.
@@ -359,10 +360,7 @@ impl ConnIo {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        match &mut self.transport {
-            Transport::Tcp(tcp) => Pin::new(tcp).poll_read(cx, buf),
-            Transport::Unix(unix) => Pin::new(unix).poll_read(cx, buf),
-        }
+        Pin::new(&mut self.transport).poll_read(cx, buf)
     }
 
     fn poll_transport_write(
@@ -370,10 +368,7 @@ impl ConnIo {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        match &mut self.transport {
-            Transport::Tcp(tcp) => Pin::new(tcp).poll_write(cx, bytes),
-            Transport::Unix(unix) => Pin::new(unix).poll_write(cx, bytes),
-        }
+        Pin::new(&mut self.transport).poll_write(cx, bytes)
     }
 
     /// Sends what has been gathered.
@@ -418,10 +413,8 @@ impl Drop for ConnIo {
     /// see as much of an answer as there was.
     fn drop(&mut self) {
         if !self.unsent.is_empty() {
-            let _ = match &self.transport {
-                Transport::Tcp(tcp) => tcp.try_write(&self.unsent),
-                Transport::Unix(unix) => unix.try_write(&self.unsent),
-            };
+            let unsent = std::mem::take(&mut self.unsent);
+            self.transport.offer(&unsent);
         }
     }
 }
@@ -510,19 +503,13 @@ impl AsyncWrite for ConnIo {
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         std::task::ready!(this.poll_send(cx))?;
-        match &mut this.transport {
-            Transport::Tcp(tcp) => Pin::new(tcp).poll_flush(cx),
-            Transport::Unix(unix) => Pin::new(unix).poll_flush(cx),
-        }
+        Pin::new(&mut this.transport).poll_flush(cx)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         std::task::ready!(this.poll_send(cx))?;
-        match &mut this.transport {
-            Transport::Tcp(tcp) => Pin::new(tcp).poll_shutdown(cx),
-            Transport::Unix(unix) => Pin::new(unix).poll_shutdown(cx),
-        }
+        Pin::new(&mut this.transport).poll_shutdown(cx)
     }
 }
 
@@ -544,11 +531,7 @@ impl Shutdown for ConnIo {
 
 impl UniqueID for ConnIo {
     fn id(&self) -> UniqueIDType {
-        use std::os::fd::AsRawFd;
-        match &self.transport {
-            Transport::Tcp(tcp) => tcp.as_raw_fd(),
-            Transport::Unix(unix) => unix.as_raw_fd(),
-        }
+        self.transport.descriptor()
     }
 }
 

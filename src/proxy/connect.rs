@@ -132,6 +132,7 @@ async fn admit(
         .shared
         .gate
         .authenticate(
+            io.connection().certified.as_ref(),
             head.credential.as_deref(),
             io.connection().peer.as_ref(),
             source,

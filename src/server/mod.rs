@@ -1,6 +1,7 @@
 //! Builds the gateway from its configuration, binds every listener before it
 //! serves any, reloads, and drains.
 
+mod certificates;
 mod documents;
 mod agent_keys;
 pub mod load;
@@ -28,16 +29,18 @@ use crate::adapters::redis::{Redis, RedisSettings};
 use crate::admin::revocation::RevocationPages;
 use crate::admin::{Admin, Readiness};
 use crate::config::{
-    self, AuditPath, BasicUser, Config, Endpoint, Fsync, Listener, Overflow, Threads, Verdict,
+    self, AuditPath, BasicUser, Config, Endpoint, Fsync, Listener, Overflow, RequiredProof,
+    Threads, Verdict,
 };
 use crate::gate::ports::Clock;
-use crate::gate::{Gate, GateParts, Limits, OwnListeners, StormSettings};
+use crate::gate::{Gate, GateParts, Limits, OwnListeners, Proof, StormSettings};
 use crate::identity::{CacheSettings, CachedVerifier, Principal, TokenVerifier, VerifierSettings};
 use crate::policy::{EchRule, SniRule, TlsRule, TlsUse};
 use crate::proxy::{
-    Accepting, AgentEndpoint, Bound, FrontedAgent, ListenAddress, Settings, Wire, bind,
+    Accepting, AgentEndpoint, Bound, FrontedAgent, ListenAddress, ListenerTls, Settings, Wire, bind,
 };
 
+use certificates::CertificateReloader;
 use documents::Documents;
 use reload::{PolicyInForce, Reloader};
 use revocation::{RevocationsInForce, Revoking};
@@ -55,6 +58,7 @@ pub struct Gateway {
     admin: Option<(crate::admin::BoundAdmin, Admin)>,
     log: Arc<AuditLog>,
     reloader: Reloader,
+    certificates: Option<CertificateReloader>,
     revoking: Option<Revoking>,
     agent_keys: Option<(AgentKeyFile, Arc<agent_keys::AgentKeysInForce>)>,
     readiness: Arc<Readiness>,
@@ -64,8 +68,10 @@ pub struct Gateway {
 /// Where a gateway listens, with the ports that the system chose.
 #[derive(Clone, Debug, Default)]
 pub struct Addresses {
-    /// The egress listeners.
+    /// The egress listeners in clear.
     pub egress: Vec<SocketAddr>,
+    /// The egress listeners that speak TLS.
+    pub egress_tls: Vec<SocketAddr>,
     /// The admin listener.
     pub admin: Option<SocketAddr>,
 }
@@ -105,6 +111,7 @@ impl Gateway {
         if let Some(bundle) = &config.upstream_ca {
             check_bundle(bundle)?;
         }
+        let tls = certificates::listener_tls(&config, &figures, &*clock)?;
         let log = Arc::new(open_log(&config)?);
         figures.follow(Arc::clone(&log));
 
@@ -118,6 +125,15 @@ impl Gateway {
                 }
             };
             egress.push(bind(&address).await.map_err(anyhow::Error::msg)?);
+        }
+        for listener in &config.listen.egress_tls {
+            let (Listener::Tcp(address), Some(tls)) = (listener, &tls) else {
+                bail!("listen.egress_tls: {listener}: TLS is spoken on addresses alone");
+            };
+            let bound = bind(&ListenAddress::Tcp(*address))
+                .await
+                .map_err(anyhow::Error::msg)?;
+            egress.push(bound.over_tls("egress_tls", Arc::clone(tls)));
         }
         let admin_listener = match &config.listen.admin {
             Some(listener) => Some(
@@ -183,6 +199,13 @@ impl Gateway {
             policy: Arc::clone(&in_force) as _,
             tokens: Arc::clone(&tokens),
             agent_keys: Arc::clone(&agent_keys) as _,
+            proof: match config.identity.require {
+                RequiredProof::Token => Proof::Token,
+                RequiredProof::Certificate => Proof::Certificate,
+                RequiredProof::Either => Proof::Either,
+                RequiredProof::Both => Proof::Both,
+            },
+            certificates: tls.clone().map(|tls| tls as _),
             issuers: None,
             revocations: Arc::clone(&revocations) as _,
             match_basic_user: config.identity.basic_user == BasicUser::Match,
@@ -220,6 +243,14 @@ impl Gateway {
             host::random_bits,
             stopped,
         ));
+        let certificates = tls.map(|tls: Arc<ListenerTls>| CertificateReloader {
+            config: Arc::clone(&config),
+            tls,
+            wire: Arc::clone(&wire),
+            figures: Arc::clone(&figures),
+            readiness: Arc::clone(&readiness),
+            clock: Arc::clone(&clock),
+        });
         let revoking = revocation_store.map(|store| Revoking {
             store,
             in_force: revocations,
@@ -248,6 +279,7 @@ impl Gateway {
             admin: admin_listener.map(|listener| (listener, admin)),
             log,
             reloader,
+            certificates,
             revoking,
             agent_keys: agent_key_file.map(|file| (file, agent_keys)),
             readiness,
@@ -258,8 +290,13 @@ impl Gateway {
     /// Where it listens.
     #[must_use]
     pub fn addresses(&self) -> Addresses {
+        let addresses = |tls: bool| {
+            let of = self.egress.iter().filter(|bound| bound.is_tls() == tls);
+            of.filter_map(Bound::address).collect()
+        };
         Addresses {
-            egress: self.egress.iter().filter_map(Bound::address).collect(),
+            egress: addresses(false),
+            egress_tls: addresses(true),
             admin: self
                 .admin
                 .as_ref()
@@ -281,6 +318,7 @@ impl Gateway {
             admin,
             log,
             reloader,
+            certificates,
             revoking,
             agent_keys,
             readiness,
@@ -300,6 +338,9 @@ impl Gateway {
             background.spawn(admin.serve(listener));
         }
         background.spawn(write_repeated(Arc::clone(&wire)));
+        if let Some(certificates) = certificates {
+            background.spawn(certificates.run()?);
+        }
         let connections = config.limits.connections;
         let mut room = Vec::new();
         let mut accepting = JoinSet::new();
@@ -311,7 +352,8 @@ impl Gateway {
                 slots,
                 config.limits.connections_per_source,
                 stop.subscribe(),
-            );
+            )
+            .behind(config.listen.proxy_protocol.clone());
             accepting.spawn(accept.run(bound));
         }
         tracing::info!(
@@ -460,6 +502,7 @@ fn settings(config: &Config) -> Settings {
     Settings {
         header_timeout: config.timeouts.header,
         keepalive_timeout: config.timeouts.keepalive,
+        handshake_timeout: config.timeouts.handshake,
         body_timeout: config.timeouts.body,
         connect_timeout: config.timeouts.connect,
         response_timeout: config.timeouts.response,
