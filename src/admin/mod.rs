@@ -21,6 +21,7 @@ use serde_json::json;
 use tokio::net::{TcpListener, UnixListener};
 
 use crate::adapters::figures::{Figures, OPENMETRICS};
+use crate::adapters::issuers::{IssuerState, Issuers};
 use crate::adapters::records::AuditLog;
 use crate::adapters::redis::Redis;
 use crate::config::Listener;
@@ -129,6 +130,7 @@ pub struct Admin {
     log: Arc<AuditLog>,
     policy: Arc<dyn PolicySource>,
     tokens: Arc<CachedVerifier>,
+    issuers: Option<Arc<Issuers>>,
     redis: Option<Redis>,
     more: Router,
 }
@@ -197,6 +199,7 @@ impl Admin {
             log,
             policy,
             tokens,
+            issuers: None,
             redis: None,
             more: Router::new(),
         }
@@ -213,6 +216,13 @@ impl Admin {
     #[must_use]
     pub fn with_router(mut self, router: Router) -> Self {
         self.more = self.more.merge(router);
+        self
+    }
+
+    /// The same with the state of these issuers.
+    #[must_use]
+    pub fn with_issuers(mut self, issuers: Arc<Issuers>) -> Self {
+        self.issuers = Some(issuers);
         self
     }
 
@@ -289,6 +299,7 @@ impl Admin {
             },
             "keys": { "refused": keys },
             "agent_keys": { "refused": agent_keys },
+            "issuers": self.issuers(),
             "certificates": { "refused": self.readiness.certificates() },
             "revocations": { "failing": revocations },
             "audit": { "failing": state.failing, "queue": state.depth },
@@ -300,8 +311,22 @@ impl Admin {
         page_of(if ready { 200 } else { 503 }, &body)
     }
 
+    /// What is known of the issuers whose keys are fetched.
+    fn issuers(&self) -> Vec<serde_json::Value> {
+        let states = self.issuers.as_ref().map(|issuers| issuers.states());
+        let shown = |state: IssuerState| {
+            json!({
+                "issuer": state.issuer,
+                "keys": state.keys,
+                "age_seconds": state.age.map(|age| age.as_secs()),
+                "problem": state.problem,
+            })
+        };
+        states.unwrap_or_default().into_iter().map(shown).collect()
+    }
+
     fn jwks(&self) -> Page {
-        let body = public_jwks(self.tokens.keys().iter()).into_bytes();
+        let body = public_jwks(self.tokens.keys().published()).into_bytes();
         let hash = digest::digest(&digest::SHA256, &body);
         let etag = URL_SAFE_NO_PAD.encode(&hash.as_ref()[..18]);
         Page {

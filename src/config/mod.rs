@@ -12,10 +12,12 @@
 mod error;
 mod tree;
 mod value;
+mod issuer;
 mod settings;
 mod load;
 
 pub use error::{ConfigError, Place};
+pub use issuer::{KeySource, OtherIssuer};
 pub use load::{Override, Purpose, Sources};
 pub use settings::{
     Agent, Audit, Config, Identity, Limits, Listen, Log, Redis, Resolver, ResolverCache, Timeouts,

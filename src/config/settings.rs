@@ -13,6 +13,7 @@ use crate::identity::ClientName;
 use crate::limit::Quota;
 use crate::policy::Mode;
 
+use super::issuer::OtherIssuer;
 use super::load::{Purpose, Reader};
 use super::value::{
     Alpn, AuditPath, AuthFailureStatus, BasicUser, ByteSize, CertificatePair, ClientCertificates,
@@ -134,6 +135,9 @@ pub struct Identity {
     pub secret_file: Option<PathBuf>,
     /// Keys of those who issue tokens.
     pub keys: Vec<TrustedKey>,
+    /// Other issuers whose tokens are accepted; no two of one name, and none
+    /// of [`Identity::issuer`].
+    pub issuers: Vec<OtherIssuer>,
     /// `iss` of AgentPort's own tokens.
     pub issuer: String,
     /// `aud` of AgentPort's own tokens.
@@ -614,7 +618,8 @@ fn identity(read: &mut Reader<'_>) -> Option<Identity> {
     let cache = section!(read, "identity.cache", TokenCache { ttl, entries });
     let revocations = section!(read, "identity.revocations", Revocations { file, redis });
     let identity = section!(read, "identity", Identity {
-        require, secret_file, keys, agent_keys, issuer, audience, leeway, max_token, basic_user, signing_key,
+        require, secret_file, keys, agent_keys, issuers, issuer, audience, leeway, max_token,
+        basic_user, signing_key,
         signing_keys, token_ttl, max_token_ttl, max_delegation, service_accounts, oauth_url;
         secret, cache, revocations
     })?;
@@ -625,6 +630,18 @@ fn identity(read: &mut Reader<'_>) -> Option<Identity> {
     if identity.signing_key.is_some() && identity.signing_keys.is_some() {
         let message = "identity.signing_key is set too: keep one of them";
         read.mistake("identity.signing_keys", message.to_owned());
+    }
+    for (at, other) in identity.issuers.iter().enumerate() {
+        let before = &identity.issuers[..at];
+        let named = |known: &OtherIssuer| known.issuer == other.issuer;
+        if other.issuer == identity.issuer || before.iter().any(named) {
+            let message = format!(
+                "{:?} is the name of another issuer, or identity.issuer: give each its own",
+                other.issuer
+            );
+            let key = format!("identity.issuers[{at}]");
+            read.mistake_at("identity.issuers", key, message);
+        }
     }
     if identity.token_ttl > identity.max_token_ttl {
         let message = "more than identity.max_token_ttl: write at most that";
@@ -660,7 +677,8 @@ fn some_key(read: &mut Reader<'_>, identity: &Identity) {
         || identity.secret_file.is_some()
         || identity.signing_key.is_some()
         || identity.signing_keys.is_some()
-        || !identity.keys.is_empty();
+        || !identity.keys.is_empty()
+        || !identity.issuers.is_empty();
     // A secret that is there and bad has been reported.
     if !has_one {
         read.missing(

@@ -496,7 +496,7 @@ impl FromText for TenantId {
     }
 }
 
-fn push(errors: &mut Vec<ConfigError>, node: &Node, key: &str, message: String) {
+pub(super) fn push(errors: &mut Vec<ConfigError>, node: &Node, key: &str, message: String) {
     errors.push(ConfigError {
         place: node.place.clone(),
         key: Some(key.to_owned()),

@@ -21,6 +21,7 @@ mod certificate;
 mod claims;
 mod compact;
 mod credential;
+mod discovery;
 mod error;
 mod folder;
 mod issue;
@@ -44,6 +45,7 @@ pub use certificate::{
 };
 pub use claims::MAX_ACTORS;
 pub use credential::{Credential, CredentialError, MAX_CREDENTIAL_BYTES};
+pub use discovery::{DiscoveryError, discovered_keys};
 pub use error::{Facts, TokenError};
 pub use folder::{FolderError, FolderKey, KeyFolder, KeyState};
 pub use issue::{

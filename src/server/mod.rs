@@ -21,6 +21,7 @@ use crate::adapters::agent_keys::AgentKeyFile;
 use crate::adapters::clock::SystemClock;
 use crate::adapters::figures::Figures;
 use crate::adapters::host;
+use crate::adapters::issuers::Issuers;
 use crate::adapters::names::{Resolver, ResolverSettings};
 use crate::adapters::records::{
     self, AuditLog, AuditLogSettings, Durability, FileWriter, Rotation, StreamWriter,
@@ -58,6 +59,7 @@ pub struct Gateway {
     admin: Option<(crate::admin::BoundAdmin, Admin)>,
     log: Arc<AuditLog>,
     reloader: Reloader,
+    issuers: Arc<Issuers>,
     certificates: Option<CertificateReloader>,
     revoking: Option<Revoking>,
     agent_keys: Option<(AgentKeyFile, Arc<agent_keys::AgentKeysInForce>)>,
@@ -103,7 +105,7 @@ impl Gateway {
         let loaded = documents.load().context("the policy is not valid")?;
         let policy = loaded.policy;
         let keys = load::keys(&config).context("the keys are not valid")?;
-        if keys.is_empty() {
+        if keys.is_empty() && !load::fetches_keys(&config) {
             bail!(
                 "there is no key to verify tokens with: set AGENTPORT_JWKS_SECRET or identity.keys"
             );
@@ -161,7 +163,7 @@ impl Gateway {
         figures.policy_loaded(policy.digest(), clock.wall());
         let in_force = Arc::new(PolicyInForce::new(policy));
         let verifier = TokenVerifier::new(
-            keys,
+            keys.clone(),
             VerifierSettings {
                 leeway: config.identity.leeway,
                 max_token_bytes: usize::try_from(config.identity.max_token.bytes())
@@ -179,6 +181,14 @@ impl Gateway {
         let names = Arc::new(resolver(&config, &clock)?);
         let agent_keys = Arc::new(agent_keys::AgentKeysInForce::default());
         let agent_key_file = agent_keys::open(&config, &agent_keys)?;
+        let issuers = Arc::new(Issuers::new(
+            &config.identity.issuers,
+            &config.identity.audience,
+            keys,
+            Arc::clone(&tokens),
+            Arc::clone(&names) as _,
+            Arc::clone(&figures),
+        ));
         let revocations = Arc::new(RevocationsInForce::default());
         let redis = config.redis.as_ref().map(shared_redis);
         let revocation_store = revocation::store(&config, redis.as_ref());
@@ -199,6 +209,7 @@ impl Gateway {
             policy: Arc::clone(&in_force) as _,
             tokens: Arc::clone(&tokens),
             agent_keys: Arc::clone(&agent_keys) as _,
+            issuers: (!issuers.is_empty()).then(|| Arc::clone(&issuers) as _),
             proof: match config.identity.require {
                 RequiredProof::Token => Proof::Token,
                 RequiredProof::Certificate => Proof::Certificate,
@@ -206,7 +217,6 @@ impl Gateway {
                 RequiredProof::Both => Proof::Both,
             },
             certificates: tls.clone().map(|tls| tls as _),
-            issuers: None,
             revocations: Arc::clone(&revocations) as _,
             match_basic_user: config.identity.basic_user == BasicUser::Match,
             names: Arc::clone(&names) as _,
@@ -235,7 +245,8 @@ impl Gateway {
             Arc::clone(&tokens),
         )
         .with_redis(redis.clone())
-        .with_router(revocation_pages.router());
+        .with_router(revocation_pages.router())
+        .with_issuers(Arc::clone(&issuers));
         let wire = Arc::new(Wire::new(
             gate,
             settings(&config),
@@ -265,6 +276,7 @@ impl Gateway {
             documents,
             in_force,
             tokens,
+            Arc::clone(&issuers),
             Arc::clone(&wire),
             figures,
             Arc::clone(&readiness),
@@ -279,6 +291,7 @@ impl Gateway {
             admin: admin_listener.map(|listener| (listener, admin)),
             log,
             reloader,
+            issuers,
             certificates,
             revoking,
             agent_keys: agent_key_file.map(|file| (file, agent_keys)),
@@ -318,6 +331,7 @@ impl Gateway {
             admin,
             log,
             reloader,
+            issuers,
             certificates,
             revoking,
             agent_keys,
@@ -338,6 +352,10 @@ impl Gateway {
             background.spawn(admin.serve(listener));
         }
         background.spawn(write_repeated(Arc::clone(&wire)));
+        let judging = Arc::clone(&wire);
+        background.spawn(issuers.run(move || {
+            judging.judge_again();
+        }));
         if let Some(certificates) = certificates {
             background.spawn(certificates.run()?);
         }
