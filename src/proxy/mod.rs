@@ -19,6 +19,7 @@ mod tls;
 mod transport;
 mod tunnels;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -35,6 +36,7 @@ pub use tunnels::OpenTunnels;
 
 use crate::egress::Authority;
 use crate::gate::{Cause, Denial, Gate, TunnelEnd};
+use crate::identity::Principal;
 use crate::policy::{EchRule, SniRule, TlsRule, TlsUse};
 use forward::Forward;
 
@@ -79,6 +81,9 @@ pub struct Settings {
     pub upstream_ca: Option<String>,
     /// Worker threads.
     pub threads: usize,
+    /// Whom the operator has named for user ids at the other end of a Unix
+    /// socket.
+    pub peers: HashMap<u32, Arc<Principal>>,
     /// The agent behind the gateway.
     pub agent: Option<FrontedAgent>,
     /// What every tunnel may carry, whatever its rule says.

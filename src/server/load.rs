@@ -91,13 +91,13 @@ pub fn read_documents(files: &[PathBuf]) -> Result<Vec<Source>, LoadError> {
             }
         };
         let name = SourceName::from(shown.as_str());
-        match PolicyDocument::parse(&name, format_of(file), &text) {
+        match PolicyDocument::check(&name, format_of(file), &text) {
             Ok(document) => sources.push(Source {
                 name,
                 text,
                 document,
             }),
-            Err(error) => errors.push(error.to_string()),
+            Err(error) => errors.extend(error.iter().map(ToString::to_string)),
         }
     }
     if errors.is_empty() {
