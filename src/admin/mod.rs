@@ -2,6 +2,7 @@
 //! of its pages that the egress listener shows to anybody.
 
 pub mod oauth;
+pub mod revocation;
 
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
@@ -37,6 +38,7 @@ pub struct Readiness {
     keys: Mutex<Option<String>>,
     certificates: Mutex<Option<String>>,
     revocations: Mutex<Option<String>>,
+    agent_keys: Mutex<Option<String>>,
     draining: AtomicBool,
 }
 
@@ -81,13 +83,24 @@ impl Readiness {
             .clone()
     }
 
-    /// How the last reading of the revocations went.
-    pub fn revocations_are(&self, outcome: Result<(), String>) {
+    /// How the last reading of the revocations went. Says whether that is
+    /// news.
+    pub fn revocations_are(&self, outcome: Result<(), String>) -> bool {
         let mut revocations = self
             .revocations
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        *revocations = outcome.err();
+        let before = std::mem::replace(&mut *revocations, outcome.err());
+        before != *revocations
+    }
+
+    /// How the last reading of the agent keys went.
+    pub fn agent_keys_are(&self, outcome: Result<(), String>) {
+        let mut agent_keys = self
+            .agent_keys
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        *agent_keys = outcome.err();
     }
 
     /// The gateway is going down.
@@ -121,6 +134,7 @@ pub struct Admin {
     issuers: Option<Arc<Issuers>>,
     redis: Option<Redis>,
     endpoint: Option<Arc<oauth::TokenEndpoint>>,
+    more: Router,
 }
 
 /// The admin listener, bound.
@@ -190,6 +204,7 @@ impl Admin {
             issuers: None,
             redis: None,
             endpoint: None,
+            more: Router::new(),
         }
     }
 
@@ -213,6 +228,13 @@ impl Admin {
         self.endpoint.as_ref()
     }
 
+    /// The same with more pages on the admin listener.
+    #[must_use]
+    pub fn with_router(mut self, router: Router) -> Self {
+        self.more = self.more.merge(router);
+        self
+    }
+
     /// The same with the state of these issuers.
     #[must_use]
     pub fn with_issuers(mut self, issuers: Arc<Issuers>) -> Self {
@@ -222,18 +244,19 @@ impl Admin {
 
     /// Serves the admin listener for ever.
     pub async fn serve(self, listener: BoundAdmin) {
-        let tokens = self.endpoint.clone();
-        let mut router = Router::new()
+        let mut more = self.more.clone();
+        if let Some(endpoint) = self.endpoint.clone() {
+            more = more.merge(endpoint.router());
+        }
+        let router = Router::new()
             .route("/health", get(page))
             .route("/healthz", get(page))
             .route("/ready", get(page))
             .route("/readyz", get(page))
             .route("/.well-known/jwks.json", get(page))
             .route("/metrics", get(metrics))
-            .with_state(self);
-        if let Some(endpoint) = tokens {
-            router = router.merge(endpoint.router());
-        }
+            .with_state(self)
+            .merge(more);
         let served = match listener.0 {
             Socket::Tcp(listener) => {
                 let router = router.into_make_service_with_connect_info::<SocketAddr>();
@@ -265,6 +288,12 @@ impl Admin {
     /// away: every limit says what it does then.
     fn ready(&self) -> Page {
         let (policy, keys) = self.readiness.problems();
+        let agent_keys = self
+            .readiness
+            .agent_keys
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
         let revocations = self
             .readiness
             .revocations
@@ -295,6 +324,7 @@ impl Admin {
                 let (accounts, refused) = endpoint.state();
                 json!({ "accounts": accounts, "refused": refused })
             }),
+            "agent_keys": { "refused": agent_keys },
             "issuers": self.issuers(),
             "certificates": { "refused": self.readiness.certificates() },
             "revocations": { "failing": revocations },

@@ -14,6 +14,7 @@
 //! repeated members, an unknown `crit` and any `typ`. A third implementation
 //! serves the tests as a second opinion on all of it.
 
+mod agent_key;
 mod algorithm;
 mod assertion;
 mod cache;
@@ -41,6 +42,7 @@ mod revocation;
 mod service_account;
 mod verify;
 
+pub use agent_key::{AgentKey, AgentKeyError, AgentKeys, BadAgentKey};
 pub use algorithm::Algorithm;
 pub use assertion::{AssertionRefused, MAX_ASSERTION_LIFETIME, UsedAssertions, claimed_account};
 pub use cache::{CacheSettings, CachedVerifier, KeysNow, Verdict};
@@ -66,7 +68,7 @@ pub use jwk::{KeySet, public_jwks};
 pub use key::{KeyError, MIN_SECRET_BYTES, VerifyingKey};
 pub use keys::{AgentClaim, TrustedIssuer, VerifyingKeys};
 pub use naming::{Naming, NamingError};
-pub use principal::Principal;
+pub use principal::{CredentialKind, Principal};
 pub use revocation::{Revocation, RevocationError, RevocationSet, Revoked, RevokedKind};
 pub use service_account::{
     AccountDocument, AccountsDocument, AccountsError, Any, AnyOrList, KeyCheck, KeyDocument,
