@@ -58,6 +58,8 @@ pub struct Figures {
     policy_loads: Counter,
     policy_refusals: Counter,
     certificate_expiry: Family<CertificateLabel, Gauge>,
+    issuer_refreshes: Family<IssuerLabels, Counter>,
+    issuer_keys: Family<IssuerLabel, Gauge>,
     certificate_loads: Counter,
     certificate_refusals: Counter,
     state: Arc<State>,
@@ -108,6 +110,17 @@ struct LimitLabel {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ListenerLabel {
     listener: Arc<str>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct IssuerLabel {
+    issuer: Arc<str>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct IssuerLabels {
+    issuer: Arc<str>,
+    outcome: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -245,6 +258,18 @@ impl Figures {
             "Attempts to load a policy; a refused one changes nothing",
             Family::<OutcomeLabel, Counter>::default(),
         );
+        let issuer_refreshes = counted(
+            &mut to,
+            "agentport_issuer_refreshes",
+            "Attempts to fetch the keys of another issuer",
+            Family::default(),
+        );
+        let issuer_keys = seconds(
+            &mut to,
+            "agentport_issuer_keys_timestamp",
+            "When another issuer gave the keys that are in force",
+            Family::default(),
+        );
         let certificate_reloads = counted(
             &mut to,
             "agentport_certificate_reloads",
@@ -298,6 +323,8 @@ impl Figures {
             request_duration_seconds,
             tunnel_duration_seconds,
             certificate_expiry,
+            issuer_refreshes,
+            issuer_keys,
             state,
         }
     }
@@ -334,6 +361,25 @@ impl Figures {
         documents: impl Iterator<Item = (&'a str, Option<&'a str>)>,
     ) {
         self.state.documents_refused(documents);
+    }
+
+    /// An issuer has given its keys.
+    pub fn issuer_answered(&self, issuer: &str, at: SystemTime) {
+        self.issuer_asked(issuer, "ok");
+        let issuer = issuer.into();
+        let of_issuer = self.issuer_keys.get_or_create(&IssuerLabel { issuer });
+        of_issuer.set(unix(at));
+    }
+
+    /// An issuer has not given its keys.
+    pub fn issuer_failed(&self, issuer: &str) {
+        self.issuer_asked(issuer, "failed");
+    }
+
+    fn issuer_asked(&self, issuer: &str, outcome: &'static str) {
+        let issuer = issuer.into();
+        let labels = IssuerLabels { issuer, outcome };
+        self.issuer_refreshes.get_or_create(&labels).inc();
     }
 
     /// A certificate is in use until then. The name is the configuration's.

@@ -42,6 +42,8 @@ pub(super) struct Connection {
     pub(super) listener: Arc<str>,
     /// Who connected; nobody by address on a Unix socket.
     pub(super) client: Option<SocketAddr>,
+    /// Whom the operator has named for the process at the other end.
+    pub(super) peer: Option<Arc<Principal>>,
     /// What the client's certificate says, where it has shown one.
     pub(super) certified: Option<Certified>,
     /// Whether the bytes are those inside a tunnel.
@@ -81,12 +83,19 @@ impl Connection {
         Self {
             listener,
             client,
+            peer: None,
             certified: None,
             tunnel,
             current: Mutex::new(None),
             ending,
             gathers: AtomicBool::new(true),
         }
+    }
+
+    /// The same, with whom the operator has named for its peer.
+    pub(super) fn with_peer(mut self, peer: Option<Arc<Principal>>) -> Self {
+        self.peer = peer;
+        self
     }
 
     /// The same, of a client that has shown a certificate.

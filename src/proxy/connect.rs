@@ -160,6 +160,7 @@ async fn admit(
         .authenticate(
             io.connection().certified.as_ref(),
             head.credential.as_deref(),
+            io.connection().peer.as_ref(),
             source,
             trail,
         )

@@ -21,6 +21,7 @@ mod transport;
 mod tunnels;
 mod websocket;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -37,6 +38,7 @@ pub use tunnels::OpenTunnels;
 
 use crate::egress::Authority;
 use crate::gate::{Cause, Denial, Gate, TunnelEnd};
+use crate::identity::Principal;
 use crate::policy::{EchRule, SniRule, TlsRule, TlsUse};
 use forward::Forward;
 
@@ -81,6 +83,9 @@ pub struct Settings {
     pub upstream_ca: Option<String>,
     /// Worker threads.
     pub threads: usize,
+    /// Whom the operator has named for user ids at the other end of a Unix
+    /// socket.
+    pub peers: HashMap<u32, Arc<Principal>>,
     /// The agent behind the gateway.
     pub agent: Option<FrontedAgent>,
     /// What every tunnel may carry, whatever its rule says.
@@ -90,6 +95,8 @@ pub struct Settings {
     /// Whether clear-text HTTP in a tunnel is judged request by request, or
     /// refused.
     pub plain_in_tunnels: bool,
+    /// Whether an open tunnel lives on when its credential has expired.
+    pub tunnels_outlive_tokens: bool,
 }
 
 /// The refusal of the agent's name as a destination: the name means the agent
@@ -196,7 +203,7 @@ impl Wire {
         let shared = Arc::new(Shared {
             in_flight: Arc::new(Semaphore::new(settings.in_flight)),
             tunnel_slots: Arc::new(Semaphore::new(settings.tunnels)),
-            tunnels: OpenTunnels::default(),
+            tunnels: OpenTunnels::new(settings.tunnels_outlive_tokens),
             gate,
             settings,
             pages,
