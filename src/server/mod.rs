@@ -113,7 +113,7 @@ impl Gateway {
         if let Some(bundle) = &config.upstream_ca {
             check_bundle(bundle)?;
         }
-        let tls = certificates::listener_tls(&config, &figures, &*clock)?;
+        let (tls, tls_files) = certificates::listener_tls(&config, &figures, &*clock)?.unzip();
         let log = Arc::new(open_log(&config)?);
         figures.follow(Arc::clone(&log));
 
@@ -258,6 +258,7 @@ impl Gateway {
         let certificates = tls.map(|tls: Arc<ListenerTls>| CertificateReloader {
             config: Arc::clone(&config),
             tls,
+            in_force: tls_files.unwrap_or_default(),
             wire: Arc::clone(&wire),
             figures: Arc::clone(&figures),
             readiness: Arc::clone(&readiness),
