@@ -496,6 +496,7 @@ impl TokenEndpoint {
                 .filter(|issued| !issued.actors.is_empty())
                 .map(|issued| issued.actors.clone().into()),
             service_account: account.map(|account| Arc::clone(account.id())),
+            credential: None,
             token_ttl_s: issued.map(|issued| issued.lifetime.as_secs()),
             listener: "admin".into(),
             client: source,
