@@ -164,6 +164,9 @@ fn every_command_explains_itself() {
         &["policy"],
         &["policy", "check"],
         &["policy", "explain"],
+        &["policy", "test"],
+        &["policy", "learn"],
+        &["policy", "schema"],
         &["config"],
         &["config", "check"],
         &["config", "show"],
@@ -568,7 +571,7 @@ fn a_policy_explains_itself() {
             &["policy", "explain", &policy, "--agent=a", "GET", url],
             &[],
         );
-        assert_eq!(output.status.code(), Some(1), "{url}");
+        assert_eq!(output.status.code(), Some(2), "{url}");
         assert_eq!(stdout(&output), "", "{url}");
         assert!(!stderr(&output).is_empty(), "{url}");
     }

@@ -159,6 +159,18 @@ fn a_broken_document_is_its_tenants_own_affair() {
     assert_eq!(said["tenant"], "acme", "{said}");
     assert_eq!(gateway.page("/ready").status, 200);
 
+    for (tenant, decision) in [("acme", "allow"), ("other", "deny"), ("none", "deny")] {
+        let series = format!(
+            "agentport_tenant_requests_total{{tenant=\"{tenant}\",decision=\"{decision}\"}}"
+        );
+        let counted = gateway.figure(&series).unwrap_or(0.0);
+        assert!(
+            counted >= 1.0,
+            "{series}: {}",
+            gateway.page("/metrics").text()
+        );
+    }
+
     // Mended, and then gone.
     replace(
         &folder.join("acme.yaml"),
@@ -447,4 +459,129 @@ fn a_canary_is_enforced_and_the_others_are_watched() {
         ),
         (&false.into(), &"no_rule".into(), &"enforce".into())
     );
+}
+
+/// A GET to the gateway itself.
+fn policy_page(gateway: &Gateway, fields: &str) -> Response {
+    let request = format!(
+        "GET /.well-known/agentport/policy HTTP/1.1\r\nHost: gateway\r\n{fields}Connection: close\r\n\r\n"
+    );
+    ask(gateway.egress(), request.as_bytes())
+}
+
+#[test]
+fn agents_ask_what_they_may_reach() {
+    let origin = Origin::http();
+    let (start, _) = over(&[
+        ("acme.yaml", &allows("acme", "acme-1", &[&origin])),
+        ("beta.yaml", &allows("beta", "beta-1", &[&origin])),
+        (
+            "all.yaml",
+            "version: 1\nrules:\n  - {name: docs, action: allow, agents: any, hosts: ['*.docs.example']}\n",
+        ),
+    ]);
+    let mut gateway = start.start();
+    let bearer = |name: &str, tenant: &str, only: Option<&[&str]>| {
+        format!("{name}: Bearer {}\r\n", token("bot", tenant, only))
+    };
+
+    // Refusals lead here.
+    let refused = get(&gateway, "bot", "acme", "http://127.0.0.1:1/");
+    assert_eq!(
+        refused.json()["policy_url"],
+        "/.well-known/agentport/policy"
+    );
+    let unknown = get(&gateway, "bot", "gamma", "http://127.0.0.1:1/");
+    assert_eq!(unknown.json().get("policy_url"), None);
+
+    for field in ["Authorization", "Proxy-Authorization"] {
+        let told = policy_page(&gateway, &bearer(field, "acme", None));
+        assert_eq!(told.status, 200, "{field}: {}", told.text());
+        assert_eq!(told.field("content-type"), Some("application/json"));
+        assert_eq!(told.field("cache-control"), Some("no-store"));
+        let json = told.json();
+        let rules: Vec<&str> = json["allow"]
+            .as_array()
+            .expect("rules")
+            .iter()
+            .map(|rule| rule["rule"].as_str().expect("a name"))
+            .collect();
+        assert_eq!(rules, ["acme-1", "docs"], "{field}");
+        assert_eq!(
+            (&json["agent"], &json["tenant"]),
+            (&"bot".into(), &"acme".into())
+        );
+        assert_eq!(json["allow"][0]["hosts"][0], "127.0.0.1");
+        assert_eq!(
+            json["allow"][0]["ports"][0],
+            origin.address.port().to_string()
+        );
+        assert_eq!(json["otherwise"], "refused");
+        assert_eq!(json["policy_version"], gateway.ready()["policy"]["version"]);
+        assert!(
+            json["expires_at"]
+                .as_str()
+                .is_some_and(|at| at.ends_with('Z')),
+            "{json}"
+        );
+        assert!(!told.text().contains("beta"), "{}", told.text());
+    }
+    let own = format!("X-AgentPort-Token: {}\r\n", token("bot", "acme", None));
+    assert_eq!(policy_page(&gateway, &own).status, 200);
+
+    // The token's own destinations are applied.
+    let narrow = policy_page(
+        &gateway,
+        &bearer("Authorization", "acme", Some(&["a.docs.example"])),
+    );
+    assert_eq!(
+        narrow.json()["allow"].as_array().map(Vec::len),
+        Some(1),
+        "{}",
+        narrow.text()
+    );
+    assert_eq!(narrow.json()["allow"][0]["hosts"][0], "a.docs.example");
+
+    // For a reader.
+    let fields =
+        bearer("Authorization", "acme", None) + "Accept: text/markdown, application/json;q=0.5\r\n";
+    let text = policy_page(&gateway, &fields);
+    assert_eq!(
+        text.field("content-type"),
+        Some("text/markdown; charset=utf-8")
+    );
+    assert!(
+        text.text()
+            .starts_with("# What bot may reach (tenant acme)\n"),
+        "{}",
+        text.text()
+    );
+    assert!(
+        text.text()
+            .contains("- *.docs.example port 80, 443 (rule \"docs\")"),
+        "{}",
+        text.text()
+    );
+
+    // Nobody is told anything without a credential, nor of another tenant.
+    let none = policy_page(&gateway, "");
+    assert_eq!(none.status, 401, "{}", none.text());
+    assert!(none.field("www-authenticate").is_some());
+    let bad = policy_page(&gateway, "Authorization: Bearer a.b.c\r\n");
+    assert_eq!(bad.status, 403);
+    let gamma = policy_page(&gateway, &bearer("Authorization", "gamma", None));
+    assert_eq!(
+        (gamma.status, gamma.error().as_str()),
+        (403, "unknown_tenant")
+    );
+    let records = gateway.stop();
+    let told = records
+        .iter()
+        .find(|record| record["path"] == "/.well-known/agentport/policy" && record["status"] == 200)
+        .expect("a record");
+    assert_eq!(
+        (&told["agent_id"], &told["tenant"], &told["action_allowed"]),
+        (&"bot".into(), &"acme".into(), &true.into())
+    );
+    assert!(told["policy_version"].is_string(), "{told}");
 }

@@ -2,12 +2,13 @@
 //! counting and the OpenMetrics text are `prometheus-client`'s.
 //!
 //! Labels take their values from bounded sets only: codes of the program, names
-//! of listeners and certificates from the configuration. Agents, hosts and
-//! paths stand in records, never here. Who may read the figures is `admin`'s
+//! of listeners and certificates from the configuration, and a hundred tenants
+//! that have a policy. Agents, hosts and paths stand in records, never here. Who may read the figures is `admin`'s
 //! business.
 
 mod exemplar;
 mod state;
+mod tenants;
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -22,12 +23,14 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Metric, Registry, Unit};
 
 use crate::audit::{AuditEvent, AuditRecord};
+use crate::egress::TenantId;
 use crate::gate::ports::{Observation, Observe};
 
 use super::records::AuditLog;
 use super::redis::Redis;
 use exemplar::Exemplar;
 use state::State;
+use tenants::Tenants;
 
 /// The media type of [`Figures::encode`].
 pub const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -58,8 +61,11 @@ pub struct Figures {
     policy_loads: Counter,
     policy_refusals: Counter,
     certificate_expiry: Family<CertificateLabel, Gauge>,
+    issuer_refreshes: Family<IssuerLabels, Counter>,
+    issuer_keys: Family<IssuerLabel, Gauge>,
     certificate_loads: Counter,
     certificate_refusals: Counter,
+    tenants: Tenants,
     state: Arc<State>,
 }
 
@@ -108,6 +114,17 @@ struct LimitLabel {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ListenerLabel {
     listener: Arc<str>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct IssuerLabel {
+    issuer: Arc<str>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct IssuerLabels {
+    issuer: Arc<str>,
+    outcome: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -245,6 +262,18 @@ impl Figures {
             "Attempts to load a policy; a refused one changes nothing",
             Family::<OutcomeLabel, Counter>::default(),
         );
+        let issuer_refreshes = counted(
+            &mut to,
+            "agentport_issuer_refreshes",
+            "Attempts to fetch the keys of another issuer",
+            Family::default(),
+        );
+        let issuer_keys = seconds(
+            &mut to,
+            "agentport_issuer_keys_timestamp",
+            "When another issuer gave the keys that are in force",
+            Family::default(),
+        );
         let certificate_reloads = counted(
             &mut to,
             "agentport_certificate_reloads",
@@ -262,6 +291,7 @@ impl Figures {
             "The program",
             Info::new([("version", version.to_owned())]),
         );
+        let tenants = Tenants::enter(&mut to);
         let state = Arc::new(State::new());
         to.register_collector(Box::new(Arc::clone(&state)));
 
@@ -298,6 +328,9 @@ impl Figures {
             request_duration_seconds,
             tunnel_duration_seconds,
             certificate_expiry,
+            tenants,
+            issuer_refreshes,
+            issuer_keys,
             state,
         }
     }
@@ -328,12 +361,36 @@ impl Figures {
         self.state.revocations(count);
     }
 
+    /// These tenants have documents in force.
+    pub fn tenants_are<'a>(&self, tenants: impl Iterator<Item = &'a TenantId>) {
+        self.tenants.have_documents(tenants);
+    }
+
     /// The documents that are refused now, each with its tenant.
     pub fn policy_documents_refused<'a>(
         &self,
         documents: impl Iterator<Item = (&'a str, Option<&'a str>)>,
     ) {
         self.state.documents_refused(documents);
+    }
+
+    /// An issuer has given its keys.
+    pub fn issuer_answered(&self, issuer: &str, at: SystemTime) {
+        self.issuer_asked(issuer, "ok");
+        let issuer = issuer.into();
+        let of_issuer = self.issuer_keys.get_or_create(&IssuerLabel { issuer });
+        of_issuer.set(unix(at));
+    }
+
+    /// An issuer has not given its keys.
+    pub fn issuer_failed(&self, issuer: &str) {
+        self.issuer_asked(issuer, "failed");
+    }
+
+    fn issuer_asked(&self, issuer: &str, outcome: &'static str) {
+        let issuer = issuer.into();
+        let labels = IssuerLabels { issuer, outcome };
+        self.issuer_refreshes.get_or_create(&labels).inc();
     }
 
     /// A certificate is in use until then. The name is the configuration's.
@@ -376,7 +433,7 @@ impl Figures {
             // It was counted when it was opened.
             AuditEvent::TunnelClosed => Some(&self.tunnel_duration_seconds),
             // Tokens have figures of their own.
-            AuditEvent::TokenIssued | AuditEvent::TokenRefused => None,
+            AuditEvent::TokenIssued | AuditEvent::TokenRefused => return,
             AuditEvent::Request | AuditEvent::Tunnel | AuditEvent::Repeated => {
                 let listener = Arc::clone(&record.listener);
                 self.requests
@@ -389,6 +446,7 @@ impl Figures {
                 (record.event == AuditEvent::Request).then_some(&self.request_duration_seconds)
             }
         };
+        self.tenants.finished(record, decision);
         if let Some(seconds) = took {
             let exemplar = record
                 .trace_id

@@ -12,6 +12,8 @@ pub mod redis;
 pub mod figures;
 pub mod watch;
 pub mod keyring;
+pub mod issuers;
 pub mod shared_file;
 pub mod revocations;
+pub mod agent_keys;
 pub mod host;

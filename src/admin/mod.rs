@@ -1,6 +1,8 @@
 //! Health, figures and keys, for operators: the admin listener, and the few
 //! of its pages that the egress listener shows to anybody.
 
+pub mod revocation;
+
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
@@ -19,6 +21,7 @@ use serde_json::json;
 use tokio::net::{TcpListener, UnixListener};
 
 use crate::adapters::figures::{Figures, OPENMETRICS};
+use crate::adapters::issuers::{IssuerState, Issuers};
 use crate::adapters::records::AuditLog;
 use crate::adapters::redis::Redis;
 use crate::config::Listener;
@@ -34,6 +37,7 @@ pub struct Readiness {
     keys: Mutex<Option<String>>,
     certificates: Mutex<Option<String>>,
     revocations: Mutex<Option<String>>,
+    agent_keys: Mutex<Option<String>>,
     draining: AtomicBool,
 }
 
@@ -78,13 +82,24 @@ impl Readiness {
             .clone()
     }
 
-    /// How the last reading of the revocations went.
-    pub fn revocations_are(&self, outcome: Result<(), String>) {
+    /// How the last reading of the revocations went. Says whether that is
+    /// news.
+    pub fn revocations_are(&self, outcome: Result<(), String>) -> bool {
         let mut revocations = self
             .revocations
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        *revocations = outcome.err();
+        let before = std::mem::replace(&mut *revocations, outcome.err());
+        before != *revocations
+    }
+
+    /// How the last reading of the agent keys went.
+    pub fn agent_keys_are(&self, outcome: Result<(), String>) {
+        let mut agent_keys = self
+            .agent_keys
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        *agent_keys = outcome.err();
     }
 
     /// The gateway is going down.
@@ -115,7 +130,9 @@ pub struct Admin {
     log: Arc<AuditLog>,
     policy: Arc<dyn PolicySource>,
     tokens: Arc<CachedVerifier>,
+    issuers: Option<Arc<Issuers>>,
     redis: Option<Redis>,
+    more: Router,
 }
 
 /// The admin listener, bound.
@@ -182,7 +199,9 @@ impl Admin {
             log,
             policy,
             tokens,
+            issuers: None,
             redis: None,
+            more: Router::new(),
         }
     }
 
@@ -193,8 +212,23 @@ impl Admin {
         self
     }
 
+    /// The same with more pages on the admin listener.
+    #[must_use]
+    pub fn with_router(mut self, router: Router) -> Self {
+        self.more = self.more.merge(router);
+        self
+    }
+
+    /// The same with the state of these issuers.
+    #[must_use]
+    pub fn with_issuers(mut self, issuers: Arc<Issuers>) -> Self {
+        self.issuers = Some(issuers);
+        self
+    }
+
     /// Serves the admin listener for ever.
     pub async fn serve(self, listener: BoundAdmin) {
+        let more = self.more.clone();
         let router = Router::new()
             .route("/health", get(page))
             .route("/healthz", get(page))
@@ -202,7 +236,8 @@ impl Admin {
             .route("/readyz", get(page))
             .route("/.well-known/jwks.json", get(page))
             .route("/metrics", get(metrics))
-            .with_state(self);
+            .with_state(self)
+            .merge(more);
         let served = match listener.0 {
             Socket::Tcp(listener) => axum::serve(listener, router).await,
             Socket::Unix(listener, path) => {
@@ -231,6 +266,12 @@ impl Admin {
     /// away: every limit says what it does then.
     fn ready(&self) -> Page {
         let (policy, keys) = self.readiness.problems();
+        let agent_keys = self
+            .readiness
+            .agent_keys
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
         let revocations = self
             .readiness
             .revocations
@@ -257,6 +298,8 @@ impl Admin {
                 "refused_documents": documents,
             },
             "keys": { "refused": keys },
+            "agent_keys": { "refused": agent_keys },
+            "issuers": self.issuers(),
             "certificates": { "refused": self.readiness.certificates() },
             "revocations": { "failing": revocations },
             "audit": { "failing": state.failing, "queue": state.depth },
@@ -268,8 +311,22 @@ impl Admin {
         page_of(if ready { 200 } else { 503 }, &body)
     }
 
+    /// What is known of the issuers whose keys are fetched.
+    fn issuers(&self) -> Vec<serde_json::Value> {
+        let states = self.issuers.as_ref().map(|issuers| issuers.states());
+        let shown = |state: IssuerState| {
+            json!({
+                "issuer": state.issuer,
+                "keys": state.keys,
+                "age_seconds": state.age.map(|age| age.as_secs()),
+                "problem": state.problem,
+            })
+        };
+        states.unwrap_or_default().into_iter().map(shown).collect()
+    }
+
     fn jwks(&self) -> Page {
-        let body = public_jwks(self.tokens.keys().iter()).into_bytes();
+        let body = public_jwks(self.tokens.keys().published()).into_bytes();
         let hash = digest::digest(&digest::SHA256, &body);
         let etag = URL_SAFE_NO_PAD.encode(&hash.as_ref()[..18]);
         Page {

@@ -12,10 +12,12 @@
 mod error;
 mod tree;
 mod value;
+mod issuer;
 mod settings;
 mod load;
 
 pub use error::{ConfigError, Place};
+pub use issuer::{KeySource, OtherIssuer};
 pub use load::{Override, Purpose, Sources};
 pub use settings::{
     Agent, Audit, Config, Identity, Limits, Listen, Log, Redis, Resolver, ResolverCache, Timeouts,
@@ -23,9 +25,9 @@ pub use settings::{
 };
 pub use value::{
     Alpn, AuditPath, AuthFailureStatus, BasicUser, ByteSize, CertificatePair, ClientCertificates,
-    Endpoint, Family, Fsync, Listener, LogFormat, LogLevel, Overflow, Plain, RedisAddress,
-    RedisUrl, RequiredProof, Secret, Threads, TlsVersion, TrustedKey, UnixMode, Verdict,
-    parse_duration,
+    Endpoint, Family, Fsync, Listener, LogFormat, LogLevel, Overflow, PeerCredential, Plain,
+    RedisAddress, RedisUrl, RequiredProof, Secret, Switch, Threads, TlsVersion, TrustedKey,
+    UnixMode, Verdict, parse_duration,
 };
 
 #[cfg(test)]

@@ -494,6 +494,48 @@ fn mistakes_in_the_file() {
             "config.yaml:4:7: identity.keys[0].isuer: unknown key: did you mean issuer?",
         ),
         (
+            "an issuer whose keys are nowhere",
+            "identity:\n  issuers:\n    - issuer: https://i.example\n",
+            "config.yaml:3:7: identity.issuers[0]: write exactly one of jwks_file, jwks_url and \
+             discovery: true",
+        ),
+        (
+            "an issuer whose keys are in two places",
+            "identity:\n  issuers:\n    - issuer: https://i.example\n      discovery: true\n      \
+             jwks_file: /a\n",
+            "config.yaml:3:7: identity.issuers[0]: write exactly one of jwks_file, jwks_url and \
+             discovery: true",
+        ),
+        (
+            "an issuer's keys in clear",
+            "identity:\n  issuers:\n    - issuer: i\n      jwks_url: http://i.example/keys\n",
+            "config.yaml:4:17: identity.issuers[0].jwks_url: \"http://i.example/keys\": write a URL \
+             that begins with https://",
+        ),
+        (
+            "discovery by a name that is no URL",
+            "identity:\n  issuers:\n    - {issuer: i, discovery: true}\n",
+            "config.yaml:3:7: identity.issuers[0]: discovery by \"i\": write a URL that begins with \
+             https://",
+        ),
+        (
+            "an issuer with a word spelled wrong",
+            "identity:\n  issuers:\n    - {issuer: i, jwks_file: /a, agent_clam: sub}\n",
+            "config.yaml:3:34: identity.issuers[0].agent_clam: unknown key: did you mean \
+             agent_claim?",
+        ),
+        (
+            "a template of what is not there",
+            "identity:\n  issuers:\n    - {issuer: i, jwks_file: /a, tenant: \"{team}\"}\n",
+            "config.yaml:3:7: identity.issuers[0]: \"{team}\": there is no {team} in \"{agent}\"",
+        ),
+        (
+            "an issuer of the gateway's own name",
+            "identity:\n  issuers:\n    - {issuer: agentport, jwks_file: /a}\n",
+            "config.yaml:3:5: identity.issuers[0]: \"agentport\" is the name of another issuer, or \
+             identity.issuer: give each its own",
+        ),
+        (
             "an anchor",
             "mode: &m audit",
             "config.yaml:1:10: anchors, aliases and tags are refused: write the value itself",
@@ -795,6 +837,7 @@ fn a_gateway_without_a_key_does_not_serve() {
         "identity: {keys: [/etc/agentport/keys]}",
         "identity: {signing_key: /etc/agentport/key.pem}",
         "identity: {signing_keys: /etc/agentport/signing}",
+        "identity: {issuers: [{issuer: i, jwks_file: /etc/agentport/i.json}]}",
     ] {
         assert!(load(file, &[], &[], Purpose::Serve).is_ok(), "{file}");
     }
@@ -1030,4 +1073,41 @@ proptest! {
             prop_assert_eq!(settings_of(again), settings_of(config));
         }
     }
+}
+
+#[test]
+fn peers_of_unix_sockets_are_named_once_and_whole() {
+    let with = |peers: &str| {
+        format!("listen:\n  egress: [\"unix:/run/a.sock\"]\n  peer_credentials: {peers}\n")
+    };
+    let config = from_file(&with(
+        "[{uid: 1001, agent: bot-01, tenant: acme}, {uid: 0, agent: root-bot}]",
+    ));
+    let peers = &config.listen.peer_credentials;
+    assert_eq!((peers[0].uid, peers[0].agent.as_str()), (1001, "bot-01"));
+    assert_eq!(peers[0].tenant.as_ref().map(|t| t.as_str()), Some("acme"));
+    assert_eq!((peers[1].uid, peers[1].tenant.is_some()), (0, false));
+    for (case, peers, said) in [
+        (
+            "twice",
+            "[{uid: 1, agent: a}, {uid: 1, agent: b}]",
+            "is named by an earlier entry",
+        ),
+        ("no agent", "[{uid: 1}]", "agent is missing"),
+        ("no uid", "[{agent: a}]", "uid is missing"),
+        (
+            "a name for a uid",
+            "[{uid: root, agent: a}]",
+            "write a whole number",
+        ),
+        ("a bad agent", "[{uid: 1, agent: a b}]", "letters, digits"),
+        ("a slip", "[{uid: 1, agnet: a}]", "did you mean agent?"),
+        ("no mapping", "[1001]", "write {uid: 1001, agent: bot-01}"),
+    ] {
+        let errors = messages(load(&with(peers), &[], &[], Purpose::Command)).join("\n");
+        assert!(errors.contains(said), "{case}: {errors}");
+    }
+    let tcp = "listen: {peer_credentials: [{uid: 1, agent: a}]}\n";
+    let errors = messages(load(tcp, &[], &[], Purpose::Command)).join("\n");
+    assert!(errors.contains("no listener is a Unix socket"), "{errors}");
 }

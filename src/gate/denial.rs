@@ -8,6 +8,9 @@ use std::time::Duration;
 use crate::egress::{Authority, RequestId};
 use crate::policy::{Denied, DenyReason};
 
+/// Where an agent asks the gateway itself, with its token, what it may reach.
+pub const POLICY_PATH: &str = "/.well-known/agentport/policy";
+
 /// The version that speaks, in `Via` and `Proxy-Status`.
 pub const PSEUDONYM: &str = "agentport";
 
@@ -514,6 +517,8 @@ impl Denial {
             rule: Option<&'a str>,
             destination: Option<String>,
             hint: &'a str,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            policy_url: Option<&'static str>,
             request_id: &'a str,
         }
         let body = Body {
@@ -522,6 +527,13 @@ impl Denial {
             rule: self.rule().map(AsRef::as_ref),
             destination: self.destination().map(ToString::to_string),
             hint: self.hint(),
+            // Of the gateway itself, not through it. A tenant without a policy
+            // has nothing to be told there.
+            policy_url: match self.cause {
+                Cause::Policy(DenyReason::UnknownTenant) => None,
+                Cause::Policy(_) => Some(POLICY_PATH),
+                _ => None,
+            },
             request_id: request_id.as_str(),
         };
         let mut out = serde_json::to_vec(&body).unwrap_or_default();

@@ -25,6 +25,9 @@ pub struct TrustedIssuer {
     /// The claim that names the tenant, where [`TrustedIssuer::naming`] does
     /// not.
     pub tenant_claim: String,
+    /// Whether its keys stand in the gateway's own published set. Those of
+    /// others are theirs to publish.
+    pub published: bool,
 }
 
 /// Which claim names the agent.
@@ -49,6 +52,7 @@ impl TrustedIssuer {
             agent: AgentClaim::Own,
             naming: None,
             tenant_claim: "tenant".to_owned(),
+            published: true,
         }
     }
 }
@@ -114,6 +118,12 @@ impl VerifyingKeys {
     /// All keys, in the order they were added.
     pub fn iter(&self) -> impl Iterator<Item = &VerifyingKey> {
         self.entries.iter().map(|entry| &entry.key)
+    }
+
+    /// Those that the gateway publishes as its own, in the same order.
+    pub fn published(&self) -> impl Iterator<Item = &VerifyingKey> {
+        let own = self.entries.iter().filter(|entry| entry.issuer.published);
+        own.map(|entry| &entry.key)
     }
 
     /// The next second after `now` at which one of the keys ends.

@@ -4,6 +4,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::document::Mode;
@@ -90,7 +91,7 @@ pub struct TlsRule {
 }
 
 /// Whether bytes that are neither TLS nor HTTP may pass.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum TlsUse {
     /// They may not.
@@ -101,7 +102,7 @@ pub enum TlsUse {
 }
 
 /// What the server name in a ClientHello must be (RFC 6066 section 3).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum SniRule {
     /// The host that was asked for.
@@ -114,7 +115,7 @@ pub enum SniRule {
 }
 
 /// Whether Encrypted Client Hello (RFC 9849) may hide the server name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum EchRule {
     /// It may not.

@@ -2,10 +2,12 @@
 //! whether a host or a port is valid: that is `rule`, which reports all
 //! mistakes at once.
 
+use std::borrow::Cow;
 use std::collections::HashSet;
 use std::fmt;
 use std::marker::PhantomData;
 
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{self, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -18,7 +20,7 @@ use crate::egress::{AddressRange, Destination, TenantId};
 pub const MAX_DOCUMENT_BYTES: usize = 16 * 1024 * 1024;
 
 /// The most nodes a document may have once its YAML aliases are followed.
-const MAX_EXPANDED_NODES: u64 = 4_000_000;
+pub(super) const MAX_EXPANDED_NODES: u64 = 4_000_000;
 
 /// One policy file.
 ///
@@ -31,10 +33,11 @@ const MAX_EXPANDED_NODES: u64 = 4_000_000;
 ///     hosts: ["api.openai.com"]
 ///     ports: [443]
 /// ```
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PolicyDocument {
     /// The version of this format: 1.
+    #[schemars(extend("const" = 1))]
     pub version: u32,
     /// Whom the document is for. Without it, for everybody: a global document.
     #[serde(
@@ -80,8 +83,9 @@ pub struct PolicyDocument {
 }
 
 /// One rule, as it is written. It needs `hosts`, `addresses` or both.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(extend("anyOf" = [{"required": ["hosts"]}, {"required": ["addresses"]}]))]
 pub struct RuleDocument {
     /// What records and refusals call it: unique in its document, 1 to 128
     /// printable ASCII characters.
@@ -97,6 +101,7 @@ pub struct RuleDocument {
         deserialize_with = "present",
         skip_serializing_if = "Option::is_none"
     )]
+    #[schemars(length(min = 1))]
     pub hosts: Option<Vec<String>>,
     /// Which addresses, as ranges. In an allow rule only these may be dialled,
     /// and addresses in them need not be public. A cloud's metadata address
@@ -106,6 +111,7 @@ pub struct RuleDocument {
         deserialize_with = "present",
         skip_serializing_if = "Option::is_none"
     )]
+    #[schemars(length(min = 1))]
     pub addresses: Option<Vec<String>>,
     /// `any`, or ports (`443`) and ranges of them (`"8000-8999"`). Without it,
     /// 80 and 443.
@@ -175,7 +181,7 @@ pub struct RuleDocument {
 }
 
 /// What a rule does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Action {
     /// Lets pass what it names.
@@ -185,7 +191,7 @@ pub enum Action {
 }
 
 /// Whether a refusal binds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Mode {
     /// What policy refuses does not pass.
@@ -422,7 +428,9 @@ fn json_problem(error: serde_json::Error) -> Failed {
 
 /// A member that is written must have a value: `paths:` with nothing behind it
 /// is a slip, and must not mean the same as no `paths`.
-fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(from: D) -> Result<Option<T>, D::Error> {
+pub(super) fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    from: D,
+) -> Result<Option<T>, D::Error> {
     T::deserialize(from).map(Some)
 }
 
@@ -449,6 +457,37 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for AnyOr<T> {
             }
         }
         from.deserialize_any(Either(PhantomData))
+    }
+}
+
+impl<T: JsonSchema> JsonSchema for AnyOr<T> {
+    fn inline_schema() -> bool {
+        true
+    }
+    fn schema_name() -> Cow<'static, str> {
+        format!("AnyOr{}", T::schema_name()).into()
+    }
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let entry = generator.subschema_for::<T>();
+        json_schema!({"anyOf": [
+            {"const": "any"},
+            {"type": "array", "items": entry, "minItems": 1},
+        ]})
+    }
+}
+
+impl JsonSchema for PortEntry {
+    fn inline_schema() -> bool {
+        true
+    }
+    fn schema_name() -> Cow<'static, str> {
+        "PortEntry".into()
+    }
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({"anyOf": [
+            {"type": "integer", "minimum": 1, "maximum": 65535},
+            {"type": "string", "pattern": "^[0-9]+(-[0-9]+)?$"},
+        ]})
     }
 }
 
@@ -483,6 +522,19 @@ impl<'de> Deserialize<'de> for AgentModes {
             }
         }
         from.deserialize_map(Modes)
+    }
+}
+
+impl JsonSchema for AgentModes {
+    fn inline_schema() -> bool {
+        true
+    }
+    fn schema_name() -> Cow<'static, str> {
+        "AgentModes".into()
+    }
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let mode = generator.subschema_for::<Mode>();
+        json_schema!({"type": "object", "additionalProperties": mode, "minProperties": 1})
     }
 }
 

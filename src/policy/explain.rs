@@ -159,6 +159,26 @@ impl PolicySet {
     }
 }
 
+impl PolicySet {
+    /// Every rule, in order of precedence.
+    pub fn rules(&self) -> impl Iterator<Item = RuleRef> {
+        let rules = &*self.rules;
+        rules.all().map(|(id, _)| rule_ref(rules, id))
+    }
+}
+
+impl Verdict {
+    /// The word.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Allow => "allow",
+            Self::Audit => "audit",
+            Self::Deny => "deny",
+        }
+    }
+}
+
 impl Explanation {
     /// Finds the lines of the rules it names, in the texts of their documents.
     pub fn locate<'t>(&mut self, text_of: impl Fn(&SourceName) -> Option<&'t str>) {

@@ -16,6 +16,36 @@ pub(super) struct Modes {
 }
 
 impl Modes {
+    /// Whether refusals bind for every agent.
+    pub(super) fn enforce_for_all(&self) -> bool {
+        let singles = self
+            .names
+            .values()
+            .chain(self.prefixes.iter().map(|(_, mode)| mode));
+        self.document == Mode::Enforce && singles.into_iter().all(|mode| *mode == Mode::Enforce)
+    }
+
+    /// The agents that have a mode of their own, as they are written.
+    pub(super) fn agents(&self) -> impl Iterator<Item = String> {
+        let names = self.names.keys().map(ToString::to_string);
+        names.chain(self.prefixes.iter().map(|(prefix, _)| format!("{prefix}*")))
+    }
+
+    /// All modes, in an order that depends on nothing else.
+    pub(super) fn in_words(&self) -> String {
+        let names = self
+            .names
+            .iter()
+            .map(|(name, mode)| format!("{name}: {mode}"));
+        let prefixes = self
+            .prefixes
+            .iter()
+            .map(|(prefix, mode)| format!("{prefix}*: {mode}"));
+        let mut words: Vec<String> = names.chain(prefixes).collect();
+        words.sort_unstable();
+        format!("{} {}", self.document, words.join(", "))
+    }
+
     /// Reads `mode` and `agent_modes`, and puts every mistake on the list.
     pub(super) fn read(
         source: &SourceName,

@@ -390,7 +390,7 @@ impl Scope {
         &self.documents[id.document as usize].rules[id.at as usize]
     }
 
-    fn all(&self) -> impl Iterator<Item = (LocalId, &Rule)> {
+    pub(super) fn all(&self) -> impl Iterator<Item = (LocalId, &Rule)> {
         let documents = (0..).zip(&self.documents);
         documents.flat_map(|(document, held)| {
             (0..)

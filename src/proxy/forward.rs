@@ -26,7 +26,7 @@ use crate::egress::{
     Ask, Authority, EgressRequest, Host, RequestId, RequestPath, RequestTarget, Scheme, is_proxys,
 };
 use crate::gate::ports::Observation;
-use crate::gate::{Admission, AuditTrail, Cause, Denial, Opening};
+use crate::gate::{Admission, AuditTrail, Cause, Denial, Opening, POLICY_PATH};
 
 use super::conn::{Connection, CurrentRequest, Ending};
 use super::serve::bad_target;
@@ -140,7 +140,10 @@ impl Forward {
             (RequestTarget::Origin { path, .. }, Some(tunnel)) => (tunnel.authority.clone(), path),
             (RequestTarget::Asterisk, Some(tunnel)) => (tunnel.authority.clone(), root()?),
             (RequestTarget::Origin { path, .. }, None) => {
-                return self.look_local(session, exchange, connection, path).await;
+                let credential = current.credential;
+                return self
+                    .look_local(session, exchange, connection, path, credential)
+                    .await;
             }
             (
                 RequestTarget::Absolute { .. }
@@ -168,6 +171,7 @@ impl Forward {
                     .authenticate(
                         connection.certified.as_ref(),
                         current.credential.as_deref(),
+                        connection.peer.as_ref(),
                         source,
                         trail,
                     )
@@ -208,6 +212,7 @@ impl Forward {
         exchange: &mut Exchange,
         connection: Arc<Connection>,
         path: RequestPath,
+        proxy_credential: Option<Vec<u8>>,
     ) -> Result<Verdict, Denial> {
         let Some(trail) = exchange.trail.as_mut() else {
             return Err(Denial::new(Cause::Internal));
@@ -223,6 +228,32 @@ impl Forward {
             let _ = local::write(session, page).await;
             return Ok(Verdict::Answered);
         }
+        if matches!(method, http::Method::GET | http::Method::HEAD) && path.as_str() == POLICY_PATH
+        {
+            let headers = &session.req_header().headers;
+            let credential = proxy_credential.or_else(|| own_credential(headers).1);
+            let source = connection.client.map(|client| client.ip());
+            let who = self
+                .shared
+                .gate
+                .authenticate(
+                    connection.certified.as_ref(),
+                    credential.as_deref(),
+                    connection.peer.as_ref(),
+                    source,
+                    trail,
+                )
+                .await
+                .map_err(Denial::at_origin)?;
+            let reach = self.shared.gate.reach(&who, trail)?;
+            let accept = headers.get(header::ACCEPT);
+            let accept = accept.and_then(|value| value.to_str().ok());
+            let page = local::policy_page(&reach, &who, accept);
+            exchange.answered = true;
+            trail.served(POLICY_PATH);
+            let _ = local::write(session, page).await;
+            return Ok(Verdict::Answered);
+        }
         let Some(agent) = &self.shared.settings.agent else {
             return Err(Denial::new(Cause::NotFound));
         };
@@ -231,19 +262,7 @@ impl Forward {
             port: 80,
         };
         let headers = &session.req_header().headers;
-        let (spent, credential) = match headers.get(TOKEN_FIELD) {
-            Some(token) => {
-                let mut value = b"Bearer ".to_vec();
-                value.extend_from_slice(token.as_bytes());
-                (TOKEN_FIELD, Some(value))
-            }
-            None => (
-                "authorization",
-                headers
-                    .get(header::AUTHORIZATION)
-                    .map(|value| value.as_bytes().to_vec()),
-            ),
-        };
+        let (spent, credential) = own_credential(headers);
         let source = connection.client.map(|client| client.ip());
         let who = self
             .shared
@@ -251,6 +270,7 @@ impl Forward {
             .authenticate(
                 connection.certified.as_ref(),
                 credential.as_deref(),
+                connection.peer.as_ref(),
                 source,
                 trail,
             )
@@ -353,6 +373,24 @@ impl Forward {
             .is_err()
         {
             session.set_keepalive(None);
+        }
+    }
+}
+
+/// The credential of a request to the gateway itself, and the field it was in.
+fn own_credential(headers: &http::HeaderMap) -> (&'static str, Option<Vec<u8>>) {
+    match headers.get(TOKEN_FIELD) {
+        Some(token) => {
+            let mut value = b"Bearer ".to_vec();
+            value.extend_from_slice(token.as_bytes());
+            (TOKEN_FIELD, Some(value))
+        }
+        None => {
+            let value = headers.get(header::AUTHORIZATION);
+            (
+                "authorization",
+                value.map(|value| value.as_bytes().to_vec()),
+            )
         }
     }
 }

@@ -1,9 +1,16 @@
 //! What the gateway itself answers on the egress listener: health and public
-//! keys, and nothing else.
+//! keys to anybody, and to an agent what it may reach; nothing else.
+
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use pingora::http::ResponseHeader;
 use pingora::proxy::Session;
+use serde::Serialize;
+
+use crate::audit::Rfc3339;
+use crate::identity::Principal;
+use crate::policy::Reach;
 
 /// A page of the gateway's own.
 #[derive(Clone, Debug)]
@@ -57,6 +64,53 @@ pub trait LocalPages: Send + Sync {
     /// The page at this path, of those that anybody may see on the egress
     /// listener.
     fn page(&self, path: &str) -> Option<Page>;
+}
+
+/// What an agent may reach, and until when its credential holds: as Markdown where
+/// `accept` prefers text to JSON, which is what there is otherwise.
+pub(super) fn policy_page(reach: &Reach, who: &Principal, accept: Option<&str>) -> Page {
+    #[derive(Serialize)]
+    struct Told<'a> {
+        #[serde(flatten)]
+        reach: &'a Reach,
+        expires_at: String,
+    }
+    let ends = SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(who.expires_at()));
+    let ends = ends.map_or_else(String::new, |ends| Rfc3339(ends).to_string());
+    let media_type = media_type(accept.unwrap_or_default());
+    let mut body = match media_type {
+        "application/json" => {
+            let told = Told {
+                reach,
+                expires_at: ends,
+            };
+            // Texts, lists and numbers: they cannot fail to be written.
+            serde_json::to_vec(&told).unwrap_or_default()
+        }
+        _ => format!("{reach}The credential holds until {ends}.").into_bytes(),
+    };
+    body.push(b'\n');
+    Page::new(200, media_type, body)
+}
+
+/// The first of the media types in an `Accept` field (RFC 9110 section 12.5.1)
+/// that there is. Weights are not looked at: whoever wants text names it first.
+fn media_type(accept: &str) -> &'static str {
+    accept
+        .split(',')
+        .find_map(|entry| {
+            let name = entry.split(';').next().unwrap_or(entry).trim();
+            match () {
+                () if name.eq_ignore_ascii_case("text/markdown") => {
+                    Some("text/markdown; charset=utf-8")
+                }
+                () if name.eq_ignore_ascii_case("text/plain") => Some("text/plain; charset=utf-8"),
+                () if name.eq_ignore_ascii_case("text/*") => Some("text/markdown; charset=utf-8"),
+                () if name.eq_ignore_ascii_case("application/json") => Some("application/json"),
+                () => None,
+            }
+        })
+        .unwrap_or("application/json")
 }
 
 /// Writes a page.

@@ -6,7 +6,7 @@ use std::time::SystemTime;
 use crate::adapters::clock::SystemClock;
 use crate::adapters::keyring::Keyring;
 use crate::adapters::watch::read_stable;
-use crate::config::Config;
+use crate::config::{Config, KeySource};
 use crate::gate::ports::Clock;
 use crate::identity::{KeySet, SigningKey, TrustedIssuer, VerifyingKey, VerifyingKeys};
 use crate::policy::{Format, Mode, PolicyDocument, PolicyError, PolicySet, SourceName};
@@ -91,13 +91,13 @@ pub fn read_documents(files: &[PathBuf]) -> Result<Vec<Source>, LoadError> {
             }
         };
         let name = SourceName::from(shown.as_str());
-        match PolicyDocument::parse(&name, format_of(file), &text) {
+        match PolicyDocument::check(&name, format_of(file), &text) {
             Ok(document) => sources.push(Source {
                 name,
                 text,
                 document,
             }),
-            Err(error) => errors.push(error.to_string()),
+            Err(error) => errors.extend(error.iter().map(ToString::to_string)),
         }
     }
     if errors.is_empty() {
@@ -222,16 +222,27 @@ pub fn keys(config: &Config) -> Result<VerifyingKeys, LoadError> {
     if !own_keys.is_empty() {
         keys = add(keys, own(), own_keys, "identity", &mut errors);
     }
+    let mut files = Vec::new();
     for trusted in &identity.keys {
-        let issuer = TrustedIssuer::own(
-            trusted.issuer.as_deref().unwrap_or(&identity.issuer),
-            trusted.audience.as_deref().unwrap_or(&identity.audience),
-        );
-        match documents_in(&trusted.file, &["pem", "jwk", "jwks", "json", "pub", "key"]) {
+        let name = trusted.issuer.as_deref().unwrap_or(&identity.issuer);
+        let audience = trusted.audience.as_deref().unwrap_or(&identity.audience);
+        let issuer = TrustedIssuer {
+            published: name == identity.issuer,
+            ..TrustedIssuer::own(name, audience)
+        };
+        files.push((&trusted.file, issuer, None));
+    }
+    for other in &identity.issuers {
+        if let KeySource::File(file) = &other.source {
+            files.push((file, other.trusted(&identity.audience), Some(other)));
+        }
+    }
+    for (path, issuer, other) in files {
+        match documents_in(path, &["pem", "jwk", "jwks", "json", "pub", "key"]) {
             Ok(files) if files.is_empty() => {
                 errors.push(format!(
                     "{}: the directory has no key (*.pem, *.jwk, *.json)",
-                    trusted.file.display()
+                    path.display()
                 ));
             }
             Ok(files) => {
@@ -242,14 +253,16 @@ pub fn keys(config: &Config) -> Result<VerifyingKeys, LoadError> {
                         Err(error) => errors.push(error),
                     }
                 }
+                let before = list.len();
+                list.retain(|key| other.is_none_or(|other| other.allows(key.algorithm())));
+                if list.is_empty() && before > 0 {
+                    errors.push(format!(
+                        "{}: there is no key for one of the algorithms of its issuer",
+                        path.display()
+                    ));
+                }
                 if !list.is_empty() {
-                    keys = add(
-                        keys,
-                        issuer,
-                        list,
-                        &trusted.file.display().to_string(),
-                        &mut errors,
-                    );
+                    keys = add(keys, issuer, list, &path.display().to_string(), &mut errors);
                 }
             }
             Err(error) => errors.extend(error.0),
@@ -262,6 +275,14 @@ pub fn keys(config: &Config) -> Result<VerifyingKeys, LoadError> {
     } else {
         Err(LoadError(errors))
     }
+}
+
+/// Whether keys are fetched as well, so that there may be none yet.
+#[must_use]
+pub fn fetches_keys(config: &Config) -> bool {
+    let issuers = &config.identity.issuers;
+    let in_file = |source: &KeySource| matches!(source, KeySource::File(_));
+    issuers.iter().any(|issuer| !in_file(&issuer.source))
 }
 
 /// The keys in one file: PEM, a JWK or a JWK Set, told apart by what it holds.

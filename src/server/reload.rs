@@ -9,11 +9,12 @@ use arc_swap::ArcSwap;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::adapters::figures::Figures;
+use crate::adapters::issuers::Issuers;
 use crate::adapters::names::Resolver;
 use crate::adapters::records::AuditLog;
 use crate::adapters::watch::Watch;
 use crate::admin::Readiness;
-use crate::config::Config;
+use crate::config::{Config, KeySource};
 use crate::gate::ports::{Clock, PolicySource};
 use crate::identity::CachedVerifier;
 use crate::policy::PolicySet;
@@ -44,6 +45,7 @@ pub(super) struct Reloader {
     refused: Arc<Mutex<Vec<RefusedDocument>>>,
     policy: Arc<PolicyInForce>,
     tokens: Arc<CachedVerifier>,
+    issuers: Arc<Issuers>,
     wire: Arc<Wire>,
     figures: Arc<Figures>,
     readiness: Arc<Readiness>,
@@ -61,6 +63,7 @@ impl Reloader {
         documents: Documents,
         policy: Arc<PolicyInForce>,
         tokens: Arc<CachedVerifier>,
+        issuers: Arc<Issuers>,
         wire: Arc<Wire>,
         figures: Arc<Figures>,
         readiness: Arc<Readiness>,
@@ -73,6 +76,7 @@ impl Reloader {
             refused: Arc::default(),
             policy,
             tokens,
+            issuers,
             wire,
             figures,
             readiness,
@@ -92,6 +96,15 @@ impl Reloader {
             .keys
             .iter()
             .map(|trusted| trusted.file.clone())
+            .chain(
+                identity
+                    .issuers
+                    .iter()
+                    .filter_map(|issuer| match &issuer.source {
+                        KeySource::File(file) => Some(file.clone()),
+                        KeySource::Url(_) | KeySource::Discovery(_) => None,
+                    }),
+            )
             .chain(identity.signing_key.clone())
             .chain(identity.signing_keys.clone())
             .chain(identity.secret_file.clone())
@@ -141,10 +154,7 @@ impl Reloader {
     /// Takes keys out of force whose time is over. They verify nothing by then,
     /// read or not; what is left is to say so, and to what is open.
     fn retire(&self) {
-        let keys = self.tokens.keys();
-        let left = keys.without_ended(self.unix_seconds());
-        let retired = keys.iter().count() - left.iter().count();
-        self.tokens.replace_keys(left);
+        let retired = self.issuers.retire_own(self.unix_seconds());
         let ended = self.wire.judge_again();
         tracing::info!(
             retired,
@@ -173,6 +183,7 @@ impl Reloader {
             Ok(Ok(loaded)) => {
                 let version = Arc::clone(loaded.policy.digest());
                 let changed = version != *self.policy.current().digest();
+                self.figures.tenants_are(loaded.policy.tenants());
                 if changed {
                     self.policy.0.store(Arc::new(loaded.policy));
                     self.figures.policy_loaded(&version, self.clock.wall());
@@ -218,13 +229,13 @@ impl Reloader {
     async fn keys(&self) {
         let config = Arc::clone(&self.config);
         match tokio::task::spawn_blocking(move || load::keys(&config)).await {
-            Ok(Ok(keys)) if keys.is_empty() => {
+            Ok(Ok(keys)) if keys.is_empty() && self.issuers.is_empty() => {
                 let error = "there is no key any more".to_owned();
                 tracing::error!(%error, "the new keys are refused; the old ones stay in force");
                 self.readiness.keys_are(Err(error));
             }
             Ok(Ok(keys)) => {
-                self.tokens.replace_keys(keys);
+                self.issuers.replace_own(keys);
                 self.readiness.keys_are(Ok(()));
                 let ended = self.wire.judge_again();
                 tracing::info!(ended_tunnels = ended, "new keys are in force");
