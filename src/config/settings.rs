@@ -294,6 +294,8 @@ pub struct TunnelDefaults {
     pub plain: Plain,
     /// Bytes that are neither TLS nor HTTP.
     pub opaque: Verdict,
+    /// Whether an open tunnel lives on when its token has expired.
+    pub outlive_token: bool,
 }
 
 /// The audit log.
@@ -763,7 +765,8 @@ fn tunnel(read: &mut Reader<'_>) -> Option<TunnelDefaults> {
             other_sni,
             ech,
             plain,
-            opaque
+            opaque,
+            outlive_token
         }
     )
 }

@@ -14,7 +14,7 @@ mod trail;
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU32;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 pub use denial::{Cause, Denial, POLICY_PATH, PSEUDONYM, TunnelEnd};
 pub use storm::StormSettings;
@@ -238,6 +238,19 @@ impl Gate {
         }
     }
 
+    /// How long this principal's credential is still good, the leeway included.
+    #[must_use]
+    pub fn time_left(&self, who: &Principal) -> Duration {
+        let leeway = self.tokens.verifier_settings().leeway;
+        let end = Duration::from_secs(who.expires_at()).saturating_add(leeway);
+        let now = self
+            .ports
+            .clock
+            .wall()
+            .duration_since(SystemTime::UNIX_EPOCH);
+        end.saturating_sub(now.unwrap_or_default())
+    }
+
     /// Room in the audit log: what cannot be recorded does not happen.
     ///
     /// # Errors
@@ -387,13 +400,18 @@ impl Gate {
         };
         let started = self.ports.clock.monotonic();
         let mut checked = self.check_token(value);
+        // Waiting for an issuer is no cost of validation.
+        let mut waited = Duration::ZERO;
         if let Err(BadToken {
             of_issuer: Some(issuer),
             ..
         }) = &checked.outcome
             && let Some(issuers) = &self.issuers
         {
-            match issuers.unknown_key(issuer).await {
+            let asked = self.ports.clock.monotonic();
+            let news = issuers.unknown_key(issuer).await;
+            waited = self.ports.clock.monotonic().saturating_sub(asked);
+            match news {
                 KeyNews::None => {}
                 KeyNews::Asked => checked = self.check_token(value),
                 KeyNews::Unavailable => {
@@ -408,6 +426,7 @@ impl Gate {
             }
         }
         let took = self.ports.clock.monotonic().saturating_sub(started);
+        let took = took.saturating_sub(waited);
         let cached = checked.cached && checked.outcome.is_ok();
         let cost = if cached { Duration::ZERO } else { took };
         trail.validated(cost);

@@ -10,6 +10,7 @@ mod conn;
 mod connect;
 mod dial;
 mod forward;
+mod http2;
 mod listener;
 mod local;
 mod refusal;
@@ -18,6 +19,7 @@ mod serve;
 mod tls;
 mod transport;
 mod tunnels;
+mod websocket;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -93,6 +95,8 @@ pub struct Settings {
     /// Whether clear-text HTTP in a tunnel is judged request by request, or
     /// refused.
     pub plain_in_tunnels: bool,
+    /// Whether an open tunnel lives on when its credential has expired.
+    pub tunnels_outlive_tokens: bool,
 }
 
 /// The refusal of the agent's name as a destination: the name means the agent
@@ -199,7 +203,7 @@ impl Wire {
         let shared = Arc::new(Shared {
             in_flight: Arc::new(Semaphore::new(settings.in_flight)),
             tunnel_slots: Arc::new(Semaphore::new(settings.tunnels)),
-            tunnels: OpenTunnels::default(),
+            tunnels: OpenTunnels::new(settings.tunnels_outlive_tokens),
             gate,
             settings,
             pages,
@@ -218,6 +222,11 @@ impl Wire {
         let mut h2 = H2Options::new();
         h2.max_header_list_size(u32::try_from(shared.settings.header_bytes).unwrap_or(u32::MAX));
         h2.max_concurrent_streams(256);
+        // A tunnel wants more than the 64 KiB of the protocol's default, and one
+        // whose destination does not read must not stop the others.
+        h2.initial_window_size(256 * 1024);
+        h2.initial_connection_window_size(4 * 1024 * 1024);
+        h2.enable_connect_protocol();
         proxy.h2_options = Some(h2);
         Self {
             shared,

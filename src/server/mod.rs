@@ -113,7 +113,7 @@ impl Gateway {
         if let Some(bundle) = &config.upstream_ca {
             check_bundle(bundle)?;
         }
-        let tls = certificates::listener_tls(&config, &figures, &*clock)?;
+        let (tls, tls_files) = certificates::listener_tls(&config, &figures, &*clock)?.unzip();
         let log = Arc::new(open_log(&config)?);
         figures.follow(Arc::clone(&log));
 
@@ -161,6 +161,7 @@ impl Gateway {
             own.sockets.push(SocketAddr::new(address, agent.port));
         }
         figures.policy_loaded(policy.digest(), clock.wall());
+        figures.tenants_are(policy.tenants());
         let in_force = Arc::new(PolicyInForce::new(policy));
         let verifier = TokenVerifier::new(
             keys.clone(),
@@ -257,6 +258,7 @@ impl Gateway {
         let certificates = tls.map(|tls: Arc<ListenerTls>| CertificateReloader {
             config: Arc::clone(&config),
             tls,
+            in_force: tls_files.unwrap_or_default(),
             wire: Arc::clone(&wire),
             figures: Arc::clone(&figures),
             readiness: Arc::clone(&readiness),
@@ -576,6 +578,7 @@ fn settings(config: &Config) -> Settings {
         },
         ipv4_first: config.resolver.prefer == config::Family::V4,
         plain_in_tunnels: config.tunnel.plain == config::Plain::Judge,
+        tunnels_outlive_tokens: config.tunnel.outlive_token,
     }
 }
 
