@@ -171,6 +171,7 @@ impl Forward {
                     .authenticate(
                         connection.certified.as_ref(),
                         current.credential.as_deref(),
+                        connection.peer.as_ref(),
                         source,
                         trail,
                     )
@@ -238,6 +239,7 @@ impl Forward {
                 .authenticate(
                     connection.certified.as_ref(),
                     credential.as_deref(),
+                    connection.peer.as_ref(),
                     source,
                     trail,
                 )
@@ -268,6 +270,7 @@ impl Forward {
             .authenticate(
                 connection.certified.as_ref(),
                 credential.as_deref(),
+                connection.peer.as_ref(),
                 source,
                 trail,
             )

@@ -18,6 +18,7 @@ fn record(event: AuditEvent) -> AuditRecord {
         token_jti: None,
         act: None,
         service_account: None,
+        credential: None,
         token_ttl_s: None,
         listener: "egress".into(),
         client: None,
