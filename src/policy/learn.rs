@@ -532,8 +532,8 @@ fn rules_of(pairs: &BTreeMap<Pair, Seen>, max_paths: usize) -> Vec<LearnedRule> 
             .insert(&pair.host, &seen.span);
     }
     type Hosts<'a> = BTreeMap<&'a str, Span>;
-    let mut together: BTreeMap<(Terms, Vec<&str>), (BTreeSet<&AgentId>, Hosts<'_>)> =
-        BTreeMap::new();
+    type Agents<'a> = BTreeSet<&'a AgentId>;
+    let mut together: BTreeMap<(Terms, Vec<&str>), (Agents<'_>, Hosts<'_>)> = BTreeMap::new();
     for ((agent, terms), hosts) in by_agent {
         let names: Vec<&str> = hosts.keys().copied().collect();
         let (agents, spans) = together.entry((terms, names)).or_default();
