@@ -161,6 +161,7 @@ impl Gateway {
             own.sockets.push(SocketAddr::new(address, agent.port));
         }
         figures.policy_loaded(policy.digest(), clock.wall());
+        figures.tenants_are(policy.tenants());
         let in_force = Arc::new(PolicyInForce::new(policy));
         let verifier = TokenVerifier::new(
             keys.clone(),
