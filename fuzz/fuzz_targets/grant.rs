@@ -5,6 +5,7 @@
 use std::sync::LazyLock;
 use std::time::Duration;
 
+use agentport::egress::Destination;
 use agentport::identity::{ServiceAccounts, Terms, TokenRequest, first_outside};
 use libfuzzer_sys::fuzz_target;
 
@@ -33,7 +34,8 @@ fuzz_target!(|data: (&[u8], Option<&str>)| {
         assert!(granted.agent.as_str().starts_with("ci-"));
         assert!(granted.tenant.is_none() && granted.audience.is_none());
         assert!(granted.lifetime <= Duration::from_secs(3600));
-        let bound = ["*.a.test", "10.0.0.0/8"].map(|raw| raw.parse().expect("a destination"));
+        let bound =
+            ["*.a.test", "10.0.0.0/8"].map(|raw| Destination::parse(raw).expect("a destination"));
         let destinations = granted.destinations.expect("the account is bounded");
         assert_eq!(first_outside(&bound, &destinations), None);
         assert!(
