@@ -27,6 +27,7 @@ use crate::egress::{Authority, ChunkedBody, RequestTarget};
 use crate::gate::TunnelEnd;
 use crate::identity::{Certified, Principal};
 
+use super::http2::Http2Stream;
 use super::transport::Transport;
 
 /// How much is read at once while looking at first bytes.
@@ -101,6 +102,17 @@ impl Connection {
     pub(super) fn certified(mut self, certified: Option<Certified>) -> Self {
         self.certified = certified;
         self
+    }
+
+    /// One stream of the connection, which can be ended by itself.
+    pub(super) fn of_stream(&self) -> Self {
+        Self::new(
+            Arc::clone(&self.listener),
+            self.client,
+            self.tunnel.clone(),
+            Arc::default(),
+        )
+        .certified(self.certified.clone())
     }
 
     /// An answer of this length begins; `None` where its length is not known.
@@ -308,6 +320,14 @@ impl ConnIo {
     /// Whether the last reader has read all that was meant for it.
     pub(super) fn at_fence(&self) -> bool {
         matches!(self.fence, Fence::Open) || self.fence.is_reached()
+    }
+
+    /// The stream below, where it is one of HTTP/2 and its answer not text.
+    pub(super) fn http2_stream(&mut self) -> Option<&mut Http2Stream> {
+        match &mut self.transport {
+            Transport::Http2(stream) => Some(stream),
+            _ => None,
+        }
     }
 
     /// From here the bytes are HTTP/2.

@@ -10,6 +10,7 @@ mod conn;
 mod connect;
 mod dial;
 mod forward;
+mod http2;
 mod listener;
 mod local;
 mod refusal;
@@ -18,6 +19,7 @@ mod serve;
 mod tls;
 mod transport;
 mod tunnels;
+mod websocket;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -220,6 +222,11 @@ impl Wire {
         let mut h2 = H2Options::new();
         h2.max_header_list_size(u32::try_from(shared.settings.header_bytes).unwrap_or(u32::MAX));
         h2.max_concurrent_streams(256);
+        // A tunnel wants more than the 64 KiB of the protocol's default, and one
+        // whose destination does not read must not stop the others.
+        h2.initial_window_size(256 * 1024);
+        h2.initial_connection_window_size(4 * 1024 * 1024);
+        h2.enable_connect_protocol();
         proxy.h2_options = Some(h2);
         Self {
             shared,
