@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::egress::{Authority, Destination, DnsName, Host};
-use crate::limit::{Quota, QuotaError};
+use crate::limit::{Quota, QuotaError, WhenAway};
 use crate::policy::Mode;
 
 use super::error::{ConfigError, nearest};
@@ -709,6 +709,7 @@ words! {
     Family: "ipv6" => V6, "ipv4" => V4;
     Verdict: "refuse" => Refuse, "allow" => Allow;
     Plain: "judge" => Judge, "refuse" => Refuse;
+    WhenAway: "local" => Local, "deny" => Deny;
     Overflow: "block" => Block, "deny" => Deny;
     Fsync: "none" => None, "batch" => Batch, "interval" => Interval;
     LogLevel: "error" => Error, "warn" => Warn, "info" => Info, "debug" => Debug, "trace" => Trace;

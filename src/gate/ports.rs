@@ -73,6 +73,13 @@ pub enum SinkState {
     Full,
 }
 
+/// Limits that replicas share.
+pub trait SharedLimits: Send + Sync {
+    /// Comes back when Redis has answered something, or after a millisecond or
+    /// two, whatever comes first.
+    fn answered(&self) -> BoxFuture<'_, ()>;
+}
+
 /// The time. Tests hold it.
 pub trait Clock: Send + Sync {
     /// The wall clock, for records and tokens.

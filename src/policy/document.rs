@@ -10,6 +10,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::decision::{EchRule, SniRule, TlsUse};
 use super::finding::{Finding, Location, PolicyError, Problem, SourceName};
+use super::limits::{DocumentLimits, LimitsDocument};
 use super::locate;
 use crate::egress::{AddressRange, Destination};
 
@@ -54,6 +55,13 @@ pub struct PolicyDocument {
     /// (`203.0.113.0/24`) that no agent reaches, whatever a rule allows.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub denylist: Vec<String>,
+    /// How much those may do whom the document is for.
+    #[serde(
+        default,
+        deserialize_with = "present",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub limits: Option<DocumentLimits>,
     /// What is allowed, and what is refused in spite of that.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub rules: Vec<RuleDocument>,
@@ -152,6 +160,13 @@ pub struct RuleDocument {
         skip_serializing_if = "Option::is_none"
     )]
     pub ech: Option<EchRule>,
+    /// How much of what the rule allows. For allow rules.
+    #[serde(
+        default,
+        deserialize_with = "present",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub limits: Option<LimitsDocument>,
 }
 
 /// What a rule does.
@@ -291,6 +306,7 @@ impl PolicyDocument {
             tls: None,
             sni: None,
             ech: None,
+            limits: None,
         };
         let mut rules = Vec::new();
         if !hosts.is_empty() {
@@ -304,6 +320,7 @@ impl PolicyDocument {
             tenant: None,
             mode: None,
             denylist: Vec::new(),
+            limits: None,
             rules,
         })
     }
@@ -336,7 +353,7 @@ fn yaml_problem(error: yaml_serde::Error) -> Failed {
 }
 
 fn is_path(text: &str) -> bool {
-    ["version", "tenant", "mode", "denylist", "rules"]
+    ["version", "tenant", "mode", "denylist", "limits", "rules"]
         .iter()
         .any(|root| {
             text.strip_prefix(root)

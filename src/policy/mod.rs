@@ -27,6 +27,7 @@ mod document;
 mod explain;
 mod finding;
 mod index;
+mod limits;
 mod lint;
 mod locate;
 mod range;
@@ -41,5 +42,6 @@ pub use document::{
 };
 pub use explain::{Check, CheckOutcome, Difference, Explanation, NearestRule, RuleRef, Verdict};
 pub use finding::{Concern, Finding, Location, PolicyError, PolicyWarning, Problem, SourceName};
+pub use limits::{DocumentLimits, LimitsDocument};
 pub use locate::locate;
 pub use set::PolicySet;

@@ -9,9 +9,11 @@ use ring::digest::{SHA256, digest};
 use super::document::{Action, Mode, PolicyDocument};
 use super::finding::{Finding, PolicyError, Problem, SourceName};
 use super::index::{HostSet, Index};
+use super::limits;
 use super::range::RangeSet;
 use super::rule::{Place, Rule, compile};
 use crate::egress::{Destination, Host, TenantId};
+use crate::limit::Limit;
 
 /// The policy in force: any number of global documents, and one for each tenant
 /// that has its own. Cloning is cheap. A set never changes; a new version is a
@@ -45,6 +47,7 @@ pub(super) struct Document {
     pub(super) tenant: Option<TenantId>,
     pub(super) denylist: Vec<Destination>,
     pub(super) rules: std::ops::Range<usize>,
+    limits: Vec<Arc<Limit>>,
 }
 
 /// What holds for everybody, or for one tenant.
@@ -53,6 +56,7 @@ pub(super) struct Scope {
     pub(super) allow: Index,
     pub(super) deny: Index,
     pub(super) denylists: Vec<Denylist>,
+    pub(super) limits: Vec<Arc<Limit>>,
     /// Whether it binds that no rule allows a request.
     pub(super) mode: Mode,
 }
@@ -93,6 +97,7 @@ impl PolicySet {
                 source: source.clone(),
                 tenant,
                 denylist: read_denylist(source, written, &mut errors),
+                limits: read_limits(source, written, mode, &mut errors),
                 rules: first..rules.len(),
             });
             modes.push(mode);
@@ -241,6 +246,10 @@ impl Scope {
             allow,
             deny,
             denylists,
+            limits: documents
+                .iter()
+                .flat_map(|(document, _)| document.limits.iter().cloned())
+                .collect(),
             mode,
         }
     }
@@ -346,11 +355,31 @@ fn read_rules(
         }
         let place = Place {
             source,
+            tenant: written.tenant.as_deref(),
             document,
             position,
         };
         rules.push(compile(rule, place, mode, errors));
     }
+}
+
+fn read_limits(
+    source: &SourceName,
+    written: &PolicyDocument,
+    mode: Mode,
+    errors: &mut Vec<PolicyError>,
+) -> Vec<Arc<Limit>> {
+    let Some(limits) = &written.limits else {
+        return Vec::new();
+    };
+    limits::of_document(
+        limits,
+        written.tenant.as_deref(),
+        mode,
+        |member, problem| {
+            errors.push(Finding::new(source, format!("limits{member}"), problem));
+        },
+    )
 }
 
 fn read_denylist(

@@ -122,7 +122,7 @@ const QUEUE: Duration = Duration::from_millis(5);
 pub struct Accepting {
     wire: Arc<Wire>,
     connections: Arc<Semaphore>,
-    per_source: Option<ConcurrencyLimit<IpAddr>>,
+    per_source: Option<(ConcurrencyLimit<IpAddr>, NonZeroU32)>,
     stop: watch::Receiver<bool>,
 }
 
@@ -139,7 +139,7 @@ impl Accepting {
         per_source: Option<NonZeroU32>,
         stop: watch::Receiver<bool>,
     ) -> Self {
-        let per_source = per_source.map(|most| ConcurrencyLimit::new(most, SOURCES));
+        let per_source = per_source.map(|most| (ConcurrencyLimit::new(SOURCES), most));
         Self {
             wire,
             connections,
@@ -182,7 +182,7 @@ impl Accepting {
         let wire = Arc::clone(&self.wire);
         let slot = Arc::clone(&self.connections).try_acquire_owned().ok();
         let place = match (&self.per_source, client) {
-            (Some(limit), Some(client)) => limit.enter(&client.ip()).map(Some),
+            (Some((limit, most)), Some(client)) => limit.enter(&client.ip(), *most).map(Some),
             _ => Ok(None),
         };
         let name = Arc::clone(name);

@@ -21,13 +21,15 @@ use crate::adapters::records::{
     self, AuditLog, AuditLogSettings, Durability, FileWriter, Rotation, StreamWriter,
 };
 use crate::adapters::redis::{Redis, RedisSettings};
+use crate::adapters::shared_limits::{self, Asking};
 use crate::admin::{Admin, Readiness};
 use crate::config::{
     self, AuditPath, BasicUser, Config, Endpoint, Fsync, Listener, Overflow, Threads, Verdict,
 };
-use crate::gate::ports::Clock;
-use crate::gate::{Gate, GateParts, Limits, OwnListeners, StormSettings};
+use crate::gate::ports::{Clock, SharedLimits};
+use crate::gate::{Gate, GateParts, OwnListeners, StormSettings};
 use crate::identity::{CacheSettings, CachedVerifier, TokenVerifier, VerifierSettings};
+use crate::limit::Ledger;
 use crate::policy::{EchRule, SniRule, TlsRule, TlsUse};
 use crate::proxy::{
     Accepting, AgentEndpoint, Bound, FrontedAgent, ListenAddress, Settings, Wire, bind,
@@ -35,7 +37,7 @@ use crate::proxy::{
 
 use reload::{PolicyInForce, Reloader};
 
-/// How many keys each quota remembers.
+/// How many owners of each kind limits remember.
 const LIMIT_KEYS: usize = 100_000;
 
 /// A gateway that is bound and does not serve yet.
@@ -48,6 +50,7 @@ pub struct Gateway {
     reloader: Reloader,
     readiness: Arc<Readiness>,
     stop: watch::Sender<bool>,
+    asking: Option<Asking>,
 }
 
 /// Where a gateway listens, with the ports that the system chose.
@@ -148,6 +151,11 @@ impl Gateway {
             },
         ));
         let names = Arc::new(resolver(&config, &clock)?);
+        let redis = config.redis.as_ref().map(shared_redis);
+        if let Some(redis) = &redis {
+            figures.follow_redis(redis.clone());
+        }
+        let (ledger, shared_limits, asking) = limits(&config, redis.as_ref(), &clock);
         let gate = Gate::new(GateParts {
             policy: Arc::clone(&in_force) as _,
             tokens: Arc::clone(&tokens),
@@ -156,20 +164,13 @@ impl Gateway {
             sink: Arc::clone(&log) as _,
             observe: Arc::clone(&figures) as _,
             clock: Arc::clone(&clock),
-            limits: Limits {
-                per_agent: config.limits.requests_per_agent,
-                per_source: config.limits.requests_per_source,
-                tunnels_per_agent: config.limits.tunnels_per_agent,
-            },
-            limit_keys: LIMIT_KEYS,
+            limits: config.limits.per_owner.clone(),
+            ledger,
+            shared_limits,
             own,
             bad_credential_status: config.auth_failure_status.code(),
             storms: StormSettings::default(),
         });
-        let redis = config.redis.as_ref().map(shared_redis);
-        if let Some(redis) = &redis {
-            figures.follow_redis(redis.clone());
-        }
         let readiness = Arc::new(Readiness::default());
         let admin = Admin::new(
             Arc::clone(&figures),
@@ -205,6 +206,7 @@ impl Gateway {
             reloader,
             readiness,
             stop,
+            asking,
         })
     }
 
@@ -236,6 +238,7 @@ impl Gateway {
             reloader,
             readiness,
             stop,
+            asking,
         } = self;
         let pid_file = write_pid_file(config.pid_file.as_deref())?;
         let reloading = tokio::spawn(reloader.run(Arc::clone(&log))?);
@@ -244,6 +247,9 @@ impl Gateway {
             background.spawn(admin.serve(listener));
         }
         background.spawn(write_repeated(Arc::clone(&wire)));
+        if let Some(asking) = asking {
+            background.spawn(asking.run());
+        }
         let connections = config.limits.connections;
         let mut room = Vec::new();
         let mut accepting = JoinSet::new();
@@ -367,6 +373,29 @@ fn open_log(config: &Config) -> anyhow::Result<AuditLog> {
         },
     };
     AuditLog::start(settings, destination).context("the audit log cannot be started")
+}
+
+/// The accounts of limits, and, where replicas share them, where to wait for
+/// Redis and the task that asks it.
+fn limits(
+    config: &Config,
+    redis: Option<&Redis>,
+    clock: &Arc<dyn Clock>,
+) -> (Arc<Ledger>, Option<Arc<dyn SharedLimits>>, Option<Asking>) {
+    let ledger = Ledger::new(LIMIT_KEYS);
+    match redis.filter(|_| config.limits.shared) {
+        None => (Arc::new(ledger), None, None),
+        Some(redis) => {
+            let (shared, asking, answers) = shared_limits::shared_limits(
+                redis.clone(),
+                Arc::clone(clock),
+                LIMIT_KEYS,
+                config.limits.replicas,
+            );
+            let ledger = Arc::new(ledger.sharing(shared));
+            (ledger, Some(Arc::new(answers)), Some(asking))
+        }
+    }
 }
 
 fn shared_redis(written: &config::Redis) -> Redis {
