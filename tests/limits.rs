@@ -105,10 +105,16 @@ fn ask(gateway: &Gateway, origin: &Origin, agent: &str) -> Response {
 fn passed(gateways: &[&Gateway], origin: &Origin, agent: &str, times: usize) -> usize {
     let before = origin.requests().len();
     let mut answered = 0;
+    let mut refusals = vec![0; gateways.len()];
     for at in 0..times {
-        let response = ask(gateways[at % gateways.len()], origin, agent);
-        assert!([200, 429].contains(&response.status), "{:?}", response.head);
-        answered += usize::from(response.status == 200);
+        let at = at % gateways.len();
+        // Refusals that repeat are answered more and more slowly.
+        if refusals[at] < 3 {
+            let response = ask(gateways[at], origin, agent);
+            assert!([200, 429].contains(&response.status), "{:?}", response.head);
+            answered += usize::from(response.status == 200);
+            refusals[at] += usize::from(response.status == 429);
+        }
     }
     assert_eq!(origin.requests().len() - before, answered);
     answered
@@ -257,10 +263,8 @@ fn a_number_at_once_is_shared_and_a_dead_replica_gives_its_back() {
         "{} of 4 and a batch of 1",
         held.len()
     );
-    wait_for("the other to know", || {
-        let more: Vec<_> = (0..4).filter_map(|_| open(&two)).collect();
-        (more.is_empty()).then_some(())
-    });
+    let more = (0..3).filter_map(|_| open(&two)).count();
+    assert!(more + held.len() <= 5, "{more} more of the other replica");
     // Killed, it gives nothing back: Redis takes it when its time is over.
     one.signal(nix::sys::signal::Signal::SIGKILL);
     wait_for("the slots of the dead", || open(&two));
@@ -464,10 +468,14 @@ fn an_answer_that_streams_is_cut_at_its_budget() {
     assert!(!all.ends_with(b"0\r\n\r\n"), "it must not look whole");
     let record = gateway.record("the answer", |record| record["event"] == "request");
     assert_eq!(record["reason"], "byte_budget");
+    assert_eq!(
+        record["detail"],
+        "bytes_down_per_agent (100000/d) is used up"
+    );
     let sent = all.iter().filter(|byte| **byte == b'x').count();
     assert!(
-        (BUDGET..BUDGET + 128 * 1024).contains(&sent),
-        "{sent} of {BUDGET}, and at most one buffer more"
+        (BUDGET - 64 * 1024..BUDGET + 64 * 1024).contains(&sent),
+        "{sent} of {BUDGET}, give or take one buffer"
     );
 }
 

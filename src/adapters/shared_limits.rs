@@ -60,7 +60,7 @@ return {granted, room - granted, wait}
 
 /// Slots. Keys: the account. Arguments: the replica, how many there are, in use
 /// here, wanted here, milliseconds until they are given up. Answers: how many
-/// are set aside here.
+/// this replica may have.
 const SET_ASIDE: &str = r"
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
@@ -76,14 +76,15 @@ for at = 1, #all, 2 do
     end
   end
 end
-local mine = math.max(tonumber(ARGV[3]), math.min(tonumber(ARGV[4]), tonumber(ARGV[2]) - others))
+local room = math.max(tonumber(ARGV[2]) - others, 0)
+local mine = math.max(tonumber(ARGV[3]), math.min(tonumber(ARGV[4]), room))
 if mine > 0 then
   redis.call('HSET', KEYS[1], ARGV[1], string.format('%d %.0f', mine, now + tonumber(ARGV[5])))
   redis.call('PEXPIRE', KEYS[1], ARGV[5])
 else
   redis.call('HDEL', KEYS[1], ARGV[1])
 end
-return mine
+return room
 ";
 
 /// The beat. Keys: the replicas, the memory's mark. Arguments: this replica,
@@ -180,6 +181,10 @@ impl Asking {
         loop {
             tokio::select! {
                 biased;
+                () = self.redis.disconnected() => {
+                    self.away();
+                    return Ok(());
+                }
                 _ = beat.tick() => {
                     self.beat(connection).await?;
                     let questions = self.shared.upkeep(self.clock.monotonic());

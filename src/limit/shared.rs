@@ -76,7 +76,7 @@ pub enum What {
 pub enum Answer {
     /// To a draw.
     Drawn(Drawn),
-    /// To slots: how many are set aside for this replica.
+    /// To slots: how many this replica may have, as the others stand.
     Slots(u32),
     /// None, or an error.
     None,
@@ -235,8 +235,8 @@ impl Shared {
             (Kind::Rate(_, lease), What::Draw(_, draw), Answer::Drawn(drawn)) => {
                 lease.answered(draw, drawn, now);
             }
-            (Kind::AtOnce(_, slots), What::SetAside(_, asked), Answer::Slots(leased)) => {
-                slots.answered(asked, leased, now);
+            (Kind::AtOnce(_, slots), What::SetAside(_, asked), Answer::Slots(most)) => {
+                slots.answered(asked, most, now);
             }
             (Kind::Rate(_, lease), ..) => lease.unanswered(),
             (Kind::AtOnce(_, slots), ..) => slots.unanswered(),

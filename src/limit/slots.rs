@@ -136,10 +136,12 @@ impl Slots {
         })
     }
 
-    pub(super) fn answered(&mut self, asked: SetAside, leased: u32, now: u128) {
+    /// `most_here` is how many this replica may have, as the others stand;
+    /// fewer may be set aside, since fewer were asked for.
+    pub(super) fn answered(&mut self, asked: SetAside, most_here: u32, now: u128) {
         self.asked = None;
-        self.leased = leased;
-        self.refused_until = if leased < asked.want && leased <= self.held {
+        self.leased = asked.want.min(most_here);
+        self.refused_until = if self.held >= most_here {
             now + AGAIN
         } else {
             0
@@ -159,5 +161,66 @@ impl Slots {
 
     pub(super) fn is_idle(&self) -> bool {
         self.held == 0 && self.leased == 0 && self.asked.is_none()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TEN: NonZeroU32 = NonZeroU32::new(10).expect("not zero");
+    const UP: Sight = Sight {
+        connected: true,
+        replicas: 2,
+    };
+    const DOWN: Sight = Sight {
+        connected: false,
+        replicas: 2,
+    };
+
+    fn enter(slots: &mut Slots, sight: Sight) -> Entered {
+        slots.enter(TEN, sight, (false, false), 0)
+    }
+
+    #[test]
+    fn it_has_what_is_set_aside_and_one_batch_on_credit() {
+        let mut slots = Slots::default();
+        let mut others = 0;
+        for _ in 0..20 {
+            let _ = enter(&mut slots, UP);
+            if let Some(asked) = slots.ask(TEN, UP, true, 0) {
+                slots.answered(asked, 10 - others, 0);
+            }
+        }
+        assert_eq!(slots.held(), 10);
+        slots.leave();
+        others = 3;
+        let asked = slots.ask(TEN, UP, true, 0).expect("a question");
+        assert_eq!((asked.held, asked.want), (9, 10));
+        slots.answered(asked, 10 - others, 0);
+        assert_eq!(enter(&mut slots, UP), Entered::No, "others have come");
+    }
+
+    #[test]
+    fn without_redis_it_has_its_share_or_nothing() {
+        let mut slots = Slots::default();
+        assert_eq!(slots.enter(TEN, DOWN, (true, true), 0), Entered::Away);
+        let entered = (0..20).filter(|_| enter(&mut slots, DOWN) == Entered::Yes);
+        assert_eq!(entered.count(), 5);
+        slots.leave();
+        assert_eq!(enter(&mut slots, DOWN), Entered::Yes);
+    }
+
+    #[test]
+    fn what_is_not_in_use_goes_back() {
+        let mut slots = Slots::default();
+        assert_eq!(enter(&mut slots, UP), Entered::Yes);
+        let asked = slots.ask(TEN, UP, true, 0).expect("a question");
+        slots.answered(asked, 10, 0);
+        slots.leave();
+        let back = slots.ask(TEN, UP, false, 0).expect("a question");
+        assert_eq!((back.held, back.want), (0, 0));
+        slots.answered(back, 10, 0);
+        assert!(slots.is_idle());
     }
 }

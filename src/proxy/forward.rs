@@ -65,6 +65,8 @@ pub(super) struct Exchange {
     /// Bytes of the answer's body, or of an upgraded stream, sent to the client.
     sent: u64,
     answered: bool,
+    /// The budget that cut it.
+    cut: Option<String>,
     slot: Option<OwnedSemaphorePermit>,
     registered: Option<Registered>,
     /// How it may be ended from outside.
@@ -86,7 +88,7 @@ impl Drop for Exchange {
 impl Exchange {
     /// Takes bytes from the budgets of the admission, waiting for a moment
     /// where replicas are settling what is left.
-    async fn spend(&self, way: Way, count: u64) -> pingora::Result<()> {
+    async fn spend(&mut self, way: Way, count: u64) -> pingora::Result<()> {
         while !self.is_settled(way, count) {
             tokio::time::sleep(SETTLING).await;
         }
@@ -105,7 +107,7 @@ impl Exchange {
     /// Takes bytes from the budgets of the admission. The part that uses one up
     /// passes whole, since half of it could look like all; the next does not.
     /// Says whether what is left is known.
-    fn try_spend(&self, way: Way, count: u64) -> pingora::Result<bool> {
+    fn try_spend(&mut self, way: Way, count: u64) -> pingora::Result<bool> {
         let Some(admission) = &self.admission else {
             return Ok(true);
         };
@@ -114,8 +116,8 @@ impl Exchange {
         }
         let left = admission.bytes_left(way);
         if left == Budget::UsedUp {
-            let which = admission.budget_cut(way).unwrap_or_default();
-            return Error::e_explain(BYTE_BUDGET, which);
+            self.cut = admission.budget_cut(way);
+            return Error::e_explain(BYTE_BUDGET, "a budget of bytes is used up");
         }
         admission.bytes_passed(way, count);
         Ok(left != Budget::Later)
@@ -816,7 +818,7 @@ impl ProxyHttp for Forward {
         let denial = denial_of(error, exchange);
         if session.response_written().is_some() || denial.is_none() {
             if let Some(trail) = exchange.trail.as_mut() {
-                let (reason, detail) = broke_off(error);
+                let (reason, detail) = broke_off(error, exchange.cut.as_deref());
                 trail.broke_off(reason, Some(detail));
             }
             return FailToProxy {
@@ -848,7 +850,7 @@ impl ProxyHttp for Forward {
                 .response_written()
                 .is_some_and(|header| header.status.as_u16() < 400)
         {
-            let (reason, detail) = broke_off(error);
+            let (reason, detail) = broke_off(error, exchange.cut.as_deref());
             trail.broke_off(reason, Some(detail));
         }
         trail.finish();
@@ -931,7 +933,7 @@ fn denial_of(error: &Error, exchange: &Exchange) -> Option<Denial> {
             ErrorSource::Internal | ErrorSource::Unset => Cause::Internal,
         },
     };
-    let denial = Denial::new(cause).detail(broke_off(error).1);
+    let denial = Denial::new(cause).detail(broke_off(error, exchange.cut.as_deref()).1);
     Some(match &exchange.request {
         Some(request) => denial.towards(&request.authority),
         None => denial,
@@ -939,13 +941,9 @@ fn denial_of(error: &Error, exchange: &Exchange) -> Option<Denial> {
 }
 
 /// Why an exchange ended before its end, and more for the operator.
-fn broke_off(error: &Error) -> (&'static str, String) {
-    if error.etype() == &BYTE_BUDGET {
-        let detail = error
-            .context
-            .as_ref()
-            .map_or("", |context| context.as_str());
-        return (TunnelEnd::Budget.code(), detail.to_owned());
+fn broke_off(error: &Error, cut: Option<&str>) -> (&'static str, String) {
+    if let Some(cut) = cut {
+        return (TunnelEnd::Budget.code(), cut.to_owned());
     }
     let reason = match error.esource() {
         ErrorSource::Upstream => "upstream_broke_off",
