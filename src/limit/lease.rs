@@ -209,7 +209,9 @@ impl Lease {
         }
         let batch = batch(quota, sight.replicas);
         let low = self.have < batch.div_ceil(2);
-        let want = if low && now >= self.blocked_until {
+        // A large debt is told before more is asked for: others have theirs to
+        // tell as well.
+        let want = if low && now >= self.blocked_until && self.owed <= batch {
             batch
         } else {
             0

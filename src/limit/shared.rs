@@ -150,6 +150,12 @@ impl Shared {
         self.replicas.store(count, Ordering::Relaxed);
     }
 
+    /// Whether the accounts are counted together with the other replicas.
+    #[must_use]
+    pub fn is_connected(&self) -> bool {
+        self.connected.load(Ordering::Relaxed)
+    }
+
     /// How many replicas share, as far as is known.
     #[must_use]
     pub fn replicas(&self) -> u64 {

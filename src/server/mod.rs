@@ -156,6 +156,9 @@ impl Gateway {
             figures.follow_redis(redis.clone());
         }
         let (ledger, shared_limits, asking) = limits(&config, redis.as_ref(), &clock);
+        if let Some(shared) = ledger.shared() {
+            figures.follow_limits(Arc::clone(shared));
+        }
         let gate = Gate::new(GateParts {
             policy: Arc::clone(&in_force) as _,
             tokens: Arc::clone(&tokens),

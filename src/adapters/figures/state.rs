@@ -15,6 +15,7 @@ use prometheus_client::registry::Unit;
 use super::super::records::AuditLog;
 use super::super::redis::Redis;
 use super::unix;
+use crate::limit::Shared;
 
 /// What there is to be read. What is not known yet is not written.
 #[derive(Debug)]
@@ -23,6 +24,7 @@ pub(super) struct State {
     policy: Mutex<Option<(Box<str>, SystemTime)>>,
     audit_log: OnceLock<Arc<AuditLog>>,
     redis: OnceLock<Redis>,
+    shared_limits: OnceLock<Arc<Shared>>,
     open_file_limit: Mutex<Option<u64>>,
 }
 
@@ -34,6 +36,7 @@ impl State {
             policy: Mutex::default(),
             audit_log: OnceLock::new(),
             redis: OnceLock::new(),
+            shared_limits: OnceLock::new(),
             open_file_limit: Mutex::default(),
         }
     }
@@ -55,6 +58,11 @@ impl State {
     /// The first connection stays.
     pub(super) fn redis(&self, redis: Redis) {
         let _ = self.redis.set(redis);
+    }
+
+    /// The first accounts stay.
+    pub(super) fn shared_limits(&self, shared: Arc<Shared>) {
+        let _ = self.shared_limits.set(shared);
     }
 }
 
@@ -109,6 +117,20 @@ impl Collector for State {
                 "Times that the connection to Redis was lost or could not be made.",
                 None,
                 &ConstCounter::new(state.failures),
+            )?;
+        }
+        if let Some(shared) = self.shared_limits.get() {
+            out.write(
+                "agentport_limits_replicas",
+                "Replicas that share limits, as far as this one has seen.",
+                None,
+                &ConstGauge::new(shared.replicas()),
+            )?;
+            out.write(
+                "agentport_limits_shared",
+                "1 while limits are counted together with the other replicas.",
+                None,
+                &ConstGauge::new(u32::from(shared.is_connected())),
             )?;
         }
         if let Some(limit) = *lock(&self.open_file_limit) {
