@@ -109,14 +109,7 @@ fn limit(c: &mut Criterion) {
     let quota = Quota::parse("1000000/s").expect("a quota");
     let amount = Amount::Over(quota);
     let (measure, per) = (Measure::Requests, Per::Source);
-    let limit = Arc::new(Limit::new(
-        "bench",
-        measure,
-        per,
-        amount,
-        WhenAway::Local,
-        true,
-    ));
+    let limit = Arc::new(Limit::new("bench", measure, per, amount, WhenAway::Local));
     let one = NonZeroU32::MIN;
     let shared = Arc::new(Shared::new(100_000, one, || {}));
     for (name, ledger) in [

@@ -29,4 +29,6 @@ pub mod admin;
 #[cfg(feature = "gateway")]
 pub mod server;
 #[cfg(feature = "gateway")]
+pub mod connect;
+#[cfg(feature = "gateway")]
 pub mod cli;

@@ -12,8 +12,8 @@ use agentport::egress::{
     HostPattern, PathGlob, RequestPath, Scheme, Subject, TenantId, classify, embedded_ipv4,
 };
 use agentport::policy::{
-    Action, AnyOr, Decision, Mode, Permit, PolicyDocument, PolicySet, PortEntry, RuleDocument,
-    Verdict,
+    Action, AgentModes, AnyOr, Decision, Mode, Permit, PolicyDocument, PolicySet, PortEntry,
+    RuleDocument, Verdict,
 };
 use libfuzzer_sys::arbitrary::{Result, Unstructured};
 use libfuzzer_sys::fuzz_target;
@@ -400,8 +400,18 @@ impl Reading<'_> {
         }
     }
 
+    /// For this agent: the exact name, the longest beginning, the document.
     fn mode_of_document(&self, document: &PolicyDocument) -> Mode {
-        document.mode.unwrap_or(self.default_mode)
+        let agents = document.agent_modes.iter().flat_map(|modes| &modes.0);
+        let speaks = |entry: &str| match entry.strip_suffix('*') {
+            Some(prefix) => self.who.agent.as_str().starts_with(prefix),
+            None => self.who.agent.as_str() == entry,
+        };
+        let nearest = agents
+            .filter(|(entry, _)| speaks(entry))
+            .max_by_key(|(entry, _)| (!entry.ends_with('*'), entry.len()));
+        let own = nearest.map(|(_, mode)| *mode);
+        own.or(document.mode).unwrap_or(self.default_mode)
     }
 
     fn mode_of(&self, document: &PolicyDocument, rule: &RuleDocument) -> Mode {
@@ -464,6 +474,8 @@ fn document(from: &mut Unstructured<'_>, tenant: Option<&str>) -> Result<PolicyD
         version: 1,
         tenant: tenant.map(str::to_owned),
         mode: mode(from)?,
+        agent_modes: agent_modes(from)?,
+        audit_addresses: None,
         denylist: if from.ratio(1, 4)? {
             let all = [&PATTERNS[..3], &RANGES].concat();
             some(from, &all)?
@@ -518,6 +530,16 @@ fn destinations(from: &mut Unstructured<'_>) -> Result<Option<Vec<Destination>>>
     let some = some(from, &all)?;
     let parse = |raw: &String| Destination::parse(raw).expect("an entry");
     Ok(Some(some.iter().map(parse).collect()))
+}
+
+fn agent_modes(from: &mut Unstructured<'_>) -> Result<Option<AgentModes>> {
+    if from.ratio(2, 3)? {
+        return Ok(None);
+    }
+    let modes = some(from, &AGENT_ENTRIES)?
+        .into_iter()
+        .map(|entry| Ok((entry, mode(from)?.unwrap_or(Mode::Audit))));
+    Ok(Some(AgentModes(modes.collect::<Result<_>>()?)))
 }
 
 fn mode(from: &mut Unstructured<'_>) -> Result<Option<Mode>> {

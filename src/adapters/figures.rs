@@ -42,10 +42,11 @@ pub struct Figures {
     /// The member of `decisions` that nearly all requests want.
     allowed: Counter,
     decision_seconds: Traced,
-    jwt_validation_seconds: Family<OutcomeLabel, Traced>,
+    jwt_validation_seconds: Family<TokenLabels, Traced>,
     jwt_cache_hits: Counter,
     jwt_cache_misses: Counter,
     active_connections: Family<ListenerLabel, Gauge>,
+    handshakes: Family<HandshakeLabels, Counter>,
     active_tunnels: Gauge,
     requests_in_flight: Gauge,
     throttled: Family<LimitLabel, Counter>,
@@ -58,6 +59,10 @@ pub struct Figures {
     policy_loads: Counter,
     policy_refusals: Counter,
     certificate_expiry: Family<CertificateLabel, Gauge>,
+    issuer_refreshes: Family<IssuerLabels, Counter>,
+    issuer_keys: Family<IssuerLabel, Gauge>,
+    certificate_loads: Counter,
+    certificate_refusals: Counter,
     state: Arc<State>,
 }
 
@@ -75,6 +80,12 @@ struct RequestLabels {
 struct DecisionLabels {
     decision: &'static str,
     reason: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct TokenLabels {
+    outcome: &'static str,
+    algorithm: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -100,6 +111,23 @@ struct LimitLabel {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ListenerLabel {
     listener: Arc<str>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct IssuerLabel {
+    issuer: Arc<str>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct IssuerLabels {
+    issuer: Arc<str>,
+    outcome: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct HandshakeLabels {
+    listener: Arc<str>,
+    outcome: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -155,7 +183,7 @@ impl Figures {
         let jwt_validation_seconds = seconds(
             &mut to,
             "agentport_jwt_validation",
-            "Time to check a token that was not cached",
+            "Time to check a token that was not cached, by outcome and the algorithm of its key",
             Family::new_with_constructor((|| traced(SIGNATURES)) as fn() -> Traced),
         );
         let jwt_cache = counted(
@@ -168,6 +196,12 @@ impl Figures {
             &mut to,
             "agentport_active_connections",
             "Open connections of clients",
+            Family::default(),
+        );
+        let handshakes = counted(
+            &mut to,
+            "agentport_tls_handshakes",
+            "TLS handshakes with clients: full, resumed, or why there was none",
             Family::default(),
         );
         let active_tunnels = counted(
@@ -225,6 +259,24 @@ impl Figures {
             "Attempts to load a policy; a refused one changes nothing",
             Family::<OutcomeLabel, Counter>::default(),
         );
+        let issuer_refreshes = counted(
+            &mut to,
+            "agentport_issuer_refreshes",
+            "Attempts to fetch the keys of another issuer",
+            Family::default(),
+        );
+        let issuer_keys = seconds(
+            &mut to,
+            "agentport_issuer_keys_timestamp",
+            "When another issuer gave the keys that are in force",
+            Family::default(),
+        );
+        let certificate_reloads = counted(
+            &mut to,
+            "agentport_certificate_reloads",
+            "Attempts to load certificates; refused ones change nothing",
+            Family::<OutcomeLabel, Counter>::default(),
+        );
         let certificate_expiry = seconds(
             &mut to,
             "agentport_certificate_expiry_timestamp",
@@ -245,6 +297,8 @@ impl Figures {
         let result = |result| jwt_cache.get_or_create_owned(&ResultLabel { result });
         let direction = |direction| bytes.get_or_create_owned(&DirectionLabel { direction });
         let outcome = |outcome| policy_reloads.get_or_create_owned(&OutcomeLabel { outcome });
+        let certificates =
+            |outcome| certificate_reloads.get_or_create_owned(&OutcomeLabel { outcome });
         Self {
             allowed: decisions.get_or_create_owned(&DecisionLabels { decision, reason }),
             jwt_cache_hits: result("hit"),
@@ -253,12 +307,15 @@ impl Figures {
             bytes_down: direction("down"),
             policy_loads: outcome("loaded"),
             policy_refusals: outcome("refused"),
+            certificate_loads: certificates("loaded"),
+            certificate_refusals: certificates("refused"),
             registry: to,
             requests,
             decisions,
             decision_seconds,
             jwt_validation_seconds,
             active_connections,
+            handshakes,
             active_tunnels,
             requests_in_flight,
             throttled,
@@ -267,6 +324,8 @@ impl Figures {
             request_duration_seconds,
             tunnel_duration_seconds,
             certificate_expiry,
+            issuer_refreshes,
+            issuer_keys,
             state,
         }
     }
@@ -280,6 +339,48 @@ impl Figures {
     /// A policy was refused, and the old one stays.
     pub fn policy_refused(&self) {
         self.policy_refusals.inc();
+    }
+
+    /// Certificates have come into force.
+    pub fn certificates_loaded(&self) {
+        self.certificate_loads.inc();
+    }
+
+    /// Certificates were refused, and the old ones stay.
+    pub fn certificates_refused(&self) {
+        self.certificate_refusals.inc();
+    }
+
+    /// So many revocations have been read; `None` where they cannot be.
+    pub fn revocations_are(&self, count: Option<usize>) {
+        self.state.revocations(count);
+    }
+
+    /// The documents that are refused now, each with its tenant.
+    pub fn policy_documents_refused<'a>(
+        &self,
+        documents: impl Iterator<Item = (&'a str, Option<&'a str>)>,
+    ) {
+        self.state.documents_refused(documents);
+    }
+
+    /// An issuer has given its keys.
+    pub fn issuer_answered(&self, issuer: &str, at: SystemTime) {
+        self.issuer_asked(issuer, "ok");
+        let issuer = issuer.into();
+        let of_issuer = self.issuer_keys.get_or_create(&IssuerLabel { issuer });
+        of_issuer.set(unix(at));
+    }
+
+    /// An issuer has not given its keys.
+    pub fn issuer_failed(&self, issuer: &str) {
+        self.issuer_asked(issuer, "failed");
+    }
+
+    fn issuer_asked(&self, issuer: &str, outcome: &'static str) {
+        let issuer = issuer.into();
+        let labels = IssuerLabels { issuer, outcome };
+        self.issuer_refreshes.get_or_create(&labels).inc();
     }
 
     /// A certificate is in use until then. The name is the configuration's.
@@ -372,6 +473,12 @@ impl Observe for Figures {
                     .get_or_create(&ListenerLabel { listener })
                     .inc_by(change);
             }
+            Observation::Handshake { listener, outcome } => {
+                let listener = listener.into();
+                self.handshakes
+                    .get_or_create(&HandshakeLabels { listener, outcome })
+                    .inc();
+            }
             Observation::Tunnel { change } => {
                 self.active_tunnels.inc_by(change);
             }
@@ -383,6 +490,7 @@ impl Observe for Figures {
             }
             Observation::Token {
                 outcome,
+                algorithm,
                 took,
                 cached: false,
                 trace_id,
@@ -390,7 +498,7 @@ impl Observe for Figures {
                 self.jwt_cache_misses.inc();
                 let seconds = self
                     .jwt_validation_seconds
-                    .get_or_create(&OutcomeLabel { outcome });
+                    .get_or_create(&TokenLabels { outcome, algorithm });
                 observe_now(&seconds, took, trace_id);
             }
             Observation::Decision {

@@ -4,6 +4,7 @@
 //! Everything that `gate` asks for as a trait is answered here. Nothing here
 //! decides whether a request may pass.
 
+pub mod certificates;
 pub mod clock;
 pub mod names;
 pub mod records;
@@ -11,4 +12,8 @@ pub mod redis;
 pub mod shared_limits;
 pub mod figures;
 pub mod watch;
+pub mod keyring;
+pub mod issuers;
+pub mod shared_file;
+pub mod revocations;
 pub mod host;

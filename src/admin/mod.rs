@@ -9,13 +9,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::Router;
 use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use ring::digest;
 use serde_json::json;
 use tokio::net::{TcpListener, UnixListener};
 
 use crate::adapters::figures::{Figures, OPENMETRICS};
+use crate::adapters::issuers::{IssuerState, Issuers};
 use crate::adapters::records::AuditLog;
 use crate::adapters::redis::Redis;
 use crate::config::Listener;
@@ -27,7 +31,10 @@ use crate::proxy::{LocalPages, Page, remove_stale};
 #[derive(Debug, Default)]
 pub struct Readiness {
     policy: Mutex<Option<String>>,
+    documents: Mutex<Vec<serde_json::Value>>,
     keys: Mutex<Option<String>>,
+    certificates: Mutex<Option<String>>,
+    revocations: Mutex<Option<String>>,
     draining: AtomicBool,
 }
 
@@ -37,9 +44,48 @@ impl Readiness {
         *self.policy.lock().unwrap_or_else(PoisonError::into_inner) = outcome.err();
     }
 
+    /// The path of the policy was read, and these of its documents are refused:
+    /// objects with `document`, `tenant`, `last_good_in_force` and `error`.
+    pub fn documents_are<D: serde::Serialize + ToString>(&self, refused: &[D]) {
+        let list = refused.iter().map(|one| json!(one)).collect();
+        *self
+            .documents
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = list;
+        let errors: Vec<String> = refused.iter().map(ToString::to_string).collect();
+        self.policy_is(match errors.is_empty() {
+            true => Ok(()),
+            false => Err(errors.join("\n")),
+        });
+    }
+
     /// How the last reading of the keys went.
     pub fn keys_are(&self, outcome: Result<(), String>) {
         *self.keys.lock().unwrap_or_else(PoisonError::into_inner) = outcome.err();
+    }
+
+    /// How the last reading of the TLS certificates went.
+    pub fn certificates_are(&self, outcome: Result<(), String>) {
+        *self
+            .certificates
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = outcome.err();
+    }
+
+    fn certificates(&self) -> Option<String> {
+        self.certificates
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// How the last reading of the revocations went.
+    pub fn revocations_are(&self, outcome: Result<(), String>) {
+        let mut revocations = self
+            .revocations
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        *revocations = outcome.err();
     }
 
     /// The gateway is going down.
@@ -70,6 +116,7 @@ pub struct Admin {
     log: Arc<AuditLog>,
     policy: Arc<dyn PolicySource>,
     tokens: Arc<CachedVerifier>,
+    issuers: Option<Arc<Issuers>>,
     redis: Option<Redis>,
 }
 
@@ -137,6 +184,7 @@ impl Admin {
             log,
             policy,
             tokens,
+            issuers: None,
             redis: None,
         }
     }
@@ -145,6 +193,13 @@ impl Admin {
     #[must_use]
     pub fn with_redis(mut self, redis: Option<Redis>) -> Self {
         self.redis = redis;
+        self
+    }
+
+    /// The same with the state of these issuers.
+    #[must_use]
+    pub fn with_issuers(mut self, issuers: Arc<Issuers>) -> Self {
+        self.issuers = Some(issuers);
         self
     }
 
@@ -186,6 +241,18 @@ impl Admin {
     /// away: every limit says what it does then.
     fn ready(&self) -> Page {
         let (policy, keys) = self.readiness.problems();
+        let revocations = self
+            .readiness
+            .revocations
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        let documents = self
+            .readiness
+            .documents
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
         let state = self.log.state();
         let draining = self.readiness.draining.load(Ordering::Relaxed);
         let ready = !state.failing && !draining;
@@ -195,9 +262,14 @@ impl Admin {
             "policy": {
                 "version": self.policy.current().digest().as_ref(),
                 "rules": self.policy.current().rule_count(),
+                "tenants": self.policy.current().tenants().count(),
                 "refused": policy,
+                "refused_documents": documents,
             },
             "keys": { "refused": keys },
+            "issuers": self.issuers(),
+            "certificates": { "refused": self.readiness.certificates() },
+            "revocations": { "failing": revocations },
             "audit": { "failing": state.failing, "queue": state.depth },
             "redis": self.redis.as_ref().map(|redis| {
                 let state = redis.state();
@@ -207,11 +279,29 @@ impl Admin {
         page_of(if ready { 200 } else { 503 }, &body)
     }
 
+    /// What is known of the issuers whose keys are fetched.
+    fn issuers(&self) -> Vec<serde_json::Value> {
+        let states = self.issuers.as_ref().map(|issuers| issuers.states());
+        let shown = |state: IssuerState| {
+            json!({
+                "issuer": state.issuer,
+                "keys": state.keys,
+                "age_seconds": state.age.map(|age| age.as_secs()),
+                "problem": state.problem,
+            })
+        };
+        states.unwrap_or_default().into_iter().map(shown).collect()
+    }
+
     fn jwks(&self) -> Page {
+        let body = public_jwks(self.tokens.keys().published()).into_bytes();
+        let hash = digest::digest(&digest::SHA256, &body);
+        let etag = URL_SAFE_NO_PAD.encode(&hash.as_ref()[..18]);
         Page {
-            status: 200,
-            media_type: "application/jwk-set+json",
-            body: public_jwks(self.tokens.keys().iter()).into_bytes(),
+            // Short, so that a new key is found before much is signed with it.
+            cache_control: "public, max-age=60",
+            etag: Some(format!("\"{etag}\"")),
+            ..Page::new(200, "application/jwk-set+json", body)
         }
     }
 }
@@ -219,11 +309,7 @@ impl Admin {
 fn page_of(status: u16, body: &serde_json::Value) -> Page {
     let mut body = body.to_string().into_bytes();
     body.push(b'\n');
-    Page {
-        status,
-        media_type: "application/json",
-        body,
-    }
+    Page::new(status, "application/json", body)
 }
 
 impl LocalPages for Admin {
@@ -236,24 +322,31 @@ impl LocalPages for Admin {
     }
 }
 
-async fn page(State(admin): State<Admin>, uri: axum::http::Uri) -> Response {
+async fn page(State(admin): State<Admin>, headers: HeaderMap, uri: axum::http::Uri) -> Response {
     let page = match uri.path() {
         "/ready" | "/readyz" => Some(admin.ready()),
         path => admin.page(path),
     };
     match page {
         Some(page) => {
+            let known = headers.get(header::IF_NONE_MATCH);
+            let page = page.unless_known(known.map(HeaderValue::as_bytes));
             let status =
                 StatusCode::from_u16(page.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-            (
-                status,
-                [
-                    (header::CONTENT_TYPE, page.media_type),
-                    (header::CACHE_CONTROL, "no-store"),
-                ],
-                page.body,
-            )
-                .into_response()
+            let mut fields = HeaderMap::new();
+            fields.insert(
+                header::CACHE_CONTROL,
+                HeaderValue::from_static(page.cache_control),
+            );
+            if let Some(etag) = page.etag.and_then(|etag| etag.try_into().ok()) {
+                fields.insert(header::ETAG, etag);
+            }
+            if status == StatusCode::NOT_MODIFIED {
+                return (status, fields).into_response();
+            }
+            let media_type = HeaderValue::from_static(page.media_type);
+            fields.insert(header::CONTENT_TYPE, media_type);
+            (status, fields, page.body).into_response()
         }
         None => StatusCode::NOT_FOUND.into_response(),
     }

@@ -4,10 +4,12 @@
 //! standard error. Exit codes: 0 done, 1 refused or failed, 2 not understood.
 
 mod config;
+mod connect;
 pub mod env;
 mod health;
 mod keys;
 mod policy;
+mod revoke;
 mod run;
 mod serve;
 mod token;
@@ -59,7 +61,9 @@ enum Command {
     Up(up::UpArgs),
     /// Print a token for an agent
     IssueToken(token::IssueArgs),
-    /// Make signing keys
+    /// Take back tokens, agents, tenants, keys and service accounts, on all gateways at once
+    Revoke(revoke::RevokeArgs),
+    /// Make, show, rotate and retire signing keys
     #[command(subcommand)]
     Keys(keys::KeysCommand),
     /// Check policies, and ask them
@@ -72,6 +76,8 @@ enum Command {
     Health(health::HealthArgs),
     /// Print the variables that make programs use the gateway
     Env(run::EnvArgs),
+    /// Hold and renew a token beside an agent that cannot, and add it to the agent's requests
+    Connect(connect::ConnectArgs),
     /// Run a command whose every runtime uses the gateway
     Run(run::RunArgs),
     /// Run the bundled agent, as the `openclaw` command does
@@ -93,11 +99,13 @@ pub fn main() -> ExitCode {
         Command::Serve => serve::serve(&settings),
         Command::Up(args) => up::up(&args),
         Command::IssueToken(args) => token::issue(&settings, &args),
-        Command::Keys(command) => keys::run(&command),
+        Command::Revoke(args) => revoke::revoke(&settings, args),
+        Command::Keys(command) => keys::run(&settings, &command),
         Command::Policy(command) => policy::run(&settings, &command),
         Command::Config(command) => config::run(&settings, &command),
         Command::Health(args) => health::health(&settings, &args),
         Command::Env(args) => run::env(&args),
+        Command::Connect(args) => connect::connect(&args),
         Command::Run(args) => run::run(&args),
         #[cfg(feature = "openclaw")]
         Command::Openclaw { arguments } => {

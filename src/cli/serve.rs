@@ -21,6 +21,9 @@ pub(super) fn serve(settings: &SettingsArgs) -> anyhow::Result<ExitCode> {
         for address in &addresses.egress {
             tracing::info!(%address, "egress listener");
         }
+        for address in &addresses.egress_tls {
+            tracing::info!(%address, "egress TLS listener");
+        }
         if let Some(address) = addresses.admin {
             tracing::info!(%address, "admin listener");
         }

@@ -12,19 +12,22 @@
 mod error;
 mod tree;
 mod value;
+mod issuer;
 mod settings;
 mod load;
 
 pub use error::{ConfigError, Place};
+pub use issuer::{KeySource, OtherIssuer};
 pub use load::{Override, Purpose, Sources};
 pub use settings::{
     Agent, Audit, Config, Identity, Limits, Listen, Log, Redis, Resolver, ResolverCache, Timeouts,
-    TokenCache, TunnelDefaults,
+    Tls, TlsClients, TokenCache, TunnelDefaults,
 };
 pub use value::{
-    AuditPath, AuthFailureStatus, BasicUser, ByteSize, Endpoint, Family, Fsync, Listener,
-    LogFormat, LogLevel, Overflow, Plain, RedisAddress, RedisUrl, Secret, Threads, TrustedKey,
-    UnixMode, Verdict, parse_duration,
+    Alpn, AuditPath, AuthFailureStatus, BasicUser, ByteSize, CertificatePair, ClientCertificates,
+    Endpoint, Family, Fsync, Listener, LogFormat, LogLevel, Overflow, Plain, RedisAddress,
+    RedisUrl, RequiredProof, Secret, Threads, TlsVersion, TrustedKey, UnixMode, Verdict,
+    parse_duration,
 };
 
 #[cfg(test)]

@@ -7,15 +7,19 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ipnet::IpNet;
+
 use crate::egress::{Destination, DnsName, Host};
+use crate::identity::ClientName;
 use crate::limit::{Amount, Limit, Measure, Per, Quota, WhenAway};
 use crate::policy::Mode;
 
+use super::issuer::OtherIssuer;
 use super::load::{Purpose, Reader};
 use super::value::{
-    AuditPath, AuthFailureStatus, BasicUser, ByteSize, Endpoint, Family, Fsync, Listener,
-    LogFormat, LogLevel, Overflow, Plain, RedisAddress, RedisUrl, Secret, Threads, TrustedKey,
-    UnixMode, Verdict,
+    Alpn, AuditPath, AuthFailureStatus, BasicUser, ByteSize, CertificatePair, ClientCertificates,
+    Endpoint, Family, Fsync, Listener, LogFormat, LogLevel, Overflow, Plain, RedisAddress,
+    RedisUrl, RequiredProof, Secret, Threads, TlsVersion, TrustedKey, UnixMode, Verdict,
 };
 
 /// The gateway's settings, all of them read and fitting together. Made by
@@ -34,6 +38,8 @@ pub struct Config {
     pub allowed_destinations: Vec<Destination>,
     /// Whether decisions bind, where no policy says it.
     pub mode: Mode,
+    /// TLS on the listeners that speak it.
+    pub tls: Tls,
     /// Who is asking.
     pub identity: Identity,
     /// Names to addresses.
@@ -72,18 +78,52 @@ pub struct Config {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Listen {
-    /// Where agents come in; at least one, each once.
+    /// Where agents come in; at least one here or in `egress_tls`, each once.
     pub egress: Vec<Listener>,
+    /// Where agents come in by TLS, at addresses of their own.
+    pub egress_tls: Vec<Listener>,
+    /// Who puts a PROXY protocol header before its connections.
+    pub proxy_protocol: Vec<IpNet>,
     /// The permissions of Unix sockets.
     pub unix_mode: UnixMode,
     /// Metrics, health and readiness; `None` for no such listener.
     pub admin: Option<Listener>,
 }
 
+/// TLS on the listeners that speak it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Tls {
+    /// Certificates with their keys; the first serves names that none has.
+    pub certificates: Vec<CertificatePair>,
+    /// The oldest version that is spoken.
+    pub min_version: TlsVersion,
+    /// The protocols that are offered, the preferred one first.
+    pub alpn: Vec<Alpn>,
+    /// Certificates of clients.
+    pub clients: TlsClients,
+}
+
+/// Certificates of clients.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct TlsClients {
+    /// Whether they are asked for.
+    pub certificates: ClientCertificates,
+    /// A PEM bundle of those who issue them; there where they are asked for.
+    pub ca: Option<PathBuf>,
+    /// PEM lists of those revoked.
+    pub crl: Vec<PathBuf>,
+    /// How their names are read as agents.
+    pub names: Vec<ClientName>,
+}
+
 /// Who is asking, and what may be issued.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Identity {
+    /// What proves it.
+    pub require: RequiredProof,
     /// The secret for HS256 tokens, from `AGENTPORT_JWKS_SECRET`. Never set
     /// together with [`Identity::secret_file`].
     pub secret: Option<Secret>,
@@ -91,6 +131,9 @@ pub struct Identity {
     pub secret_file: Option<PathBuf>,
     /// Keys of those who issue tokens.
     pub keys: Vec<TrustedKey>,
+    /// Other issuers whose tokens are accepted; no two of one name, and none
+    /// of [`Identity::issuer`].
+    pub issuers: Vec<OtherIssuer>,
     /// `iss` of AgentPort's own tokens.
     pub issuer: String,
     /// `aud` of AgentPort's own tokens.
@@ -101,11 +144,16 @@ pub struct Identity {
     pub max_token: ByteSize,
     /// Tokens that held.
     pub cache: TokenCache,
+    /// What is revoked.
+    pub revocations: Revocations,
     /// Which user name may stand beside a token in Basic.
     pub basic_user: BasicUser,
     /// The private key that `issue-token` signs with, PEM. Its public half
     /// verifies: a gateway with a signing key has a key.
     pub signing_key: Option<PathBuf>,
+    /// A folder of signing keys with its manifest. Never set together with
+    /// [`Identity::signing_key`].
+    pub signing_keys: Option<PathBuf>,
     /// How long an issued token lives.
     pub token_ttl: Duration,
     /// The longest life that may be asked for; at least `token_ttl`.
@@ -117,6 +165,14 @@ pub struct Identity {
     /// The URL of the admin listener as clients see it, without a slash at its
     /// end.
     pub oauth_url: Option<String>,
+}
+
+/// What is revoked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Revocations {
+    /// The list; `None` where nothing can be revoked.
+    pub file: Option<PathBuf>,
 }
 
 /// The cache of tokens that held.
@@ -168,6 +224,8 @@ pub struct Timeouts {
     pub header: Duration,
     /// A client's connection between two requests.
     pub keepalive: Duration,
+    /// A TLS handshake, and a PROXY protocol header.
+    pub handshake: Duration,
     /// Between two bytes of a body.
     pub body: Duration,
     /// Connecting to a destination, all addresses together.
@@ -333,6 +391,7 @@ pub(super) fn config(read: &mut Reader<'_>, purpose: Purpose) -> Option<Config> 
     let policy = policy(read);
     let allowed_destinations = read.value("allowed_destinations");
     let mode = read.value("mode");
+    let tls = tls(read);
     let identity = identity(read);
     let resolver = resolver(read);
     let timeouts = timeouts(read);
@@ -354,6 +413,7 @@ pub(super) fn config(read: &mut Reader<'_>, purpose: Purpose) -> Option<Config> 
         policy: policy?,
         allowed_destinations: allowed_destinations?,
         mode: mode?,
+        tls: tls?,
         identity: identity?,
         resolver: resolver?,
         timeouts: timeouts?,
@@ -375,6 +435,7 @@ pub(super) fn config(read: &mut Reader<'_>, purpose: Purpose) -> Option<Config> 
         let message = format!("more than limits.header_bytes: write at most {most}");
         read.mistake("identity.max_token", message);
     }
+    tls_fits(read, &config);
     config.warnings = warnings(&config);
     Some(config)
 }
@@ -385,13 +446,26 @@ fn listen(read: &mut Reader<'_>) -> Option<Listen> {
         "listen",
         Listen {
             egress,
+            egress_tls,
+            proxy_protocol,
             unix_mode,
             admin
         }
     )?;
-    if listen.egress.is_empty() {
+    if listen.egress.is_empty() && listen.egress_tls.is_empty() {
         let message = "the list is empty: write at least one, such as [\"127.0.0.1:8080\"]";
         read.mistake("listen.egress", message);
+    }
+    for (at, listener) in listen.egress_tls.iter().enumerate() {
+        let key = format!("listen.egress_tls[{at}]");
+        let earlier = listen.egress.iter().chain(&listen.egress_tls[..at]);
+        if matches!(listener, Listener::Unix(_)) {
+            let message = "write address:port: a Unix socket goes into listen.egress";
+            read.mistake_at("listen.egress_tls", key, message);
+        } else if earlier.into_iter().any(|other| overlap(other, listener)) {
+            let message = format!("{listener} is taken by another listener: remove one");
+            read.mistake_at("listen.egress_tls", key, message);
+        }
     }
     for (at, listener) in listen.egress.iter().enumerate() {
         if listen.egress[..at]
@@ -404,9 +478,13 @@ fn listen(read: &mut Reader<'_>) -> Option<Listen> {
         }
     }
     if let Some(admin) = &listen.admin
-        && listen.egress.iter().any(|other| overlap(other, admin))
+        && (listen.egress.iter())
+            .chain(&listen.egress_tls)
+            .any(|other| overlap(other, admin))
     {
-        let message = format!("{admin} is taken by listen.egress: write another port, or off");
+        let message = format!(
+            "{admin} is taken by listen.egress or listen.egress_tls: write another port, or off"
+        );
         read.mistake("listen.admin", message);
     }
     Some(listen)
@@ -440,17 +518,96 @@ fn policy(read: &mut Reader<'_>) -> Option<Option<PathBuf>> {
     Some(Some(path))
 }
 
+fn tls(read: &mut Reader<'_>) -> Option<Tls> {
+    let clients = section!(
+        read,
+        "tls.clients",
+        TlsClients {
+            certificates,
+            ca,
+            crl,
+            names
+        }
+    );
+    let tls = section!(read, "tls", Tls { certificates, min_version, alpn; clients })?;
+    if tls.alpn.is_empty() {
+        let message = "the list is empty: write [h2, http/1.1], or one of them";
+        read.mistake("tls.alpn", message);
+    }
+    let clients = &tls.clients;
+    let asked = clients.certificates != ClientCertificates::None;
+    if asked && clients.ca.is_none() {
+        let message = "client certificates are asked for: write the PEM bundle of their issuers";
+        read.mistake("tls.clients.ca", message);
+    }
+    if !asked {
+        let unused = [
+            ("tls.clients.ca", clients.ca.is_some()),
+            ("tls.clients.crl", !clients.crl.is_empty()),
+            ("tls.clients.names", !clients.names.is_empty()),
+        ];
+        for (key, _) in unused.into_iter().filter(|(_, written)| *written) {
+            let message = "has no effect: write tls.clients.certificates: optional, or required";
+            read.mistake(key, message);
+        }
+    }
+    Some(tls)
+}
+
+/// What `tls`, `listen` and `identity` must agree on.
+fn tls_fits(read: &mut Reader<'_>, config: &Config) {
+    let (listen, tls) = (&config.listen, &config.tls);
+    if !listen.egress_tls.is_empty() && tls.certificates.is_empty() {
+        let message = "listen.egress_tls needs a certificate: write {certificate: PATH, key: PATH}";
+        read.mistake("tls.certificates", message);
+    }
+    let wants = matches!(
+        config.identity.require,
+        RequiredProof::Certificate | RequiredProof::Either | RequiredProof::Both
+    );
+    if !wants {
+        return;
+    }
+    if listen.egress_tls.is_empty() || tls.clients.certificates == ClientCertificates::None {
+        let message = "nobody can show a certificate: write listen.egress_tls and \
+                       tls.clients.certificates, or token here";
+        read.mistake("identity.require", message);
+    } else if tls.clients.names.is_empty() {
+        let message = "no certificate names an agent: write patterns such as \
+                       spiffe://example.org/agent/{agent}";
+        read.mistake("tls.clients.names", message);
+    }
+}
+
 fn identity(read: &mut Reader<'_>) -> Option<Identity> {
     let secret = read.secret();
     let cache = section!(read, "identity.cache", TokenCache { ttl, entries });
+    let revocations = section!(read, "identity.revocations", Revocations { file });
     let identity = section!(read, "identity", Identity {
-        secret_file, keys, issuer, audience, leeway, max_token, basic_user, signing_key,
-        token_ttl, max_token_ttl, max_delegation, service_accounts, oauth_url;
-        secret, cache
+        require, secret_file, keys, issuers, issuer, audience, leeway, max_token, basic_user,
+        signing_key,
+        signing_keys, token_ttl, max_token_ttl, max_delegation, service_accounts, oauth_url;
+        secret, cache, revocations
     })?;
     if identity.secret.is_some() && identity.secret_file.is_some() {
         let message = "AGENTPORT_JWKS_SECRET is set too: keep one of them";
         read.mistake("identity.secret_file", message.to_owned());
+    }
+    if identity.signing_key.is_some() && identity.signing_keys.is_some() {
+        let message = "identity.signing_key is set too: keep one of them";
+        read.mistake("identity.signing_keys", message.to_owned());
+    }
+    for (at, other) in identity.issuers.iter().enumerate() {
+        let before = &identity.issuers[..at];
+        let named = |known: &OtherIssuer| known.issuer == other.issuer;
+        if other.issuer == identity.issuer || before.iter().any(named) {
+            let message = format!(
+                "{:?} is the name of another issuer, or identity.issuer: give each its own",
+                other.issuer
+            );
+            let key = format!("identity.issuers[{at}]");
+            read.mistake_at("identity.issuers", key, message);
+        }
     }
     if identity.token_ttl > identity.max_token_ttl {
         let message = "more than identity.max_token_ttl: write at most that";
@@ -485,7 +642,9 @@ fn some_key(read: &mut Reader<'_>, identity: &Identity) {
     let has_one = identity.secret.is_some()
         || identity.secret_file.is_some()
         || identity.signing_key.is_some()
-        || !identity.keys.is_empty();
+        || identity.signing_keys.is_some()
+        || !identity.keys.is_empty()
+        || !identity.issuers.is_empty();
     // A secret that is there and bad has been reported.
     if !has_one {
         read.missing(
@@ -522,6 +681,7 @@ fn timeouts(read: &mut Reader<'_>) -> Option<Timeouts> {
         Timeouts {
             header,
             keepalive,
+            handshake,
             body,
             connect,
             response,
@@ -579,7 +739,7 @@ fn per_owner(read: &mut Reader<'_>) -> Option<Vec<Arc<Limit>>> {
         };
         complete &= amount.is_some();
         if let (Some(Some(amount)), Some(when_away)) = (amount, when_away) {
-            let limit = Limit::new(*key, *measure, *per, amount, when_away, true);
+            let limit = Limit::new(*key, *measure, *per, amount, when_away);
             limits.push(Arc::new(limit));
         }
     }
@@ -751,6 +911,17 @@ fn warnings(config: &Config) -> Vec<String> {
             .any(|l| matches!(l, Listener::Unix(_)))
     {
         warnings.push("listen.unix_mode lets every user of this machine connect".into());
+    }
+    let by_certificate = matches!(
+        config.identity.require,
+        RequiredProof::Certificate | RequiredProof::Both
+    );
+    if by_certificate && !config.listen.egress.is_empty() {
+        warnings.push(
+            "identity.require wants certificates, so listen.egress, which has no TLS, refuses \
+             everybody: write listen.egress: []"
+                .into(),
+        );
     }
     if let Some(redis) = &config.redis
         && let RedisAddress::Tcp { host, .. } = &redis.url.address

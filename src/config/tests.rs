@@ -376,8 +376,66 @@ fn mistakes_in_the_file() {
         (
             "the admin listener on the egress port",
             "listen:\n  admin: 127.0.0.1:8080\n",
-            "config.yaml:2:10: listen.admin: 127.0.0.1:8080 is taken by listen.egress: write \
-             another port, or off",
+            "config.yaml:2:10: listen.admin: 127.0.0.1:8080 is taken by listen.egress or \
+             listen.egress_tls: write another port, or off",
+        ),
+        (
+            "TLS without a certificate",
+            "listen: {egress_tls: [\"127.0.0.1:8443\"]}",
+            "default: tls.certificates: listen.egress_tls needs a certificate: write {certificate: PATH, \
+             key: PATH}",
+        ),
+        (
+            "TLS where there is clear text",
+            "listen: {egress_tls: [\"127.0.0.1:8080\"]}\ntls: {certificates: [{certificate: a, key: b}]}",
+            "config.yaml:1:22: listen.egress_tls[0]: 127.0.0.1:8080 is taken by another listener: \
+             remove one",
+        ),
+        (
+            "TLS on a Unix socket",
+            "listen: {egress_tls: [\"unix:/a\"]}\ntls: {certificates: [{certificate: a, key: b}]}",
+            "config.yaml:1:22: listen.egress_tls[0]: write address:port: a Unix socket goes into \
+             listen.egress",
+        ),
+        (
+            "a certificate without its key",
+            "tls: {certificates: [{certificate: a}]}",
+            "config.yaml:1:22: tls.certificates[0]: key is missing: write {certificate: PATH, key: \
+             PATH}",
+        ),
+        (
+            "an old version of TLS",
+            "tls: {min_version: 1.1}",
+            "config.yaml:1:20: tls.min_version: \"1.1\": write 1.2 or 1.3",
+        ),
+        (
+            "client certificates of nobody",
+            "tls: {clients: {certificates: required}}",
+            "default: tls.clients.ca: client certificates are asked for: write the PEM bundle of their \
+             issuers",
+        ),
+        (
+            "issuers of certificates that nobody is asked for",
+            "tls: {clients: {ca: /ca.pem}}",
+            "config.yaml:1:21: tls.clients.ca: has no effect: write tls.clients.certificates: \
+             optional, or required",
+        ),
+        (
+            "a pattern that lets anybody choose the domain",
+            "tls: {clients: {names: [\"spiffe://{agent}/x\"]}}",
+            "config.yaml:1:25: tls.clients.names[0]: \"spiffe://{agent}/x\": write the domain out: \
+             spiffe://example.org/… or {agent}.example.org",
+        ),
+        (
+            "a certificate as proof where none can be shown",
+            "identity: {require: certificate}",
+            "config.yaml:1:21: identity.require: nobody can show a certificate: write \
+             listen.egress_tls and tls.clients.certificates, or token here",
+        ),
+        (
+            "a balancer that is no range of addresses",
+            "listen: {proxy_protocol: [10.0.0.1/8]}",
+            "config.yaml:1:27: listen.proxy_protocol[0]: \"10.0.0.1/8\": write 10.0.0.0/8",
         ),
         (
             "permissions that are not octal",
@@ -438,6 +496,48 @@ fn mistakes_in_the_file() {
             "a trusted key with a word spelled wrong",
             "identity:\n  keys:\n    - file: /a\n      isuer: x\n",
             "config.yaml:4:7: identity.keys[0].isuer: unknown key: did you mean issuer?",
+        ),
+        (
+            "an issuer whose keys are nowhere",
+            "identity:\n  issuers:\n    - issuer: https://i.example\n",
+            "config.yaml:3:7: identity.issuers[0]: write exactly one of jwks_file, jwks_url and \
+             discovery: true",
+        ),
+        (
+            "an issuer whose keys are in two places",
+            "identity:\n  issuers:\n    - issuer: https://i.example\n      discovery: true\n      \
+             jwks_file: /a\n",
+            "config.yaml:3:7: identity.issuers[0]: write exactly one of jwks_file, jwks_url and \
+             discovery: true",
+        ),
+        (
+            "an issuer's keys in clear",
+            "identity:\n  issuers:\n    - issuer: i\n      jwks_url: http://i.example/keys\n",
+            "config.yaml:4:17: identity.issuers[0].jwks_url: \"http://i.example/keys\": write a URL \
+             that begins with https://",
+        ),
+        (
+            "discovery by a name that is no URL",
+            "identity:\n  issuers:\n    - {issuer: i, discovery: true}\n",
+            "config.yaml:3:7: identity.issuers[0]: discovery by \"i\": write a URL that begins with \
+             https://",
+        ),
+        (
+            "an issuer with a word spelled wrong",
+            "identity:\n  issuers:\n    - {issuer: i, jwks_file: /a, agent_clam: sub}\n",
+            "config.yaml:3:34: identity.issuers[0].agent_clam: unknown key: did you mean \
+             agent_claim?",
+        ),
+        (
+            "a template of what is not there",
+            "identity:\n  issuers:\n    - {issuer: i, jwks_file: /a, tenant: \"{team}\"}\n",
+            "config.yaml:3:7: identity.issuers[0]: \"{team}\": there is no {team} in \"{agent}\"",
+        ),
+        (
+            "an issuer of the gateway's own name",
+            "identity:\n  issuers:\n    - {issuer: agentport, jwks_file: /a}\n",
+            "config.yaml:3:5: identity.issuers[0]: \"agentport\" is the name of another issuer, or \
+             identity.issuer: give each its own",
         ),
         (
             "an anchor",
@@ -740,6 +840,8 @@ fn a_gateway_without_a_key_does_not_serve() {
         "identity: {secret_file: /run/secrets/jwt}",
         "identity: {keys: [/etc/agentport/keys]}",
         "identity: {signing_key: /etc/agentport/key.pem}",
+        "identity: {signing_keys: /etc/agentport/signing}",
+        "identity: {issuers: [{issuer: i, jwks_file: /etc/agentport/i.json}]}",
     ] {
         assert!(load(file, &[], &[], Purpose::Serve).is_ok(), "{file}");
     }

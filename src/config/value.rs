@@ -8,7 +8,10 @@ use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use ipnet::IpNet;
+
 use crate::egress::{Authority, Destination, DnsName, Host};
+use crate::identity::ClientName;
 use crate::limit::{Quota, QuotaError, WhenAway};
 use crate::policy::Mode;
 
@@ -59,6 +62,15 @@ pub struct TrustedKey {
     pub issuer: Option<String>,
     /// What `aud` must hold; where absent, `identity.audience`.
     pub audience: Option<String>,
+}
+
+/// A certificate chain and its private key, both in PEM.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct CertificatePair {
+    /// The chain, the server's own certificate first.
+    pub certificate: PathBuf,
+    /// The private key.
+    pub key: PathBuf,
 }
 
 /// A secret. Neither `Debug` nor the error messages show it.
@@ -379,7 +391,40 @@ impl Setting for TrustedKey {
     }
 }
 
-fn push(errors: &mut Vec<ConfigError>, node: &Node, key: &str, message: String) {
+impl Setting for CertificatePair {
+    fn read(node: &Node, key: &str, errors: &mut Vec<ConfigError>) -> Option<Self> {
+        const SHAPE: &str = "write {certificate: PATH, key: PATH}";
+        let Value::Map(entries) = &node.value else {
+            push(errors, node, key, SHAPE.to_owned());
+            return None;
+        };
+        let before = errors.len();
+        for entry in entries {
+            if !["certificate", "key"].contains(&entry.key.as_str()) {
+                errors.push(ConfigError {
+                    place: entry.place.clone(),
+                    key: Some(format!("{key}.{}", entry.key)),
+                    message: format!("unknown key: {SHAPE}"),
+                });
+            }
+        }
+        let mut path = |name: &str| {
+            let Some(entry) = entries.iter().find(|entry| entry.key == name) else {
+                push(errors, node, key, format!("{name} is missing: {SHAPE}"));
+                return None;
+            };
+            PathBuf::read(&entry.node, &format!("{key}.{name}"), errors)
+        };
+        let (certificate, private) = (path("certificate"), path("key"));
+        (errors.len() == before).then_some(())?;
+        Some(Self {
+            certificate: certificate?,
+            key: private?,
+        })
+    }
+}
+
+pub(super) fn push(errors: &mut Vec<ConfigError>, node: &Node, key: &str, message: String) {
     errors.push(ConfigError {
         place: node.place.clone(),
         key: Some(key.to_owned()),
@@ -659,6 +704,26 @@ impl FromText for Destination {
     }
 }
 
+impl FromText for ClientName {
+    fn from_text(raw: &str) -> Result<Self, String> {
+        raw.parse()
+            .map_err(|error: crate::identity::ClientNameError| error.to_string())
+    }
+}
+
+impl FromText for IpNet {
+    fn from_text(raw: &str) -> Result<Self, String> {
+        let net = raw
+            .parse::<Self>()
+            .or_else(|_| raw.parse::<IpAddr>().map(Self::from))
+            .map_err(|_| "write a range of addresses, such as 10.0.0.0/8")?;
+        if net.addr() != net.network() {
+            return Err(format!("write {}", net.trunc()));
+        }
+        Ok(net)
+    }
+}
+
 impl FromText for DnsName {
     fn from_text(raw: &str) -> Result<Self, String> {
         Self::parse(raw).map_err(|error| format!("{error}: write a name such as agent.internal"))
@@ -711,6 +776,11 @@ words! {
     Plain: "judge" => Judge, "refuse" => Refuse;
     WhenAway: "local" => Local, "deny" => Deny;
     Overflow: "block" => Block, "deny" => Deny;
+    TlsVersion: "1.2" => Tls12, "1.3" => Tls13;
+    Alpn: "h2" => Http2, "http/1.1" => Http11;
+    ClientCertificates: "none" => None, "optional" => Optional, "required" => Required;
+    RequiredProof: "token" => Token, "certificate" => Certificate, "either" => Either,
+        "both" => Both;
     Fsync: "none" => None, "batch" => Batch, "interval" => Interval;
     LogLevel: "error" => Error, "warn" => Warn, "info" => Info, "debug" => Debug, "trace" => Trace;
     LogFormat: "text" => Text, "json" => Json;
@@ -724,6 +794,59 @@ pub enum BasicUser {
     Any,
     /// The agent's own name.
     Match,
+}
+
+/// A version of TLS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TlsVersion {
+    /// TLS 1.2 (RFC 5246).
+    Tls12,
+    /// TLS 1.3 (RFC 8446).
+    Tls13,
+}
+
+/// A protocol that is offered inside TLS (RFC 7301).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Alpn {
+    /// HTTP/2.
+    Http2,
+    /// HTTP/1.1.
+    Http11,
+}
+
+impl Alpn {
+    /// Its registered name.
+    #[must_use]
+    pub fn id(self) -> &'static [u8] {
+        match self {
+            Self::Http2 => b"h2",
+            Self::Http11 => b"http/1.1",
+        }
+    }
+}
+
+/// Whether clients show certificates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClientCertificates {
+    /// They are not asked.
+    None,
+    /// They are asked, and one that is shown must hold.
+    Optional,
+    /// Without one that holds there is no connection.
+    Required,
+}
+
+/// What proves who asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RequiredProof {
+    /// A token.
+    Token,
+    /// The client's certificate.
+    Certificate,
+    /// One of them; where both are there, they name the same agent.
+    Either,
+    /// Both, of the same agent.
+    Both,
 }
 
 /// A family of addresses.

@@ -12,8 +12,10 @@ mod host;
 mod id;
 mod path;
 mod pattern;
+pub mod proxy_header;
 mod request;
 mod target;
+mod url;
 
 pub use address::{AddressClass, classify, embedded_ipv4};
 pub use canonical::{Canonical, canonical, is_proxys};
@@ -24,3 +26,4 @@ pub use path::{PathError, PathGlob, PathGlobError, RequestPath};
 pub use pattern::{AddressRange, Destination, DestinationError, HostPattern, HostPatternError};
 pub use request::{Ask, EgressRequest, Subject};
 pub use target::{MAX_TARGET_BYTES, RequestTarget, Scheme, TargetError};
+pub use url::{HttpsUrl, UrlError};

@@ -11,6 +11,9 @@ use crate::policy::{Denied, DenyReason};
 
 use super::quota::Standing;
 
+/// Where an agent asks the gateway itself, with its token, what it may reach.
+pub const POLICY_PATH: &str = "/.well-known/agentport/policy";
+
 /// The version that speaks, in `Via` and `Proxy-Status`.
 pub const PSEUDONYM: &str = "agentport";
 
@@ -69,6 +72,9 @@ pub enum Cause {
         /// 403, or 407 where it is so configured.
         status: u16,
     },
+    /// The keys of the token's issuer are not to be had, so that nothing can be
+    /// said of it.
+    IssuerUnavailable,
     /// Policy says no.
     Policy(DenyReason),
     /// The destination is one of the gateway's own listeners.
@@ -141,6 +147,8 @@ pub enum TunnelEnd {
     CredentialEnded,
     /// A budget of bytes is used up.
     Budget,
+    /// The token, or what it stands for, was revoked.
+    Revoked,
     /// The gateway is going down.
     Drained,
     /// The client is gone before anything came of it.
@@ -165,6 +173,7 @@ impl TunnelEnd {
             Self::PolicyChanged => "policy_changed",
             Self::CredentialEnded => "credential_ended",
             Self::Budget => "byte_budget",
+            Self::Revoked => "revoked",
             Self::Drained => "drained",
             Self::Aborted => "aborted",
         }
@@ -175,7 +184,7 @@ impl TunnelEnd {
     pub fn was_allowed(self) -> bool {
         match self {
             Self::Closed | Self::Reset | Self::Idle | Self::Drained | Self::Aborted => true,
-            Self::PolicyChanged | Self::CredentialEnded | Self::Budget => true,
+            Self::PolicyChanged | Self::CredentialEnded | Self::Revoked | Self::Budget => true,
             Self::NoFirstBytes
             | Self::NoServerName
             | Self::OtherServerName
@@ -298,7 +307,8 @@ impl Denial {
             Cause::Overloaded
             | Cause::LimitsUnavailable
             | Cause::AuditUnavailable
-            | Cause::Draining => 503,
+            | Cause::Draining
+            | Cause::IssuerUnavailable => 503,
             Cause::NameTimeout | Cause::ConnectTimeout | Cause::UpstreamTimeout => 504,
             Cause::Loop => 508,
         }
@@ -320,6 +330,7 @@ impl Denial {
             Cause::Loop => "loop_detected",
             Cause::NoCredential => "no_credential",
             Cause::BadCredential { code, .. } => code,
+            Cause::IssuerUnavailable => "issuer_unavailable",
             Cause::Policy(reason) => reason.as_str(),
             Cause::OwnListener => "own_listener",
             Cause::Throttled { .. } => "throttled",
@@ -363,7 +374,8 @@ impl Denial {
             Cause::Overloaded
             | Cause::LimitsUnavailable
             | Cause::AuditUnavailable
-            | Cause::Draining => "proxy_internal_response",
+            | Cause::Draining
+            | Cause::IssuerUnavailable => "proxy_internal_response",
             Cause::Internal => "proxy_internal_error",
             Cause::Loop => "proxy_loop_detected",
             Cause::NameNotFound | Cause::NameFailed => "dns_error",
@@ -400,6 +412,7 @@ impl Denial {
             Cause::Loop => "the request has passed this gateway before",
             Cause::NoCredential => "the request has no credential",
             Cause::BadCredential { .. } => "the credential is not accepted",
+            Cause::IssuerUnavailable => "the keys of the token's issuer cannot be had now",
             Cause::Policy(_) => "policy refuses this",
             Cause::OwnListener => "the destination is the gateway itself",
             Cause::Throttled { .. } => "a quota is used up for now",
@@ -448,6 +461,14 @@ impl Denial {
             Cause::BadCredential {
                 code: "expired", ..
             } => "Get a new token; repeating the request cannot succeed.",
+            Cause::BadCredential { code, .. } if code.contains("certificate") => {
+                "Connect by TLS with the certificate of the agent; repeating the request cannot succeed."
+            }
+            Cause::BadCredential {
+                code: "revoked", ..
+            } => {
+                "The token was revoked; ask the operator of this gateway. Repeating the request cannot succeed."
+            }
             Cause::BadCredential { .. } => {
                 "Get a token from the operator of this gateway; repeating the request cannot succeed."
             }
@@ -457,7 +478,8 @@ impl Denial {
             Cause::Overloaded
             | Cause::LimitsUnavailable
             | Cause::AuditUnavailable
-            | Cause::Draining => "Try again in a moment.",
+            | Cause::Draining
+            | Cause::IssuerUnavailable => "Try again in a moment.",
             Cause::NameNotFound => "Check the spelling of the host name.",
             Cause::NameTimeout
             | Cause::NameFailed
@@ -483,6 +505,7 @@ impl Denial {
             | Cause::LimitsUnavailable
             | Cause::AuditUnavailable
             | Cause::Draining => Some(1),
+            Cause::IssuerUnavailable => Some(10),
             _ => None,
         }
     }
@@ -522,6 +545,8 @@ impl Denial {
             rule: Option<&'a str>,
             destination: Option<String>,
             hint: &'a str,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            policy_url: Option<&'static str>,
             request_id: &'a str,
         }
         let body = Body {
@@ -530,6 +555,13 @@ impl Denial {
             rule: self.rule().map(AsRef::as_ref),
             destination: self.destination().map(ToString::to_string),
             hint: self.hint(),
+            // Of the gateway itself, not through it. A tenant without a policy
+            // has nothing to be told there.
+            policy_url: match self.cause {
+                Cause::Policy(DenyReason::UnknownTenant) => None,
+                Cause::Policy(_) => Some(POLICY_PATH),
+                _ => None,
+            },
             request_id: request_id.as_str(),
         };
         let mut out = serde_json::to_vec(&body).unwrap_or_default();

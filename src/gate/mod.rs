@@ -11,25 +11,27 @@ mod quota;
 mod storm;
 mod trail;
 
-use std::collections::HashSet;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use denial::{Cause, Denial, PSEUDONYM, TunnelEnd};
+pub use denial::{Cause, Denial, POLICY_PATH, PSEUDONYM, TunnelEnd};
 pub use quota::{Budget, Standing, Way};
 pub use storm::StormSettings;
 pub use trail::{AuditTrail, Opening};
 
 use crate::egress::{AgentId, Authority, EgressRequest, Host};
-use crate::identity::{self, CachedVerifier, Principal};
+use crate::identity::{
+    self, CachedVerifier, Certified, KeysNow, PeerCertificate, Principal, RevocationSet,
+    RevokedKind,
+};
 use crate::limit::{Ledger, Limit};
-use crate::policy::{Decision, Permit, PolicySet};
+use crate::policy::{Decision, DenyReason, Permit, PolicySet, Reach};
 
 use ports::{
-    AuditSink, Clock, Observation, Observe, PolicySource, Resolve, ResolveError, SharedLimits,
-    SinkState,
+    AuditSink, Clock, IssuerKeys, KeyNews, Observation, Observe, PolicySource, Resolve,
+    ResolveError, RevocationSource, SharedLimits, SinkState, TrustsCertificates,
 };
 use quota::{Quotas, Spending};
 use trail::TrailPorts;
@@ -139,12 +141,34 @@ impl OwnListeners {
     }
 }
 
+/// What proves who asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Proof {
+    /// A token.
+    Token,
+    /// The client's certificate.
+    Certificate,
+    /// One of them; where both are there, they name the same agent.
+    Either,
+    /// Both, of the same agent.
+    Both,
+}
+
 /// What a gate is made of.
 pub struct GateParts {
     /// The policy in force.
     pub policy: Arc<dyn PolicySource>,
     /// The keys in force, and the tokens already checked.
     pub tokens: Arc<CachedVerifier>,
+    /// What proves who asks.
+    pub proof: Proof,
+    /// Whom clients' certificates are trusted from; `None` where no listener
+    /// asks for them.
+    pub certificates: Option<Arc<dyn TrustsCertificates>>,
+    /// Where keys of other issuers are asked for.
+    pub issuers: Option<Arc<dyn IssuerKeys>>,
+    /// The revocations in force.
+    pub revocations: Arc<dyn RevocationSource>,
     /// Whether a Basic user name must be the agent's.
     pub match_basic_user: bool,
     /// Names.
@@ -174,6 +198,10 @@ pub struct GateParts {
 pub struct Gate {
     policy: Arc<dyn PolicySource>,
     tokens: Arc<CachedVerifier>,
+    proof: Proof,
+    certificates: Option<Arc<dyn TrustsCertificates>>,
+    issuers: Option<Arc<dyn IssuerKeys>>,
+    revocations: Arc<dyn RevocationSource>,
     match_basic_user: bool,
     names: Arc<dyn Resolve>,
     quotas: Quotas,
@@ -189,6 +217,10 @@ impl Gate {
         Self {
             policy: parts.policy,
             tokens: parts.tokens,
+            proof: parts.proof,
+            certificates: parts.certificates,
+            issuers: parts.issuers,
+            revocations: parts.revocations,
             match_basic_user: parts.match_basic_user,
             names: parts.names,
             quotas: Quotas::new(
@@ -275,27 +307,33 @@ impl Gate {
         let leeway = self.tokens.verifier_settings().leeway.as_secs();
         let code = if now >= who.expires_at().saturating_add(leeway) {
             "expired"
-        } else if !self
-            .tokens
-            .keys()
-            .iter()
-            .any(|key| key.id() == who.key_id())
-        {
+        } else if who.has_token() && !self.tokens.trusts(who, now) {
             "unknown_key"
+        } else if let Some(kind) = self.revoked(who) {
+            return Err(self.bad_credential(REVOKED, revoked_detail(kind)));
         } else {
-            return Ok(());
+            return match who.certificate() {
+                Some(certificate) => holds(self.certificates.as_deref(), certificate, self.now()),
+                None => Ok(()),
+            };
         };
         let status = self.bad_credential_status;
         Err(Denial::new(Cause::BadCredential { code, status }))
     }
 
-    /// Who asks, by the value of `Proxy-Authorization` (or what stands for it).
+    fn now(&self) -> std::time::SystemTime {
+        self.ports.clock.wall()
+    }
+
+    /// Who asks, by what the client's certificate says, where it has shown one,
+    /// and by the value of `Proxy-Authorization` (or what stands for it).
     ///
     /// # Errors
     /// A [`Denial`]: no credential, one that is no good, a source that asks too
     /// often, or a log that can take no record.
     pub async fn authenticate(
         &self,
+        certified: Option<&Certified>,
         credential: Option<&[u8]>,
         source: Option<IpAddr>,
         trail: &mut AuditTrail,
@@ -303,26 +341,105 @@ impl Gate {
         self.room().await?;
         // Before the signature, so that bad tokens cost their sender most.
         self.quotas.source(source).await?;
+        if let Some(shown) = certified {
+            // Under whatever proof is asked for: its handshake would fail now.
+            holds(self.certificates.as_deref(), &shown.certificate, self.now())?;
+        }
+        match (self.proof, certified) {
+            (Proof::Token, _) => self.by_token(credential, trail).await,
+            (Proof::Certificate, shown) => self.by_certificate(shown, trail),
+            (Proof::Either, Some(shown)) if credential.is_none() && shown.who.is_ok() => {
+                self.by_certificate(Some(shown), trail)
+            }
+            (Proof::Either, Some(shown)) if shown.who.is_ok() => {
+                self.by_both(shown, credential, trail).await
+            }
+            (Proof::Either, _) => self.by_token(credential, trail).await,
+            (Proof::Both, Some(shown)) => self.by_both(shown, credential, trail).await,
+            (Proof::Both, None) => Err(bad_certificate("no_certificate")),
+        }
+    }
+
+    fn by_certificate(
+        &self,
+        shown: Option<&Certified>,
+        trail: &mut AuditTrail,
+    ) -> Result<Arc<Principal>, Denial> {
+        let who = named_by(shown)?;
+        trail.principal(&who);
+        match self.revoked(&who) {
+            Some(kind) => Err(self.bad_credential(REVOKED, revoked_detail(kind))),
+            None => Ok(who),
+        }
+    }
+
+    /// By a token and a certificate that name the same agent. Of a tenant only
+    /// one of them need speak.
+    async fn by_both(
+        &self,
+        shown: &Certified,
+        credential: Option<&[u8]>,
+        trail: &mut AuditTrail,
+    ) -> Result<Arc<Principal>, Denial> {
+        let named = self.by_certificate(Some(shown), trail)?;
+        let who = self.by_token(credential, trail).await?;
+        let tenants_fit = match (named.tenant(), who.tenant()) {
+            (Some(named), tenant) => tenant == Some(named),
+            (None, _) => true,
+        };
+        if named.agent() != who.agent() || !tenants_fit {
+            let detail = format!("the certificate is that of {}", named.agent());
+            return Err(bad_certificate("certificate_mismatch").detail(detail));
+        }
+        Ok(Arc::new(who.with_certificate(&shown.certificate)))
+    }
+
+    async fn by_token(
+        &self,
+        credential: Option<&[u8]>,
+        trail: &mut AuditTrail,
+    ) -> Result<Arc<Principal>, Denial> {
         let Some(value) = credential else {
             return Err(Denial::new(Cause::NoCredential));
         };
         let started = self.ports.clock.monotonic();
-        let checked = self.check_token(value);
+        let mut checked = self.check_token(value);
+        if let Err(BadToken {
+            of_issuer: Some(issuer),
+            ..
+        }) = &checked.outcome
+            && let Some(issuers) = &self.issuers
+        {
+            match issuers.unknown_key(issuer).await {
+                KeyNews::None => {}
+                KeyNews::Asked => checked = self.check_token(value),
+                KeyNews::Unavailable => {
+                    let detail = format!("there are no keys of the issuer {issuer:?} to be had");
+                    checked.outcome = Err(BadToken {
+                        code: ISSUER_UNAVAILABLE,
+                        detail,
+                        known: None,
+                        of_issuer: None,
+                    });
+                }
+            }
+        }
         let took = self.ports.clock.monotonic().saturating_sub(started);
-        let (outcome, cached) = match &checked {
-            Ok((_, cached)) => ("ok", *cached),
-            Err(error) => (error.code, false),
-        };
+        let cached = checked.cached && checked.outcome.is_ok();
         let cost = if cached { Duration::ZERO } else { took };
         trail.validated(cost);
         self.ports.observe.observe(Observation::Token {
-            outcome,
+            outcome: checked
+                .outcome
+                .as_ref()
+                .map_or_else(|bad| bad.code, |_| "ok"),
+            algorithm: checked.algorithm,
             took: cost,
             cached,
             trace_id: trail.trace_id(),
         });
-        match checked {
-            Ok((who, _)) => {
+        match checked.outcome {
+            Ok(who) => {
                 trail.principal(&who);
                 Ok(who)
             }
@@ -330,31 +447,66 @@ impl Gate {
                 if let Some(known) = &error.known {
                     trail.known(known.0.clone(), known.1.clone());
                 }
-                let cause = Cause::BadCredential {
-                    code: error.code,
-                    status: self.bad_credential_status,
+                let cause = match error.code {
+                    ISSUER_UNAVAILABLE => Cause::IssuerUnavailable,
+                    code => Cause::BadCredential {
+                        code,
+                        status: self.bad_credential_status,
+                    },
                 };
                 Err(Denial::new(cause).detail(error.detail))
             }
         }
     }
 
-    fn check_token(&self, value: &[u8]) -> Result<(Arc<Principal>, bool), BadToken> {
-        let credential = identity::Credential::parse(value).map_err(|error| BadToken {
-            code: error.code(),
-            detail: error.to_string(),
-            known: None,
-        })?;
-        let now = self.ports.clock.wall();
-        let verified = self
-            .tokens
-            .verify(credential.token(), trail::unix_seconds(now))
-            .map_err(|error| BadToken {
-                code: error.code(),
-                detail: error.to_string(),
-                known: error.facts(),
-            })?;
-        let (who, cached) = verified;
+    fn check_token(&self, value: &[u8]) -> CheckedToken {
+        let credential = match identity::Credential::parse(value) {
+            Ok(credential) => credential,
+            Err(error) => {
+                return CheckedToken {
+                    algorithm: "none",
+                    cached: false,
+                    outcome: Err(BadToken {
+                        code: error.code(),
+                        detail: error.to_string(),
+                        known: None,
+                        of_issuer: None,
+                    }),
+                };
+            }
+        };
+        let now = trail::unix_seconds(self.ports.clock.wall());
+        let verdict = self.tokens.check(credential.token(), now);
+        CheckedToken {
+            algorithm: verdict
+                .algorithm
+                .map_or("none", identity::Algorithm::as_str),
+            cached: verdict.cached,
+            outcome: match verdict.outcome {
+                Ok(who) => self.check_user(&credential, who),
+                Err(error) => Err(BadToken {
+                    code: error.code(),
+                    detail: error.to_string(),
+                    known: error.facts(),
+                    of_issuer: self.foreign(&error, credential.token()),
+                }),
+            },
+        }
+    }
+
+    /// The issuer whose keys might have to be asked for again.
+    fn foreign(&self, error: &identity::TokenError, token: &str) -> Option<String> {
+        if self.issuers.is_none() || !matches!(error, identity::TokenError::UnknownKey(_)) {
+            return None;
+        }
+        identity::claimed_issuer(token, self.tokens.verifier_settings().max_token_bytes)
+    }
+
+    fn check_user(
+        &self,
+        credential: &identity::Credential,
+        who: Arc<Principal>,
+    ) -> Result<Arc<Principal>, BadToken> {
         if self.match_basic_user
             && credential
                 .user()
@@ -364,9 +516,44 @@ impl Gate {
                 code: "user_mismatch",
                 detail: "the Basic user name is not the token's agent".to_owned(),
                 known: Some((Some(who.agent().clone()), who.jti().cloned())),
+                of_issuer: None,
             });
         }
-        Ok((who, cached))
+        // Also what the cache remembers: a revocation is in force at once.
+        if let Some(kind) = self.revoked(&who) {
+            return Err(BadToken {
+                code: REVOKED,
+                detail: revoked_detail(kind),
+                known: Some((Some(who.agent().clone()), who.jti().cloned())),
+                of_issuer: None,
+            });
+        }
+        Ok(who)
+    }
+
+    /// By what this principal is revoked now.
+    fn revoked(&self, who: &Principal) -> Option<RevokedKind> {
+        let now = trail::unix_seconds(self.ports.clock.wall());
+        self.revocations.current().revokes(who, now)
+    }
+
+    fn bad_credential(&self, code: &'static str, detail: String) -> Denial {
+        let status = self.bad_credential_status;
+        Denial::new(Cause::BadCredential { code, status }).detail(detail)
+    }
+
+    /// What this agent may reach, for the agent itself. The caller has
+    /// authenticated it.
+    ///
+    /// # Errors
+    /// A [`Denial`]: its tenant has no policy.
+    pub fn reach(&self, who: &Principal, trail: &mut AuditTrail) -> Result<Reach, Denial> {
+        let policy = self.policy.current();
+        trail.policy(policy.digest());
+        policy.reach(&who.subject()).ok_or_else(|| {
+            Denial::new(Cause::Policy(DenyReason::UnknownTenant))
+                .detail("the tenant of the token has no document")
+        })
     }
 
     /// Whether this agent may do this, and by which addresses.
@@ -527,25 +714,29 @@ impl Gate {
         Ok(passed)
     }
 
-    /// The policy and the keys of this moment, to put to what is open.
+    /// The policy, the keys and the revocations of this moment, to put to what
+    /// is open.
     #[must_use]
     pub fn judge(&self) -> Judge {
         Judge {
             policy: self.policy.current(),
-            keys: self
-                .tokens
-                .keys()
-                .iter()
-                .map(|key| Arc::clone(key.id()))
-                .collect(),
+            revocations: self.revocations.current(),
+            keys: self.tokens.keys_now(),
+            now: trail::unix_seconds(self.ports.clock.wall()),
+            certificates: self.certificates.clone(),
+            wall: self.now(),
         }
     }
 }
 
-/// The policy and the keys of one moment.
+/// The policy, the keys and the revocations of one moment.
 pub struct Judge {
     policy: Arc<PolicySet>,
-    keys: HashSet<Arc<str>>,
+    revocations: Arc<RevocationSet>,
+    keys: KeysNow,
+    now: u64,
+    certificates: Option<Arc<dyn TrustsCertificates>>,
+    wall: std::time::SystemTime,
 }
 
 impl Judge {
@@ -559,8 +750,15 @@ impl Judge {
         request: &EgressRequest,
         dialled: Option<IpAddr>,
     ) -> Result<(), TunnelEnd> {
-        if !self.keys.contains(who.key_id()) {
+        if who.has_token() && !self.keys.trusts(who, self.now) {
             return Err(TunnelEnd::CredentialEnded);
+        }
+        if let Some(certificate) = who.certificate() {
+            holds(self.certificates.as_deref(), certificate, self.wall)
+                .map_err(|_| TunnelEnd::CredentialEnded)?;
+        }
+        if self.revocations.revokes(who, self.now).is_some() {
+            return Err(TunnelEnd::Revoked);
         }
         match self.policy.decide(&who.subject(), request) {
             Decision::Allow(permit) => match dialled.map(|address| permit.address(address)) {
@@ -572,10 +770,65 @@ impl Judge {
     }
 }
 
+/// Whether a certificate that held at its handshake still does.
+fn holds(
+    trust: Option<&dyn TrustsCertificates>,
+    certificate: &PeerCertificate,
+    now: std::time::SystemTime,
+) -> Result<(), Denial> {
+    // Where nobody is asked, nobody is trusted.
+    let held = match trust {
+        Some(trust) => trust.holds(certificate, now),
+        None => Err("certificate_unknown_issuer"),
+    };
+    held.map_err(|code| {
+        bad_certificate(code).detail(format!("serial number {}", certificate.serial()))
+    })
+}
+
+/// The agent that a certificate names.
+fn named_by(shown: Option<&Certified>) -> Result<Arc<Principal>, Denial> {
+    let Some(shown) = shown else {
+        return Err(bad_certificate("no_certificate"));
+    };
+    match &shown.who {
+        Ok(who) => Ok(Arc::clone(who)),
+        Err(error) => {
+            let names = [shown.certificate.uris(), shown.certificate.dns_names()].concat();
+            let detail = format!("{error}: {}", names.join(", "));
+            Err(bad_certificate(error.code()).detail(detail))
+        }
+    }
+}
+
+/// Another certificate cannot be asked for within the connection, so this is
+/// never a challenge.
+fn bad_certificate(code: &'static str) -> Denial {
+    Denial::new(Cause::BadCredential { code, status: 403 })
+}
+
+/// The code of a credential that was revoked.
+const REVOKED: &str = "revoked";
+
+fn revoked_detail(kind: RevokedKind) -> String {
+    format!("revoked by {kind}")
+}
+
+/// The code of a token whose issuer's keys are not to be had.
+const ISSUER_UNAVAILABLE: &str = "issuer_unavailable";
+
+struct CheckedToken {
+    algorithm: &'static str,
+    cached: bool,
+    outcome: Result<Arc<Principal>, BadToken>,
+}
+
 struct BadToken {
     code: &'static str,
     detail: String,
     known: Option<(Option<AgentId>, Option<Arc<str>>)>,
+    /// Where no key was known: the issuer that the token claims.
+    of_issuer: Option<String>,
 }
 
 fn resolve_code(error: ResolveError) -> &'static str {

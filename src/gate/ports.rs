@@ -8,6 +8,8 @@ use std::time::{Duration, SystemTime};
 
 use crate::audit::AuditRecord;
 use crate::egress::DnsName;
+use crate::identity::PeerCertificate;
+use crate::identity::RevocationSet;
 use crate::policy::PolicySet;
 
 /// A future that a trait object may return.
@@ -17,6 +19,12 @@ pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 pub trait PolicySource: Send + Sync {
     /// One version, whole; a request uses the one that it got.
     fn current(&self) -> Arc<PolicySet>;
+}
+
+/// The revocations in force.
+pub trait RevocationSource: Send + Sync {
+    /// All of one moment.
+    fn current(&self) -> Arc<RevocationSet>;
 }
 
 /// Addresses of names.
@@ -80,6 +88,37 @@ pub trait SharedLimits: Send + Sync {
     fn answered(&self) -> BoxFuture<'_, ()>;
 }
 
+/// Whom certificates of clients are trusted from, at this moment.
+pub trait TrustsCertificates: Send + Sync {
+    /// Whether a certificate that held at its handshake still does. `now` is
+    /// the time.
+    ///
+    /// # Errors
+    /// The code of what is wrong with it by now, such as
+    /// `certificate_revoked`.
+    fn holds(&self, certificate: &PeerCertificate, now: SystemTime) -> Result<(), &'static str>;
+}
+
+/// The keys of other issuers, which can be asked for again.
+pub trait IssuerKeys: Send + Sync {
+    /// A token that claims to be this issuer's names a key that is not known.
+    /// Asks the issuer again where it is time to, and comes back when that has
+    /// an end; what the issuer gave is then in force.
+    fn unknown_key<'a>(&'a self, issuer: &'a str) -> BoxFuture<'a, KeyNews>;
+}
+
+/// What became of asking an issuer for its keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeyNews {
+    /// It is none of the issuers that are asked, or it was asked just now.
+    None,
+    /// It was asked, and its keys of this moment are in force.
+    Asked,
+    /// There are no keys of this issuer: it has not answered yet, or not for
+    /// longer than its keys may be kept.
+    Unavailable,
+}
+
 /// The time. Tests hold it.
 pub trait Clock: Send + Sync {
     /// The wall clock, for records and tokens.
@@ -106,6 +145,13 @@ pub enum Observation<'a> {
         /// +1 or -1.
         change: i64,
     },
+    /// A TLS handshake with a client has ended.
+    Handshake {
+        /// The listener's name.
+        listener: &'a str,
+        /// `full`, `resumed`, `challenge`, or the code of what went wrong.
+        outcome: &'static str,
+    },
     /// A tunnel opened (+1) or closed (-1).
     Tunnel {
         /// +1 or -1.
@@ -120,6 +166,8 @@ pub enum Observation<'a> {
     Token {
         /// `ok`, or the code of the error.
         outcome: &'static str,
+        /// The algorithm of the token's key, or `none` where it came to no key.
+        algorithm: &'static str,
         /// What the check took; zero for a cached one.
         took: Duration,
         /// Whether the cache answered.

@@ -11,7 +11,7 @@ use crate::limit::{
     Account, Allowance, Amount, Ledger, Limit, Measure, Owner, Per, PlaceHeld, Refusal, Room,
     window,
 };
-use crate::policy::Permit;
+use crate::policy::{Mode, Permit};
 
 use super::denial::{Cause, Denial};
 use super::ports::{Clock, Observation, Observe, SharedLimits};
@@ -32,8 +32,9 @@ pub(super) struct Spending {
     ledger: Arc<Ledger>,
     clock: Arc<dyn Clock>,
     observe: Arc<dyn Observe>,
-    up: Vec<Account>,
-    down: Vec<Account>,
+    /// Each with whether it binds.
+    up: Vec<(Mode, Account)>,
+    down: Vec<(Mode, Account)>,
     standing: Vec<Standing>,
     _places: Vec<PlaceHeld>,
 }
@@ -115,8 +116,12 @@ impl Quotas {
         let source = trail.source();
         let mut any = false;
         // What counts requests of a source has been asked when they came.
-        let own = self.limits.iter().filter(|limit| !is_of_source(limit));
-        for limit in own.chain(permit.limits()) {
+        let own = self
+            .limits
+            .iter()
+            .filter(|limit| !is_of_source(limit))
+            .map(|limit| (Mode::Enforce, limit));
+        for (mode, limit) in own.chain(permit.limits()) {
             if !holds_for(limit, request, trail.is_inside_tunnel()) {
                 continue;
             }
@@ -144,12 +149,12 @@ impl Quotas {
                     }
                     Err(refusal) => Err(refusal),
                 },
-                Measure::BytesUp => self.has_bytes(account, &mut spending.up),
-                Measure::BytesDown => self.has_bytes(account, &mut spending.down),
+                Measure::BytesUp => self.has_bytes(account, mode, &mut spending.up),
+                Measure::BytesDown => self.has_bytes(account, mode, &mut spending.down),
             };
             if let Err(refusal) = outcome {
                 let denial = self.refused(limit, refusal);
-                if !limit.enforced() {
+                if mode == Mode::Audit {
                     trail.would_deny(denial.code());
                     continue;
                 }
@@ -188,14 +193,19 @@ impl Quotas {
 
     /// A budget of bytes must not be used up already; what follows is taken as
     /// it comes.
-    fn has_bytes(&self, account: Account, into: &mut Vec<Account>) -> Result<(), Refusal> {
+    fn has_bytes(
+        &self,
+        account: Account,
+        mode: Mode,
+        into: &mut Vec<(Mode, Account)>,
+    ) -> Result<(), Refusal> {
         let now = self.clock.monotonic();
         if self.ledger.room(&account, now) == Room::Units(0) {
             // Asking for one byte tells when there will be one.
             self.ledger.take(&account, 1, false, now)?;
             self.ledger.put_back(&account, 1, now);
         }
-        into.push(account);
+        into.push((mode, account));
         Ok(())
     }
 
@@ -250,10 +260,7 @@ impl Spending {
         let now = self.clock.monotonic();
         let mut least = u64::MAX;
         let mut later = false;
-        for account in self.accounts(way) {
-            if !account.limit().enforced() {
-                continue;
-            }
+        for account in self.binding(way) {
             match self.ledger.room(account, now) {
                 Room::Units(0) => {
                     return Budget::UsedUp;
@@ -275,7 +282,7 @@ impl Spending {
             return;
         }
         let now = self.clock.monotonic();
-        for account in self.accounts(way) {
+        for (_, account) in self.accounts(way) {
             self.ledger.use_up(account, bytes, now);
         }
     }
@@ -287,11 +294,7 @@ impl Spending {
             Room::Units(units) => units,
             Room::Later => u64::MAX,
         };
-        let enforced = self.accounts(way).iter();
-        let limit = enforced
-            .filter(|account| account.limit().enforced())
-            .min_by_key(room)?
-            .limit();
+        let limit = self.binding(way).min_by_key(room)?.limit();
         self.observe.observe(Observation::Throttled {
             limit: limit.label(),
         });
@@ -306,7 +309,14 @@ impl Spending {
         &self.standing
     }
 
-    fn accounts(&self, way: Way) -> &[Account] {
+    /// The accounts whose limits bind.
+    fn binding(&self, way: Way) -> impl Iterator<Item = &Account> {
+        let binds = |(mode, _): &&(Mode, Account)| *mode == Mode::Enforce;
+        let accounts = self.accounts(way).iter();
+        accounts.filter(binds).map(|(_, account)| account)
+    }
+
+    fn accounts(&self, way: Way) -> &[(Mode, Account)] {
         match way {
             Way::Up => &self.up,
             Way::Down => &self.down,

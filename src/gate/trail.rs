@@ -246,6 +246,15 @@ impl AuditTrail {
         });
     }
 
+    /// The gateway itself has answered, with what this agent may see.
+    pub fn served(&mut self, path: &str) {
+        self.edit(|record| {
+            record.action_allowed = true;
+            record.path = Some(path.into());
+        });
+        self.answered(200);
+    }
+
     /// The request has broken off after it was admitted.
     pub fn broke_off(&mut self, reason: &'static str, detail: Option<String>) {
         self.edit(|record| {

@@ -10,6 +10,7 @@ use std::time::Duration;
 use quick_cache::sync::Cache;
 use ring::digest;
 
+use super::algorithm::Algorithm;
 use super::error::TokenError;
 use super::keys::VerifyingKeys;
 use super::principal::Principal;
@@ -54,12 +55,53 @@ struct Generation {
     verifier: TokenVerifier,
     verified: Cache<TokenHash, Entry>,
     /// Only signatures that do not hold: with the same keys they never will.
-    refused: Cache<TokenHash, ()>,
+    refused: Cache<TokenHash, Algorithm>,
+}
+
+/// How a token was judged.
+#[derive(Clone, Debug)]
+pub struct Verdict {
+    /// The algorithm of the key that the token came to; `None` where it came
+    /// to none.
+    pub algorithm: Option<Algorithm>,
+    /// Whether it was remembered, so that no signature was computed.
+    pub cached: bool,
+    /// The principal, or what is wrong.
+    pub outcome: Result<Arc<Principal>, TokenError>,
+}
+
+impl Verdict {
+    fn new(algorithm: Option<Algorithm>, outcome: Result<Arc<Principal>, TokenError>) -> Self {
+        Self {
+            algorithm,
+            cached: false,
+            outcome,
+        }
+    }
+}
+
+/// The keys of one moment.
+#[derive(Clone, Debug)]
+pub struct KeysNow(Arc<Generation>);
+
+impl KeysNow {
+    /// See [`CachedVerifier::trusts`].
+    #[must_use]
+    pub fn trusts(&self, who: &Principal, now: u64) -> bool {
+        self.0.verifier.keys().trusts(who, now)
+    }
+
+    /// See [`VerifyingKeys::next_end`].
+    #[must_use]
+    pub fn next_end(&self, now: u64) -> Option<u64> {
+        self.0.verifier.keys().next_end(now)
+    }
 }
 
 #[derive(Clone, Debug)]
 struct Entry {
     principal: Arc<Principal>,
+    algorithm: Algorithm,
     /// When it was verified, and until when that is good, in seconds.
     from: u64,
     until: u64,
@@ -74,44 +116,75 @@ impl CachedVerifier {
     }
 
     /// Verifies a token at `now`, in seconds since 1970. The flag says whether
-    /// it was remembered, in which case no signature was computed and nothing
-    /// but a count was written.
+    /// it was remembered, in which case no signature was computed, nothing was
+    /// allocated and nothing but a count was written.
     ///
     /// # Errors
     /// [`TokenError`].
     pub fn verify(&self, token: &str, now: u64) -> Result<(Arc<Principal>, bool), TokenError> {
+        let verdict = self.check(token, now);
+        verdict.outcome.map(|who| (who, verdict.cached))
+    }
+
+    /// The same, with the algorithm of the token's key.
+    pub fn check(&self, token: &str, now: u64) -> Verdict {
         let generation = self.generation();
-        generation.verifier.check_size(token)?;
+        if let Err(error) = generation.verifier.check_size(token) {
+            return Verdict::new(None, Err(error));
+        }
         if self.settings.lifetime.is_zero() {
-            return generation
-                .verifier
-                .verify(token, now)
-                .map(|who| (Arc::new(who), false));
+            let examined = generation.verifier.examine(token, now);
+            return Verdict::new(examined.algorithm, examined.outcome.map(Arc::new));
         }
         let hash = hash(token);
         if let Some(entry) = generation.verified.get(&hash) {
             // Not before it was verified either: a clock set back must not
             // carry a token past its `nbf`.
             if (entry.from..entry.until).contains(&now) {
-                return Ok((entry.principal, true));
+                return Verdict {
+                    algorithm: Some(entry.algorithm),
+                    cached: true,
+                    outcome: Ok(entry.principal),
+                };
             }
             generation.verified.remove(&hash);
         }
-        if generation.refused.get(&hash).is_some() {
-            return Err(TokenError::BadSignature);
+        if let Some(algorithm) = generation.refused.get(&hash) {
+            return Verdict {
+                algorithm: Some(algorithm),
+                cached: true,
+                outcome: Err(TokenError::BadSignature),
+            };
         }
-        match generation.verifier.verify(token, now) {
-            Ok(who) => Ok((
-                generation.remember(hash, who, now, self.settings.lifetime),
-                false,
-            )),
-            Err(error) => {
-                if error == TokenError::BadSignature {
-                    generation.refused.insert(hash, ());
-                }
-                Err(error)
+        let examined = generation.verifier.examine(token, now);
+        let algorithm = examined.algorithm;
+        let outcome = match (examined.outcome, algorithm) {
+            (Ok(who), Some(algorithm)) => {
+                let lifetime = self.settings.lifetime.as_secs();
+                let end = now.saturating_add(lifetime);
+                let end = examined.key_until.map_or(end, |until| end.min(until));
+                Ok(generation.remember(hash, who, algorithm, now, end))
             }
-        }
+            (Err(TokenError::BadSignature), Some(algorithm)) => {
+                generation.refused.insert(hash, algorithm);
+                Err(TokenError::BadSignature)
+            }
+            (outcome, _) => outcome.map(Arc::new),
+        };
+        Verdict::new(algorithm, outcome)
+    }
+
+    /// Whether the key that confirmed this principal's token is in force at
+    /// `now`, in seconds since 1970. Copies nothing.
+    #[must_use]
+    pub fn trusts(&self, who: &Principal, now: u64) -> bool {
+        self.generation().verifier.keys().trusts(who, now)
+    }
+
+    /// The keys of this moment, to put to many principals. Copies nothing.
+    #[must_use]
+    pub fn keys_now(&self) -> KeysNow {
+        KeysNow(self.generation())
     }
 
     /// Puts other keys in force. What the old ones verified is forgotten, also
@@ -176,17 +249,16 @@ impl Generation {
         &self,
         hash: TokenHash,
         who: Principal,
+        algorithm: Algorithm,
         now: u64,
-        lifetime: Duration,
+        end: u64,
     ) -> Arc<Principal> {
         let principal = Arc::new(who);
         let leeway = self.verifier.settings().leeway.as_secs();
-        let until = principal
-            .expires_at()
-            .saturating_add(leeway)
-            .min(now.saturating_add(lifetime.as_secs()));
+        let until = principal.expires_at().saturating_add(leeway).min(end);
         let entry = Entry {
             principal: Arc::clone(&principal),
+            algorithm,
             from: now,
             until,
         };

@@ -44,9 +44,10 @@ pub(super) fn judge(
     let iss = claims.issuer(issuer)?;
     claims.audience(issuer)?;
     let (expires_at, issued_at) = claims.dates(now, leeway)?;
+    let (agent, tenant) = claims.names(issuer)?;
     Ok(Principal {
-        agent: claims.agent(issuer)?,
-        tenant: claims.tenant()?,
+        agent,
+        tenant,
         destinations: claims.destinations()?,
         jti: claims.name("jti")?.map(Into::into),
         act: claims.actors(max_actors)?,
@@ -56,6 +57,8 @@ pub(super) fn judge(
         key_id: Arc::clone(key_id),
         issued_at,
         expires_at,
+        by_token: true,
+        certificate: None,
     })
 }
 
@@ -66,7 +69,33 @@ struct Claims<'m> {
 }
 
 impl<'m> Claims<'m> {
-    fn agent(&self, issuer: &TrustedIssuer) -> Result<AgentId, TokenError> {
+    /// What the agent and its tenant are called.
+    fn names(&self, issuer: &TrustedIssuer) -> Result<(AgentId, Option<TenantId>), TokenError> {
+        let (claim, name) = self.agent(issuer)?;
+        let Some(naming) = &issuer.naming else {
+            let agent = self.agent_id(claim, name)?;
+            return Ok((agent, self.tenant(&issuer.tenant_claim)?));
+        };
+        let named = naming.apply(name).ok_or_else(|| {
+            self.invalid(claim, &format!("{name:?} is not like {}", naming.pattern()))
+        })?;
+        let agent = self.agent_id(claim, &named.agent)?;
+        let tenant = match &named.tenant {
+            Some(tenant) => Some(
+                TenantId::parse(tenant)
+                    .map_err(|error| self.invalid(claim, &format!("as a tenant: {error}")))?,
+            ),
+            None => self.tenant(&issuer.tenant_claim)?,
+        };
+        Ok((agent, tenant))
+    }
+
+    fn agent_id(&self, claim: &str, name: &str) -> Result<AgentId, TokenError> {
+        AgentId::parse(name).map_err(|error| self.invalid(claim, &error.to_string()))
+    }
+
+    /// The claim that names the agent, and what it says.
+    fn agent<'i>(&self, issuer: &'i TrustedIssuer) -> Result<(&'i str, &'m str), TokenError> {
         let (claim, name) = match &issuer.agent {
             AgentClaim::Named(claim) => (claim.as_str(), self.text(claim)?),
             AgentClaim::Own => match (self.text("agent_id")?, self.text("sub")?) {
@@ -78,14 +107,13 @@ impl<'m> Claims<'m> {
                 (None, None) => ("agent_id", None),
             },
         };
-        let name = name.ok_or_else(|| self.missing(claim))?;
-        AgentId::parse(name).map_err(|error| self.invalid(claim, &error.to_string()))
+        Ok((claim, name.ok_or_else(|| self.missing(claim))?))
     }
 
-    fn tenant(&self) -> Result<Option<TenantId>, TokenError> {
-        self.text("tenant")?
+    fn tenant(&self, claim: &str) -> Result<Option<TenantId>, TokenError> {
+        self.text(claim)?
             .map(|name| {
-                TenantId::parse(name).map_err(|error| self.invalid("tenant", &error.to_string()))
+                TenantId::parse(name).map_err(|error| self.invalid(claim, &error.to_string()))
             })
             .transpose()
     }
@@ -320,7 +348,10 @@ fn facts(members: &Map<String, Value>, issuer: &TrustedIssuer) -> Facts {
         AgentClaim::Named(claim) => text(claim),
     };
     Facts {
-        agent: agent.and_then(|name| AgentId::parse(name).ok()),
+        agent: agent.and_then(|name| match &issuer.naming {
+            None => AgentId::parse(name).ok(),
+            Some(naming) => AgentId::parse(&naming.apply(name)?.agent).ok(),
+        }),
         jti: text("jti").filter(|jti| is_name(jti)).map(Into::into),
     }
 }

@@ -1039,6 +1039,7 @@ fn issuers_do_not_speak_for_each_other() {
         issuer: Some("https://partner.test".into()),
         audiences: vec!["gateway".into()],
         agent: AgentClaim::Named("azp".into()),
+        ..TrustedIssuer::default()
     };
     let theirs = "p".repeat(32);
     let keys = VerifyingKeys::new()

@@ -20,6 +20,15 @@ pub struct KeySet {
     pub skipped: Vec<String>,
 }
 
+/// What a key that is wrong does to its set.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Strictness {
+    /// It fails the set.
+    EveryKey,
+    /// It is passed over.
+    GoodKeys,
+}
+
 /// Why one JWK gives no key.
 enum Unusable {
     /// It is well-formed and for something else: a set may have it.
@@ -56,6 +65,19 @@ impl KeySet {
     /// # Errors
     /// [`KeyError`], also for two keys of one id and for a set of no use.
     pub fn parse(text: &str) -> Result<Self, KeyError> {
+        Self::read(text, Strictness::EveryKey)
+    }
+
+    /// Reads the JWK Set of somebody else, who cannot be asked to mend it: a
+    /// key that is wrong is passed over too, as RFC 7517, 5 wishes it.
+    ///
+    /// # Errors
+    /// [`KeyError`], also for two keys of one id and for a set of no use.
+    pub fn parse_foreign(text: &str) -> Result<Self, KeyError> {
+        Self::read(text, Strictness::GoodKeys)
+    }
+
+    fn read(text: &str, strictness: Strictness) -> Result<Self, KeyError> {
         let members = document(text, "the JWKS")?;
         let Some(Value::Array(items)) = members.get("keys") else {
             return Err(wrong("the JWKS", "write {\"keys\": [...]}"));
@@ -75,6 +97,9 @@ impl KeySet {
                 }
                 Ok(key) => set.keys.push(key),
                 Err(Foreign(why)) => set.skipped.push(format!("{place}: {why}")),
+                Err(Wrong(why)) if strictness == Strictness::GoodKeys => {
+                    set.skipped.push(format!("{place}: {why}"));
+                }
                 Err(Wrong(why)) => return Err(wrong(&place, &why)),
             }
         }

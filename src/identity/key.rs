@@ -26,6 +26,8 @@ pub struct VerifyingKey {
     id: Arc<str>,
     any_kid: bool,
     algorithm: Algorithm,
+    /// The second from which on it confirms nothing.
+    until: Option<u64>,
     /// What the key consists of; wiped when the last clone goes.
     material: Arc<DecodingKey>,
 }
@@ -244,6 +246,7 @@ impl VerifyingKey {
             id: id.into(),
             any_kid: false,
             algorithm,
+            until: None,
             material: Arc::new(material),
         }
     }
@@ -266,6 +269,26 @@ impl VerifyingKey {
     pub fn for_any_kid(mut self) -> Self {
         self.any_kid = true;
         self
+    }
+
+    /// The same key until then and no longer, in seconds since 1970. No leeway
+    /// is added: the end is the operator's, and not another clock's.
+    #[must_use]
+    pub fn valid_until(mut self, seconds: u64) -> Self {
+        self.until = Some(seconds);
+        self
+    }
+
+    /// Until when the key is good, where that is bounded.
+    #[must_use]
+    pub fn until(&self) -> Option<u64> {
+        self.until
+    }
+
+    /// Whether the key is good at `now`, in seconds since 1970.
+    #[must_use]
+    pub fn is_valid(&self, now: u64) -> bool {
+        self.until.is_none_or(|until| now < until)
     }
 
     /// The key's id: what its JWK says, or its thumbprint (RFC 7638, SHA-256);

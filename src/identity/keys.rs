@@ -6,6 +6,8 @@ use std::sync::Arc;
 use super::algorithm::Algorithm;
 use super::error::TokenError;
 use super::key::{KeyError, VerifyingKey};
+use super::naming::Naming;
+use super::principal::Principal;
 
 /// An issuer of tokens, as far as it is trusted.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,6 +19,15 @@ pub struct TrustedIssuer {
     pub audiences: Vec<String>,
     /// Where the agent's name stands.
     pub agent: AgentClaim,
+    /// What the agent and its tenant are called here, where that is not what
+    /// the claims say as they are.
+    pub naming: Option<Naming>,
+    /// The claim that names the tenant, where [`TrustedIssuer::naming`] does
+    /// not.
+    pub tenant_claim: String,
+    /// Whether its keys stand in the gateway's own published set. Those of
+    /// others are theirs to publish.
+    pub published: bool,
 }
 
 /// Which claim names the agent.
@@ -39,6 +50,9 @@ impl TrustedIssuer {
             issuer: Some(issuer.to_owned()),
             audiences: vec![audience.to_owned()],
             agent: AgentClaim::Own,
+            naming: None,
+            tenant_claim: "tenant".to_owned(),
+            published: true,
         }
     }
 }
@@ -106,34 +120,82 @@ impl VerifyingKeys {
         self.entries.iter().map(|entry| &entry.key)
     }
 
+    /// Those that the gateway publishes as its own, in the same order.
+    pub fn published(&self) -> impl Iterator<Item = &VerifyingKey> {
+        let own = self.entries.iter().filter(|entry| entry.issuer.published);
+        own.map(|entry| &entry.key)
+    }
+
+    /// The next second after `now` at which one of the keys ends.
+    #[must_use]
+    pub fn next_end(&self, now: u64) -> Option<u64> {
+        let ends = self.iter().filter_map(VerifyingKey::until);
+        ends.filter(|until| *until > now).min()
+    }
+
+    /// The same without the keys that have ended at `now`.
+    #[must_use]
+    pub fn without_ended(&self, now: u64) -> Self {
+        let mut left = Self::new();
+        for entry in self.entries.iter().filter(|entry| entry.key.is_valid(now)) {
+            let same = left.by_id.entry(Arc::clone(entry.key.id())).or_default();
+            same.push(left.entries.len());
+            left.entries.push(entry.clone());
+        }
+        left
+    }
+
     /// Whether there is none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
 
-    /// The one key for a token with this header. `issuer` gives the token's
+    /// Whether the key that confirmed this principal's token is still in force
+    /// at `now`, in seconds since 1970, for the same issuer. Copies nothing.
+    #[must_use]
+    pub fn trusts(&self, who: &Principal, now: u64) -> bool {
+        let issued = |entry: &Entry| match &entry.issuer.issuer {
+            None => true,
+            Some(issuer) => who.issuer().is_some_and(|iss| **iss == **issuer),
+        };
+        self.by_id.get(who.key_id()).is_some_and(|places| {
+            places
+                .iter()
+                .map(|&at| &self.entries[at])
+                .any(|entry| entry.key.is_valid(now) && issued(entry))
+        })
+    }
+
+    /// The one key for a token with this header at `now`. `issuer` gives the token's
     /// `iss`, unproven, and is asked only where several keys fit: a wrong
     /// answer picks a key that does not confirm the token.
     pub(super) fn select(
         &self,
         algorithm: Algorithm,
         kid: Option<&str>,
+        now: u64,
         issuer: impl FnOnce() -> Option<String>,
     ) -> Result<(&VerifyingKey, &TrustedIssuer), TokenError> {
         let named = kid.and_then(|kid| self.by_id.get(kid));
         let candidates: Vec<&Entry> = match named {
-            Some(places) => places.iter().map(|&at| &self.entries[at]).collect(),
+            Some(places) => places
+                .iter()
+                .map(|&at| &self.entries[at])
+                .filter(|entry| entry.key.is_valid(now))
+                .collect(),
             None => self
                 .entries
                 .iter()
                 .filter(|entry| kid.is_none() || entry.key.fits_any_kid())
+                .filter(|entry| entry.key.is_valid(now))
                 .collect(),
         };
         if candidates.is_empty() {
-            return Err(TokenError::UnknownKey(
-                "no trusted key has the token's `kid`",
-            ));
+            return Err(TokenError::UnknownKey(match named {
+                Some(_) => "the key of the token's `kid` has been retired",
+                None => "no trusted key has the token's `kid`",
+            }));
         }
         let fitting = || {
             candidates

@@ -16,33 +16,46 @@
 
 mod algorithm;
 mod cache;
+mod certificate;
 mod claims;
 mod compact;
 mod credential;
+mod discovery;
 mod error;
+mod folder;
 mod issue;
 mod json;
 mod jwk;
 mod key;
 mod keys;
+mod naming;
 mod pem;
 mod principal;
 mod provider;
+mod revocation;
 mod verify;
 
 pub use algorithm::Algorithm;
-pub use cache::{CacheSettings, CachedVerifier};
+pub use cache::{CacheSettings, CachedVerifier, KeysNow, Verdict};
+pub use certificate::{
+    CertificateError, Certified, ClientName, ClientNameError, MAX_CERTIFICATE_NAMES,
+    PeerCertificate,
+};
 pub use claims::MAX_ACTORS;
 pub use credential::{Credential, CredentialError, MAX_CREDENTIAL_BYTES};
+pub use discovery::{DiscoveryError, discovered_keys};
 pub use error::{Facts, TokenError};
+pub use folder::{FolderError, FolderKey, KeyFolder, KeyState};
 pub use issue::{
     IssueError, IssueRequest, MAX_LIFETIME, SigningKey, TokenIssuer, generate_ed25519,
 };
 pub use jwk::{KeySet, public_jwks};
 pub use key::{KeyError, MIN_SECRET_BYTES, VerifyingKey};
 pub use keys::{AgentClaim, TrustedIssuer, VerifyingKeys};
+pub use naming::{Naming, NamingError};
 pub use principal::Principal;
-pub use verify::{TokenVerifier, VerifierSettings};
+pub use revocation::{Revocation, RevocationError, RevocationSet, Revoked, RevokedKind};
+pub use verify::{TokenVerifier, VerifierSettings, claimed_issuer};
 
 #[cfg(test)]
 mod hostile;

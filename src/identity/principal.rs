@@ -4,7 +4,10 @@ use std::sync::Arc;
 
 use crate::egress::{AgentId, Destination, Subject, TenantId};
 
-/// Who asks, as a verified token says it. Only this module makes one.
+use super::PeerCertificate;
+
+/// Who asks, as a verified token or a client's certificate says it. Only this
+/// module makes one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Principal {
     pub(super) agent: AgentId,
@@ -18,9 +21,56 @@ pub struct Principal {
     pub(super) key_id: Arc<str>,
     pub(super) issued_at: Option<u64>,
     pub(super) expires_at: u64,
+    pub(super) by_token: bool,
+    pub(super) certificate: Option<Arc<PeerCertificate>>,
 }
 
 impl Principal {
+    /// The agent that a certificate names, for as long as that lasts.
+    pub(super) fn by_certificate(
+        agent: AgentId,
+        tenant: Option<TenantId>,
+        certificate: &Arc<PeerCertificate>,
+    ) -> Self {
+        Self {
+            agent,
+            tenant,
+            destinations: None,
+            jti: None,
+            act: None,
+            issuer: None,
+            key_id: format!("x509:{}", certificate.fingerprint()).into(),
+            issued_at: None,
+            expires_at: certificate.not_after(),
+            client: None,
+            scope: None,
+            by_token: false,
+            certificate: Some(Arc::clone(certificate)),
+        }
+    }
+
+    /// The same, proven by this certificate too: it lasts no longer than that.
+    #[must_use]
+    pub fn with_certificate(&self, certificate: &Arc<PeerCertificate>) -> Self {
+        Self {
+            expires_at: self.expires_at.min(certificate.not_after()),
+            certificate: Some(Arc::clone(certificate)),
+            ..self.clone()
+        }
+    }
+
+    /// The certificate that proves it, where one does.
+    #[must_use]
+    pub fn certificate(&self) -> Option<&Arc<PeerCertificate>> {
+        self.certificate.as_ref()
+    }
+
+    /// Whether a token proves it. Where none does, a certificate alone does.
+    #[must_use]
+    pub fn has_token(&self) -> bool {
+        self.by_token
+    }
+
     /// The agent.
     #[must_use]
     pub fn agent(&self) -> &AgentId {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use super::algorithm::Algorithm;
 use super::claims::{self, MAX_ACTORS};
 use super::compact::Compact;
 use super::error::TokenError;
@@ -65,14 +66,36 @@ impl TokenVerifier {
     /// # Errors
     /// [`TokenError`], the first thing that is wrong with it.
     pub fn verify(&self, token: &str, now: u64) -> Result<Principal, TokenError> {
+        self.examine(token, now).outcome
+    }
+
+    /// The same, with what is known of the token's key.
+    pub(super) fn examine(&self, token: &str, now: u64) -> Examined {
+        let mut examined = Examined {
+            algorithm: None,
+            key_until: None,
+            outcome: Err(TokenError::BadSignature),
+        };
+        examined.outcome = self.examine_into(token, now, &mut examined);
+        examined
+    }
+
+    fn examine_into(
+        &self,
+        token: &str,
+        now: u64,
+        examined: &mut Examined,
+    ) -> Result<Principal, TokenError> {
         self.check_size(token)?;
         let compact = Compact::parse(token)?;
         let header = &compact.header;
-        let (key, issuer) = self
-            .keys
-            .select(header.algorithm, header.kid.as_deref(), || {
-                unproven_issuer(&compact)
-            })?;
+        let (key, issuer) =
+            self.keys
+                .select(header.algorithm, header.kid.as_deref(), now, || {
+                    unproven_issuer(&compact)
+                })?;
+        examined.algorithm = Some(key.algorithm());
+        examined.key_until = key.until();
         if !key.confirms(compact.signed.as_bytes(), &compact.signature) {
             return Err(TokenError::BadSignature);
         }
@@ -97,6 +120,28 @@ impl TokenVerifier {
         }
         Ok(())
     }
+}
+
+/// How an examination of a token went.
+pub(super) struct Examined {
+    /// The algorithm of the key that the token named; `None` where it came to
+    /// no key. What its header claims is nobody's word.
+    pub(super) algorithm: Option<Algorithm>,
+    /// Until when that key is good.
+    pub(super) key_until: Option<u64>,
+    /// The principal, or the first thing that is wrong.
+    pub(super) outcome: Result<Principal, TokenError>,
+}
+
+/// The `iss` that a token claims to have, with nothing of it proven: only to
+/// know whose keys to look for. `None` where there is none to be read, or more
+/// than `most` bytes of token.
+#[must_use]
+pub fn claimed_issuer(token: &str, most: usize) -> Option<String> {
+    if token.len() > most {
+        return None;
+    }
+    unproven_issuer(&Compact::parse(token).ok()?)
 }
 
 /// `iss` before the signature is checked, only to pick among keys.

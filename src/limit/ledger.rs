@@ -234,14 +234,7 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     fn limit(measure: Measure, per: Per, amount: Amount) -> Arc<Limit> {
-        Arc::new(Limit::new(
-            "test",
-            measure,
-            per,
-            amount,
-            WhenAway::Local,
-            true,
-        ))
+        Arc::new(Limit::new("test", measure, per, amount, WhenAway::Local))
     }
 
     fn over(quota: &str) -> Amount {

@@ -6,6 +6,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::num::NonZeroU32;
 use std::sync::Arc;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::quota::Quota;
@@ -29,7 +30,7 @@ pub enum Measure {
 }
 
 /// Whose use is counted together.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Per {
     /// Each agent of a tenant.
@@ -45,7 +46,7 @@ pub enum Per {
 }
 
 /// What becomes of a limit that replicas share while Redis is away.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum WhenAway {
     /// Each replica holds to its fair share: the limit divided by the replicas
@@ -73,7 +74,6 @@ pub struct Limit {
     per: Per,
     amount: Amount,
     when_away: WhenAway,
-    enforced: bool,
     id: u64,
 }
 
@@ -95,8 +95,7 @@ pub enum Owner {
 impl Limit {
     /// A limit of this name: printable ASCII, as it stands in records and
     /// header fields. Limits of the same name, measure and amount count
-    /// together, also across a reload and between replicas. One that is not
-    /// enforced refuses nothing and is only recorded.
+    /// together, also across a reload and between replicas.
     #[must_use]
     pub fn new(
         name: impl Into<Arc<str>>,
@@ -104,7 +103,6 @@ impl Limit {
         per: Per,
         amount: Amount,
         when_away: WhenAway,
-        enforced: bool,
     ) -> Self {
         let name = name.into();
         // Always the same for the same limit, in every process.
@@ -117,7 +115,6 @@ impl Limit {
             per,
             amount,
             when_away,
-            enforced,
         }
     }
 
@@ -149,12 +146,6 @@ impl Limit {
     #[must_use]
     pub fn when_away(&self) -> WhenAway {
         self.when_away
-    }
-
-    /// Whether it refuses; else it is for the record.
-    #[must_use]
-    pub fn enforced(&self) -> bool {
-        self.enforced
     }
 
     pub(super) fn id(&self) -> u64 {

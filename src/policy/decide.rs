@@ -8,8 +8,10 @@ use super::document::Mode;
 use super::index::{Rank, Slot};
 use super::range::class_of;
 use super::rule::{Fit, Rule};
-use super::set::{PolicySet, RuleId, Rules};
-use crate::egress::{AddressClass, AddressRange, Destination, EgressRequest, Host, Subject};
+use super::set::{PolicySet, RuleId, Rules, Scope};
+use crate::egress::{
+    AddressClass, AddressRange, AgentId, Destination, EgressRequest, Host, Subject,
+};
 
 /// The port on which a tunnel is TLS, so that one whose inside must be seen is
 /// refused before it opens.
@@ -67,6 +69,7 @@ impl PolicySet {
             rule,
             by_address,
             denied_addresses,
+            agent: who.agent.clone(),
             tenant: judge.tenant,
             literal: judge.literal,
             token_ranges,
@@ -87,13 +90,13 @@ impl Permit {
     /// credential does.
     pub fn address(&self, address: IpAddr) -> Result<Option<Denied>, Denied> {
         let mut refused = Refusals::default();
-        for list in self
+        for (mode, list) in self
             .rules
             .scopes(self.tenant)
-            .flat_map(|scope| &scope.denylists)
+            .flat_map(|(_, scope)| scope.denylists(&self.agent))
         {
             if list.has_address(address) {
-                refused.add(Denied::without_rule(DenyReason::Denylist, list.mode));
+                refused.add(Denied::without_rule(DenyReason::Denylist, mode));
             }
         }
         for (id, needs_inside) in &self.denied_addresses {
@@ -103,7 +106,7 @@ impl Permit {
                     true => DenyReason::NotInspectable,
                     false => DenyReason::AddressDenied,
                 };
-                refused.add(Denied::by(reason, *id, rule));
+                refused.add(self.denied(reason, *id));
             }
         }
         if let Some(denied) = self.not_admitted(address) {
@@ -141,17 +144,42 @@ impl Permit {
         match (class, rule) {
             // A request that no rule allows and audit mode lets pass.
             (AddressClass::Public, None) => None,
-            (AddressClass::Public, Some((id, rule))) => {
-                Some(Denied::by(DenyReason::AddressNotAllowed, id, rule))
+            (AddressClass::Public, Some((id, _))) => {
+                Some(self.denied(DenyReason::AddressNotAllowed, id))
             }
-            // The class binds in audit mode too.
             (class, rule) => Some(Denied {
                 reason: DenyReason::Address(class),
                 rule: rule.map(|(_, rule)| rule.name.clone()),
                 rule_id: self.rule,
-                mode: Mode::Enforce,
+                mode: self.class_mode(class),
             }),
         }
+    }
+}
+
+impl Permit {
+    /// Whether a class of addresses binds. It does in audit mode too, unless
+    /// the document says otherwise; and no trial of a policy is worth a
+    /// machine's credentials.
+    fn class_mode(&self, class: AddressClass) -> Mode {
+        if class == AddressClass::Metadata {
+            return Mode::Enforce;
+        }
+        let opened = match self.rule {
+            Some(id) => self.rules.document(id).audit_addresses,
+            None => {
+                let first = self.rules.scopes(self.tenant).next();
+                first.is_some_and(|(_, scope)| scope.audits_addresses())
+            }
+        };
+        match opened {
+            true => self.mode(),
+            false => Mode::Enforce,
+        }
+    }
+
+    fn denied(&self, reason: DenyReason, id: RuleId) -> Denied {
+        Denied::by(reason, id, &self.rules, &self.agent)
     }
 }
 
@@ -165,12 +193,12 @@ impl Denied {
         }
     }
 
-    fn by(reason: DenyReason, id: RuleId, rule: &Rule) -> Self {
+    fn by(reason: DenyReason, id: RuleId, rules: &Rules, agent: &AgentId) -> Self {
         Self {
             reason,
-            rule: Some(rule.name.clone()),
+            rule: Some(rules.rule(id).name.clone()),
             rule_id: Some(id),
-            mode: rule.mode,
+            mode: rules.mode(id, agent),
         }
     }
 }
@@ -269,9 +297,11 @@ impl<'a> Judge<'a> {
 
     pub(super) fn denylists(&self, refused: &mut Refusals) {
         let host = &self.what.authority.host;
-        for scope in self.rules.scopes(self.tenant) {
-            for list in scope.denylists.iter().filter(|list| list.has_host(host)) {
-                refused.add(Denied::without_rule(DenyReason::Denylist, list.mode));
+        for (_, scope) in self.rules.scopes(self.tenant) {
+            for (mode, list) in scope.denylists(self.who.agent) {
+                if list.has_host(host) {
+                    refused.add(Denied::without_rule(DenyReason::Denylist, mode));
+                }
             }
         }
     }
@@ -290,10 +320,11 @@ impl<'a> Judge<'a> {
         };
         let mut later = Vec::new();
         for scope in self.rules.scopes(self.tenant) {
-            for (_, slot) in scope.deny.by_host(&self.what.authority.host) {
-                self.each_fitting(slot, |id, _, fit| add(DenyReason::Rule, id, fit));
+            let deny = &scope.1.deny;
+            for (_, slot) in deny.by_host(&self.what.authority.host) {
+                self.each_fitting(scope, slot, |id, _, fit| add(DenyReason::Rule, id, fit));
             }
-            self.each_fitting(scope.deny.by_address(), |id, rule, fit| {
+            self.each_fitting(scope, deny.by_address(), |id, rule, fit| {
                 match self.literal {
                     Some(address) if rule.ranges.touches(address) => {
                         add(DenyReason::AddressDenied, id, fit);
@@ -312,8 +343,9 @@ impl<'a> Judge<'a> {
         let mut named = Best::default();
         let mut by_address: Vec<(RuleId, Fit)> = Vec::new();
         for scope in self.rules.scopes(self.tenant) {
-            for (rank, slot) in scope.allow.by_host(&self.what.authority.host) {
-                self.first_fitting(slot, |id, rule, fit| {
+            let allow = &scope.1.allow;
+            for (rank, slot) in allow.by_host(&self.what.authority.host) {
+                self.first_fitting(scope, slot, |id, rule, fit| {
                     let reaches = self
                         .literal
                         .is_none_or(|ip| rule.ranges.is_empty() || rule.ranges.contains(ip));
@@ -323,7 +355,7 @@ impl<'a> Judge<'a> {
                     reaches
                 });
             }
-            self.each_fitting(scope.allow.by_address(), |id, rule, fit| {
+            self.each_fitting(scope, allow.by_address(), |id, rule, fit| {
                 match self.literal {
                     Some(address) if rule.ranges.contains(address) => {
                         named.offer(Rank::Range, id, fit);
@@ -364,7 +396,7 @@ impl<'a> Judge<'a> {
             .rules
             .scopes(self.tenant)
             .next()
-            .map_or(Mode::Enforce, |scope| scope.mode);
+            .map_or(Mode::Enforce, |(_, scope)| scope.mode(self.who.agent));
         Denied::without_rule(DenyReason::NoRule, mode)
     }
 
@@ -392,7 +424,7 @@ impl<'a> Judge<'a> {
     }
 
     pub(super) fn denied(&self, reason: DenyReason, id: RuleId) -> Denied {
-        Denied::by(reason, id, self.rules.rule(id))
+        Denied::by(reason, id, self.rules, self.who.agent)
     }
 
     fn fit(&self, rule: &Rule) -> Fit {
@@ -403,24 +435,35 @@ impl<'a> Judge<'a> {
     }
 
     /// Every rule in the slot that speaks of the request.
-    fn each_fitting(&self, slot: &Slot, mut see: impl FnMut(RuleId, &Rule, Fit)) {
+    fn each_fitting(
+        &self,
+        (number, scope): (u32, &Scope),
+        slot: &Slot,
+        mut see: impl FnMut(RuleId, &Rule, Fit),
+    ) {
         for id in slot.lists(self.who.agent).flatten() {
-            let rule = self.rules.rule(*id);
+            let rule = scope.rule(*id);
             match self.fit(rule) {
                 Fit::No => {}
-                fit => see(*id, rule, fit),
+                fit => see(RuleId::new(number, *id), rule, fit),
             }
         }
     }
 
     /// As [`Self::each_fitting`], and no further in a list than the first rule
     /// that fits whole and is taken: those behind it cannot be better.
-    fn first_fitting(&self, slot: &Slot, mut take: impl FnMut(RuleId, &Rule, Fit) -> bool) {
+    fn first_fitting(
+        &self,
+        (number, scope): (u32, &Scope),
+        slot: &Slot,
+        mut take: impl FnMut(RuleId, &Rule, Fit) -> bool,
+    ) {
         for list in slot.lists(self.who.agent) {
             for id in list {
-                let rule = self.rules.rule(*id);
+                let rule = scope.rule(*id);
                 let fit = self.fit(rule);
-                if fit != Fit::No && take(*id, rule, fit) && fit == Fit::Yes {
+                let id = RuleId::new(number, *id);
+                if fit != Fit::No && take(id, rule, fit) && fit == Fit::Yes {
                     break;
                 }
             }

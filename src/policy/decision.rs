@@ -4,11 +4,12 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::document::Mode;
 use super::set::{RuleId, Rules};
-use crate::egress::{AddressClass, AddressRange};
+use crate::egress::{AddressClass, AddressRange, AgentId};
 
 /// What policy says of a request. There is no default.
 #[derive(Clone, Debug)]
@@ -32,6 +33,8 @@ pub struct Permit {
     /// Deny rules by addresses, and whether each is one that could be kept
     /// only where the inside of the tunnel is seen.
     pub(super) denied_addresses: Vec<(RuleId, bool)>,
+    /// Whose it is.
+    pub(super) agent: AgentId,
     /// The tenant's part of the set.
     pub(super) tenant: Option<usize>,
     /// The target, where it is an address.
@@ -88,7 +91,7 @@ pub struct TlsRule {
 }
 
 /// Whether bytes that are neither TLS nor HTTP may pass.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum TlsUse {
     /// They may not.
@@ -99,7 +102,7 @@ pub enum TlsUse {
 }
 
 /// What the server name in a ClientHello must be (RFC 6066 section 3).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum SniRule {
     /// The host that was asked for.
@@ -112,7 +115,7 @@ pub enum SniRule {
 }
 
 /// Whether Encrypted Client Hello (RFC 9849) may hide the server name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum EchRule {
     /// It may not.
@@ -134,7 +137,8 @@ impl Permit {
     /// ClientHello: the mode of the rule.
     #[must_use]
     pub fn mode(&self) -> Mode {
-        self.rule.map_or(Mode::Audit, |id| self.rules.rule(id).mode)
+        self.rule
+            .map_or(Mode::Audit, |id| self.rules.mode(id, &self.agent))
     }
 
     /// What enforcing would have said, where only audit mode lets it pass.

@@ -2,23 +2,26 @@
 //! whether a host or a port is valid: that is `rule`, which reports all
 //! mistakes at once.
 
+use std::borrow::Cow;
+use std::collections::HashSet;
 use std::fmt;
 use std::marker::PhantomData;
 
-use serde::de::{self, SeqAccess, Visitor};
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::de::{self, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::decision::{EchRule, SniRule, TlsUse};
 use super::finding::{Finding, Location, PolicyError, Problem, SourceName};
 use super::limits::{DocumentLimits, LimitsDocument};
 use super::locate;
-use crate::egress::{AddressRange, Destination};
+use crate::egress::{AddressRange, Destination, TenantId};
 
 /// The most bytes the text of one document may have.
 pub const MAX_DOCUMENT_BYTES: usize = 16 * 1024 * 1024;
 
 /// The most nodes a document may have once its YAML aliases are followed.
-const MAX_EXPANDED_NODES: u64 = 4_000_000;
+pub(super) const MAX_EXPANDED_NODES: u64 = 4_000_000;
 
 /// One policy file.
 ///
@@ -31,10 +34,11 @@ const MAX_EXPANDED_NODES: u64 = 4_000_000;
 ///     hosts: ["api.openai.com"]
 ///     ports: [443]
 /// ```
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PolicyDocument {
     /// The version of this format: 1.
+    #[schemars(extend("const" = 1))]
     pub version: u32,
     /// Whom the document is for. Without it, for everybody: a global document.
     #[serde(
@@ -51,6 +55,25 @@ pub struct PolicyDocument {
         skip_serializing_if = "Option::is_none"
     )]
     pub mode: Option<Mode>,
+    /// The mode for single agents, such as the first that a new policy is
+    /// tried on: `{bot-canary: enforce, "ci-*": audit}`. It goes before the
+    /// document's `mode`; an exact name before a beginning, and the longer
+    /// beginning before the shorter.
+    #[serde(
+        default,
+        deserialize_with = "present",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub agent_modes: Option<AgentModes>,
+    /// Whether audit mode also lets pass, and writes down, what goes to
+    /// addresses that are not public. Without it, those are refused in audit
+    /// mode too. A cloud's metadata address is refused in any case.
+    #[serde(
+        default,
+        deserialize_with = "present",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub audit_addresses: Option<bool>,
     /// Hosts (`api.example.com`, `*.example.com`) and address ranges
     /// (`203.0.113.0/24`) that no agent reaches, whatever a rule allows.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -68,8 +91,9 @@ pub struct PolicyDocument {
 }
 
 /// One rule, as it is written. It needs `hosts`, `addresses` or both.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(extend("anyOf" = [{"required": ["hosts"]}, {"required": ["addresses"]}]))]
 pub struct RuleDocument {
     /// What records and refusals call it: unique in its document, 1 to 128
     /// printable ASCII characters.
@@ -85,6 +109,7 @@ pub struct RuleDocument {
         deserialize_with = "present",
         skip_serializing_if = "Option::is_none"
     )]
+    #[schemars(length(min = 1))]
     pub hosts: Option<Vec<String>>,
     /// Which addresses, as ranges. In an allow rule only these may be dialled,
     /// and addresses in them need not be public. A cloud's metadata address
@@ -94,6 +119,7 @@ pub struct RuleDocument {
         deserialize_with = "present",
         skip_serializing_if = "Option::is_none"
     )]
+    #[schemars(length(min = 1))]
     pub addresses: Option<Vec<String>>,
     /// `any`, or ports (`443`) and ranges of them (`"8000-8999"`). Without it,
     /// 80 and 443.
@@ -170,7 +196,7 @@ pub struct RuleDocument {
 }
 
 /// What a rule does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Action {
     /// Lets pass what it names.
@@ -180,7 +206,7 @@ pub enum Action {
 }
 
 /// Whether a refusal binds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Mode {
     /// What policy refuses does not pass.
@@ -188,6 +214,11 @@ pub enum Mode {
     /// What policy refuses passes, and the record says that it would not have.
     Audit,
 }
+
+/// Agents, by name or by a beginning as in `ci-*`, each with its mode, as they
+/// are written. None stands twice.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AgentModes(pub Vec<(String, Mode)>);
 
 /// `any`, written out, or a list.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -260,6 +291,37 @@ impl PolicyDocument {
         parsed.map_err(|(path, location, message)| failed(path, location, Problem::Text(message)))
     }
 
+    /// Whom a text would be for that is no document because of a mistake, as
+    /// far as it can be told: so that the mistake is that tenant's alone. A
+    /// global document has no `tenant`, and half of one has none either.
+    #[must_use]
+    pub fn tenant_in(format: Format, text: &str) -> Option<TenantId> {
+        #[derive(Deserialize)]
+        struct Head {
+            tenant: Option<String>,
+        }
+        let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+        // Aliases are for documents; a head has none.
+        let head: Option<Head> = match format {
+            _ if text.len() > MAX_DOCUMENT_BYTES => None,
+            Format::Yaml if text.contains('&') => None,
+            Format::Yaml => yaml_serde::from_str(text).ok(),
+            Format::Json => serde_json::from_str(text).ok(),
+        };
+        if let Some(tenant) = head.and_then(|head| head.tenant) {
+            return TenantId::parse(&tenant).ok();
+        }
+        let mut lines = text
+            .lines()
+            .filter_map(|line| line.strip_prefix("tenant:"))
+            .map(|rest| rest.split(" #").next().unwrap_or(rest).trim())
+            .map(|value| value.trim_matches(['"', '\'']));
+        match (lines.next(), lines.next(), format) {
+            (Some(only), None, Format::Yaml) => TenantId::parse(only).ok(),
+            _ => None,
+        }
+    }
+
     /// The document that `ALLOWED_DESTINATIONS=api.openai.com,10.1.0.0/16`
     /// stands for: these hosts and ranges on ports 80 and 443, for every agent.
     ///
@@ -319,6 +381,8 @@ impl PolicyDocument {
             version: 1,
             tenant: None,
             mode: None,
+            agent_modes: None,
+            audit_addresses: None,
             denylist: Vec::new(),
             limits: None,
             rules,
@@ -353,13 +417,21 @@ fn yaml_problem(error: yaml_serde::Error) -> Failed {
 }
 
 fn is_path(text: &str) -> bool {
-    ["version", "tenant", "mode", "denylist", "limits", "rules"]
-        .iter()
-        .any(|root| {
-            text.strip_prefix(root)
-                .is_some_and(|rest| rest.is_empty() || rest.starts_with(['[', '.']))
-        })
-        && !text.contains(' ')
+    [
+        "version",
+        "tenant",
+        "mode",
+        "agent_modes",
+        "audit_addresses",
+        "denylist",
+        "limits",
+        "rules",
+    ]
+    .iter()
+    .any(|root| {
+        text.strip_prefix(root)
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with(['[', '.']))
+    }) && !text.contains(' ')
 }
 
 fn json_problem(error: serde_json::Error) -> Failed {
@@ -374,7 +446,9 @@ fn json_problem(error: serde_json::Error) -> Failed {
 
 /// A member that is written must have a value: `paths:` with nothing behind it
 /// is a slip, and must not mean the same as no `paths`.
-fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(from: D) -> Result<Option<T>, D::Error> {
+pub(super) fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    from: D,
+) -> Result<Option<T>, D::Error> {
     T::deserialize(from).map(Some)
 }
 
@@ -404,12 +478,87 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for AnyOr<T> {
     }
 }
 
+impl<T: JsonSchema> JsonSchema for AnyOr<T> {
+    fn inline_schema() -> bool {
+        true
+    }
+    fn schema_name() -> Cow<'static, str> {
+        format!("AnyOr{}", T::schema_name()).into()
+    }
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let entry = generator.subschema_for::<T>();
+        json_schema!({"anyOf": [
+            {"const": "any"},
+            {"type": "array", "items": entry, "minItems": 1},
+        ]})
+    }
+}
+
+impl JsonSchema for PortEntry {
+    fn inline_schema() -> bool {
+        true
+    }
+    fn schema_name() -> Cow<'static, str> {
+        "PortEntry".into()
+    }
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({"anyOf": [
+            {"type": "integer", "minimum": 1, "maximum": 65535},
+            {"type": "string", "pattern": "^[0-9]+(-[0-9]+)?$"},
+        ]})
+    }
+}
+
 impl<T: Serialize> Serialize for AnyOr<T> {
     fn serialize<S: Serializer>(&self, out: S) -> Result<S::Ok, S::Error> {
         match self {
             Self::Any => out.serialize_str("any"),
             Self::List(list) => list.serialize(out),
         }
+    }
+}
+
+impl<'de> Deserialize<'de> for AgentModes {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct Modes;
+        impl<'de> Visitor<'de> for Modes {
+            type Value = AgentModes;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("agents with `enforce` or `audit`, as in {bot-canary: enforce}")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<AgentModes, A::Error> {
+                let mut modes = Vec::<(String, Mode)>::new();
+                let mut seen = HashSet::new();
+                while let Some((agent, mode)) = map.next_entry::<String, Mode>()? {
+                    if !seen.insert(agent.clone()) {
+                        let twice = format!("{agent:?} stands twice; write it once");
+                        return Err(de::Error::custom(twice));
+                    }
+                    modes.push((agent, mode));
+                }
+                Ok(AgentModes(modes))
+            }
+        }
+        from.deserialize_map(Modes)
+    }
+}
+
+impl JsonSchema for AgentModes {
+    fn inline_schema() -> bool {
+        true
+    }
+    fn schema_name() -> Cow<'static, str> {
+        "AgentModes".into()
+    }
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let mode = generator.subschema_for::<Mode>();
+        json_schema!({"type": "object", "additionalProperties": mode, "minProperties": 1})
+    }
+}
+
+impl Serialize for AgentModes {
+    fn serialize<S: Serializer>(&self, out: S) -> Result<S::Ok, S::Error> {
+        out.collect_map(self.0.iter().map(|(agent, mode)| (agent, mode)))
     }
 }
 

@@ -159,6 +159,26 @@ impl PolicySet {
     }
 }
 
+impl PolicySet {
+    /// Every rule, in order of precedence.
+    pub fn rules(&self) -> impl Iterator<Item = RuleRef> {
+        let rules = &*self.rules;
+        rules.all().map(|(id, _)| rule_ref(rules, id))
+    }
+}
+
+impl Verdict {
+    /// The word.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Allow => "allow",
+            Self::Audit => "audit",
+            Self::Deny => "deny",
+        }
+    }
+}
+
 impl Explanation {
     /// Finds the lines of the rules it names, in the texts of their documents.
     pub fn locate<'t>(&mut self, text_of: impl Fn(&SourceName) -> Option<&'t str>) {
@@ -363,7 +383,7 @@ fn wants_nearest(reason: DenyReason) -> bool {
 fn nearest(rules: &Rules, who: &Subject<'_>, what: &EgressRequest) -> Option<NearestRule> {
     let tenant = rules.place_of(who.tenant).ok()?.and(who.tenant);
     let near = |(id, rule): (RuleId, &Rule)| {
-        let document = &rules.documents[rule.document];
+        let document = rules.document(id);
         let applies = document.tenant.is_none() || document.tenant.as_ref() == tenant;
         if rule.action != Action::Allow || !applies {
             return None;
@@ -469,7 +489,7 @@ fn rule_ref(rules: &Rules, id: RuleId) -> RuleRef {
     let rule = rules.rule(id);
     RuleRef {
         name: rule.name.clone(),
-        source: rules.documents[rule.document].source.clone(),
+        source: rules.document(id).source.clone(),
         path: format!("rules[{}]", rule.position),
         location: None,
     }

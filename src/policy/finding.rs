@@ -112,6 +112,9 @@ pub enum Problem {
     /// A star alone, in a list of agents.
     #[error("\"*\": write `agents: any`")]
     AgentStar,
+    /// A star alone, in `agent_modes`.
+    #[error("\"*\": for all agents write `mode:` of the document")]
+    AgentModeStar,
     /// Not a host pattern.
     #[error("{raw:?}: {error}")]
     Host {
@@ -215,6 +218,24 @@ pub enum Concern {
     /// A rule that says the same as one before it.
     #[error("never decides: rules[{0}] says the same; take it away")]
     SameAs(usize),
+    /// An allow rule that another deny rule takes everything from.
+    #[error("never matches: rule {rule:?} of {document} refuses all of it, and deny wins")]
+    Refused {
+        /// Where the deny rule is.
+        document: SourceName,
+        /// Its name.
+        rule: String,
+    },
+    /// An allow rule behind one that speaks of all that it speaks of.
+    #[error(
+        "never decides: rules[{0}] stands before it and speaks of all its hosts, agents, ports, methods and paths; take it away, or put it first"
+    )]
+    Shadowed(usize),
+    /// A wildcard below a name under which anybody can have one.
+    #[error(
+        "{0:?}: names below {1} belong to whoever registers one; name the hosts, or the domain that is meant"
+    )]
+    PublicSuffix(String, String),
     /// An allow rule limited by methods or paths on port 443.
     #[error(
         "a tunnel to port 443 cannot be held to {0} and is refused by this rule; the rule works for requests whose inside is seen"

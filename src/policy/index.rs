@@ -4,7 +4,7 @@
 use std::collections::{HashMap, HashSet};
 
 use super::rule::{Agents, Rule};
-use super::set::RuleId;
+use super::set::LocalId;
 use crate::egress::{AgentId, DnsName, Host, HostPattern};
 
 /// The rules of one action in one scope.
@@ -24,16 +24,16 @@ pub(super) struct Index {
 /// The rules under one key, by agent. Each list is in order of precedence.
 #[derive(Debug, Default)]
 pub(super) struct Slot {
-    any: Vec<RuleId>,
-    names: HashMap<AgentId, Vec<RuleId>>,
-    prefixes: HashMap<Box<str>, Vec<RuleId>>,
+    any: Vec<LocalId>,
+    names: HashMap<AgentId, Vec<LocalId>>,
+    prefixes: HashMap<Box<str>, Vec<LocalId>>,
     /// The lengths that prefixes have, in bytes.
     prefix_bytes: Vec<usize>,
 }
 
 impl Index {
     /// Rules must come in order of precedence.
-    pub(super) fn insert(&mut self, id: RuleId, rule: &Rule, with_addresses: bool) {
+    pub(super) fn insert(&mut self, id: LocalId, rule: &Rule, with_addresses: bool) {
         for pattern in &rule.hosts {
             let slot = match pattern {
                 HostPattern::Exact(host) => self.exact.entry(host.clone()).or_default(),
@@ -83,9 +83,9 @@ pub(super) enum Rank {
 }
 
 impl Slot {
-    fn insert(&mut self, id: RuleId, agents: &Agents) {
+    fn insert(&mut self, id: LocalId, agents: &Agents) {
         // A rule that lists a host or an agent twice stands once.
-        let push = |list: &mut Vec<RuleId>| {
+        let push = |list: &mut Vec<LocalId>| {
             if list.last() != Some(&id) {
                 list.push(id);
             }
@@ -111,7 +111,7 @@ impl Slot {
     }
 
     /// The rules that speak of an agent, as lists that are each in order.
-    pub(super) fn lists<'a>(&'a self, agent: &'a AgentId) -> impl Iterator<Item = &'a [RuleId]> {
+    pub(super) fn lists<'a>(&'a self, agent: &'a AgentId) -> impl Iterator<Item = &'a [LocalId]> {
         let named = (!self.names.is_empty())
             .then(|| self.names.get(agent))
             .flatten();

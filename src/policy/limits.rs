@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::decision::Permit;
@@ -11,7 +12,7 @@ use crate::limit::{Amount, Limit, Measure, Per, Quota, WhenAway};
 
 /// Limits of a document: for everything that it is for, counted for each of
 /// these apart.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DocumentLimits {
     /// Each agent of a tenant.
@@ -45,7 +46,7 @@ pub struct DocumentLimits {
 }
 
 /// Limits as they are written: at least one. All of them hold.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LimitsDocument {
     /// Requests, and tunnels opened: `100/m`, `10/s burst 20`.
@@ -102,14 +103,17 @@ pub struct LimitsDocument {
 }
 
 impl Permit {
-    /// The limits that hold for it: those of the documents that are for its
-    /// subject, and those of the rule that allows it.
-    pub fn limits(&self) -> impl Iterator<Item = &Arc<Limit>> {
+    /// The limits that hold for it, those of the documents that are for its
+    /// subject and those of the rule that allows it, each with whether it
+    /// binds or is only for the record.
+    pub fn limits(&self) -> impl Iterator<Item = (Mode, &Arc<Limit>)> {
         let rule = self.rule.map(|id| &*self.rules.rule(id).limits);
+        let rule = rule.unwrap_or_default().iter();
+        let mode = self.mode();
         self.rules
             .scopes(self.tenant)
-            .flat_map(|scope| &scope.limits)
-            .chain(rule.unwrap_or_default())
+            .flat_map(|(_, scope)| scope.limits(&self.agent))
+            .chain(rule.map(move |limit| (mode, limit)))
     }
 }
 
@@ -117,7 +121,6 @@ impl Permit {
 pub(super) fn of_rule(
     written: &LimitsDocument,
     (tenant, rule): (Option<&str>, &str),
-    mode: Mode,
     report: impl FnMut(&str, Problem),
 ) -> Vec<Arc<Limit>> {
     let name = match tenant {
@@ -125,14 +128,13 @@ pub(super) fn of_rule(
         None => format!("rule/{rule}"),
     };
     let per = written.per.unwrap_or(Per::Agent);
-    compile(written, &name, per, mode, report)
+    compile(written, &name, per, report)
 }
 
 /// The limits of a document.
 pub(super) fn of_document(
     written: &DocumentLimits,
     tenant: Option<&str>,
-    mode: Mode,
     mut report: impl FnMut(&str, Problem),
 ) -> Vec<Arc<Limit>> {
     let mut limits = Vec::new();
@@ -152,7 +154,7 @@ pub(super) fn of_document(
             report(&format!(".{member}.per"), Problem::PerOutsideRule);
         }
         let name = format!("{}/{member}", tenant.unwrap_or("policy"));
-        limits.extend(compile(part, &name, per, mode, |of, problem| {
+        limits.extend(compile(part, &name, per, |of, problem| {
             report(&format!(".{member}{of}"), problem);
         }));
     }
@@ -163,7 +165,6 @@ fn compile(
     written: &LimitsDocument,
     name: &str,
     per: Per,
-    mode: Mode,
     mut report: impl FnMut(&str, Problem),
 ) -> Vec<Arc<Limit>> {
     let over = [
@@ -196,8 +197,7 @@ fn compile(
     let when_away = written.when_away.unwrap_or_default();
     let limit = |(measure, amount): (Measure, Amount)| {
         let name = format!("{name}.{}", measure.as_str());
-        let enforced = mode == Mode::Enforce;
-        Arc::new(Limit::new(name, measure, per, amount, when_away, enforced))
+        Arc::new(Limit::new(name, measure, per, amount, when_away))
     };
     amounts.into_iter().map(limit).collect()
 }

@@ -2,7 +2,8 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::document::Action;
+use super::cover::{covers, covers_but_hosts};
+use super::document::{Action, Mode};
 use super::finding::{Concern, Finding, PolicyWarning};
 use super::index::HostSet;
 use super::rule::Rule;
@@ -15,11 +16,17 @@ impl PolicySet {
     #[must_use]
     pub fn lint(&self) -> Vec<PolicyWarning> {
         let rules = &*self.rules;
-        let denylists: Vec<_> = rules.documents.iter().map(DenylistOf::new).collect();
+        let denylists: Vec<_> = rules.documents().map(DenylistOf::new).collect();
         let mut warnings = Vec::new();
-        let mut said: HashMap<(usize, String), usize> = HashMap::new();
-        for (_, rule) in rules.all() {
-            let document = &rules.documents[rule.document];
+        let mut said: HashMap<((u32, u32), String), usize> = HashMap::new();
+        let denying: Vec<(&Document, &Rule)> = rules
+            .all()
+            .map(|(id, rule)| (rules.document(id), rule))
+            .filter(|(document, rule)| rule.action == Action::Deny && binds(document, rule))
+            .collect();
+        let mut allowing: Allowing<'_> = HashMap::new();
+        for (id, rule) in rules.all() {
+            let document = rules.document(id);
             let mut warn = |member: String, concern| {
                 let path = format!("rules[{}]{member}", rule.position);
                 warnings.push(Finding::new(&document.source, path, concern));
@@ -34,12 +41,28 @@ impl PolicySet {
                 if let Some(concern) = denylisted(rule, over) {
                     warn(String::new(), concern);
                 }
+                public_suffixes(rule, &mut warn);
+                if let Some(concern) = refused(rule, document, &denying) {
+                    warn(String::new(), concern);
+                }
             }
             let first = *said
-                .entry((rule.document, meaning(rule)))
+                .entry((id.in_document(), meaning(rule)))
                 .or_insert(rule.position);
             if first != rule.position {
                 warn(String::new(), Concern::SameAs(first));
+            } else if rule.action == Action::Allow
+                && let Some(before) = shadow(id.in_document(), rule, &allowing)
+            {
+                warn(String::new(), Concern::Shadowed(before));
+            }
+            if rule.action == Action::Allow {
+                for pattern in &rule.hosts {
+                    allowing
+                        .entry((id.in_document(), pattern))
+                        .or_default()
+                        .push(rule);
+                }
             }
         }
         warnings
@@ -101,6 +124,60 @@ fn not_for_tunnels(rule: &Rule, warn: &mut impl FnMut(String, Concern)) {
     }
 }
 
+/// The allow rules seen so far, by document and pattern.
+type Allowing<'a> = HashMap<((u32, u32), &'a HostPattern), Vec<&'a Rule>>;
+
+/// Wildcards below a suffix under which names belong to different owners, such
+/// as `*.co.uk` and `*.github.io`, by the Public Suffix List.
+fn public_suffixes(rule: &Rule, warn: &mut impl FnMut(String, Concern)) {
+    for (at, pattern) in rule.hosts.iter().enumerate() {
+        let HostPattern::Below(name) = pattern else {
+            continue;
+        };
+        let known = psl::suffix(name.as_str().as_bytes()).is_some_and(|suffix| {
+            suffix.is_known() && suffix.as_bytes() == name.as_str().as_bytes()
+        });
+        if known {
+            let concern = Concern::PublicSuffix(pattern.to_string(), name.to_string());
+            warn(format!(".hosts[{at}]"), concern);
+        }
+    }
+}
+
+/// Whether a rule binds for every agent.
+fn binds(document: &Document, rule: &Rule) -> bool {
+    match rule.mode {
+        Some(mode) => mode == Mode::Enforce,
+        None => document.modes.enforce_for_all(),
+    }
+}
+
+/// The deny rule that takes everything from an allow rule.
+fn refused(rule: &Rule, document: &Document, denying: &[(&Document, &Rule)]) -> Option<Concern> {
+    let (of, deny) = denying.iter().find(|(of, deny)| {
+        !rule.hosts.is_empty()
+            && covers(deny, rule)
+            && (of.tenant.is_none() || of.tenant == document.tenant)
+    })?;
+    Some(Concern::Refused {
+        document: of.source.clone(),
+        rule: deny.name.to_string(),
+    })
+}
+
+/// The rule before this one that is taken instead of it, always: one that has
+/// the very same hosts, so that none of both is nearer, and all the rest.
+fn shadow(document: (u32, u32), rule: &Rule, allowing: &Allowing<'_>) -> Option<usize> {
+    let (first, rest) = rule.hosts.split_first()?;
+    let before = allowing.get(&(document, first))?;
+    let taken = |other: &&&Rule| {
+        covers_but_hosts(other, rule)
+            && rest.iter().all(|host| other.hosts.contains(host))
+            && other.ranges.list() == rule.ranges.list()
+    };
+    before.iter().find(taken).map(|other| other.position)
+}
+
 /// The denylist of one document.
 struct DenylistOf<'a> {
     of: &'a Document,
@@ -110,7 +187,7 @@ struct DenylistOf<'a> {
 impl<'a> DenylistOf<'a> {
     fn new(of: &'a Document) -> Self {
         let mut hosts = HostSet::default();
-        for entry in &of.denylist {
+        for entry in &of.denylist.entries {
             if let Destination::Host(pattern) = entry {
                 hosts.insert(pattern.clone());
             }
@@ -130,7 +207,7 @@ impl<'a> DenylistOf<'a> {
         if !self.hosts.contains(&probe) {
             return None;
         }
-        self.of.denylist.iter().find(|entry| match entry {
+        self.of.denylist.entries.iter().find(|entry| match entry {
             Destination::Host(entry @ HostPattern::Exact(_)) => entry == pattern,
             Destination::Host(entry) => entry.matches(&probe),
             Destination::Range(_) => false,
@@ -157,7 +234,7 @@ fn denylisted<'a>(rule: &Rule, lists: impl Iterator<Item = &'a DenylistOf<'a>>) 
 }
 
 /// Everything a rule says besides its name, to be compared.
-fn meaning(rule: &Rule) -> String {
+pub(super) fn meaning(rule: &Rule) -> String {
     format!(
         "{:?}",
         (
@@ -186,8 +263,12 @@ rules:
   - {name: some, action: allow, agents: any, hosts: [bad.example, evil.example]}
   - {name: again, action: allow, agents: any, hosts: [bad.example, evil.example]}
   - {name: get, action: allow, agents: any, hosts: [d.example], methods: [GET]}
-  - {name: fine, action: allow, agents: any, hosts: [d.example], methods: [GET], ports: [80]}
-  - {name: no, action: deny, agents: any, hosts: [\"*\"], ports: [25]}";
+  - {name: fine, action: allow, agents: any, hosts: [e.example], methods: [GET], ports: [80]}
+  - {name: no, action: deny, agents: any, hosts: [\"*\"], ports: [25]}
+  - {name: suffix, action: allow, agents: any, hosts: [\"*.co.uk\", \"*.github.io\", \"*.example.org.uk\", \"*.internal\"]}
+  - {name: narrow, action: allow, agents: [a], hosts: [d.example], methods: [GET], ports: [80], paths: [/x/**]}
+  - {name: mail, action: allow, agents: any, hosts: [mail.example], ports: [25]}
+  - {name: nearer, action: allow, agents: [a], hosts: [x.example.co.uk]}";
         let source = SourceName::from("p.yaml");
         let document = PolicyDocument::parse(&source, Format::Yaml, text).expect("a document");
         let set = PolicySet::build(vec![(source, document)], Mode::Enforce).expect("a policy");
@@ -203,6 +284,10 @@ rules:
                 "p.yaml: rules[4]: never matches: the denylist of p.yaml has \"bad.example\", and deny wins",
                 "p.yaml: rules[6]: never decides: rules[5] says the same; take it away",
                 "p.yaml: rules[7].methods: a tunnel to port 443 cannot be held to methods and is refused by this rule; the rule works for requests whose inside is seen",
+                "p.yaml: rules[10].hosts[0]: \"*.co.uk\": names below co.uk belong to whoever registers one; name the hosts, or the domain that is meant",
+                "p.yaml: rules[10].hosts[1]: \"*.github.io\": names below github.io belong to whoever registers one; name the hosts, or the domain that is meant",
+                "p.yaml: rules[11]: never decides: rules[7] stands before it and speaks of all its hosts, agents, ports, methods and paths; take it away, or put it first",
+                "p.yaml: rules[12]: never matches: rule \"no\" of p.yaml refuses all of it, and deny wins",
             ]
         );
     }

@@ -19,29 +19,46 @@
 //! either its `hosts` or its `addresses` name, within its agents, ports,
 //! schemes, methods and paths: whoever lists a bad name and a bad range means
 //! both. In audit mode 2 and 3 let a request pass, and the permit says what
-//! enforcing would have done; 1, 4 and the classes of addresses bind always.
+//! enforcing would have done; 1 and 4 bind always, and so do the classes of
+//! addresses unless the document says `audit_addresses: true`.
 
+mod cases;
+mod cover;
 mod decide;
 mod decision;
+mod diff;
 mod document;
 mod explain;
 mod finding;
 mod index;
+mod learn;
 mod limits;
 mod lint;
 mod locate;
+mod modes;
 mod range;
+mod reach;
+mod record;
 mod rule;
+mod schema;
 mod set;
+mod shape;
 #[cfg(test)]
 mod tests;
 
+pub use cases::{Case, CaseFile, CaseOutcome, Coverage, Expectation, Question};
 pub use decision::{Decision, Denied, DenyReason, EchRule, Permit, SniRule, TlsRule, TlsUse};
+pub use diff::{Change, Direction, PolicyDiff, Replay, ReplayReport, Replayed, TooDifferent};
 pub use document::{
-    Action, AnyOr, Format, MAX_DOCUMENT_BYTES, Mode, PolicyDocument, PortEntry, RuleDocument,
+    Action, AgentModes, AnyOr, Format, MAX_DOCUMENT_BYTES, Mode, PolicyDocument, PortEntry,
+    RuleDocument,
 };
 pub use explain::{Check, CheckOutcome, Difference, Explanation, NearestRule, RuleRef, Verdict};
 pub use finding::{Concern, Finding, Location, PolicyError, PolicyWarning, Problem, SourceName};
+pub use learn::{LearnError, LearnOptions, Learned, LearnedRule, Learner, LeftOut};
 pub use limits::{DocumentLimits, LimitsDocument};
 pub use locate::locate;
-pub use set::PolicySet;
+pub use reach::{Reach, ReachRule};
+pub use record::{MAX_RECORD_BYTES, Recorded, RecordedEvent};
+pub use schema::{cases_schema, policy_schema};
+pub use set::{CheckedDocument, PolicySet};

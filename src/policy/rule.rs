@@ -22,11 +22,11 @@ const DEFAULT_PORTS: [(u16, u16); 2] = [(80, 80), (443, 443)];
 #[derive(Clone, Debug)]
 pub(super) struct Rule {
     pub(super) name: Arc<str>,
-    /// Which document of the set, and which rule of it.
-    pub(super) document: usize,
+    /// Which rule of its document.
     pub(super) position: usize,
     pub(super) action: Action,
-    pub(super) mode: Mode,
+    /// Where the rule says it itself.
+    pub(super) mode: Option<Mode>,
     pub(super) agents: Agents,
     /// Empty in a rule by addresses only.
     pub(super) hosts: Vec<HostPattern>,
@@ -163,7 +163,6 @@ impl Ports {
 pub(super) fn compile(
     written: &RuleDocument,
     place: Place<'_>,
-    default_mode: Mode,
     errors: &mut Vec<PolicyError>,
 ) -> Rule {
     let mut reader = Reader { place, errors };
@@ -198,22 +197,20 @@ pub(super) fn compile(
         Some(AnyOr::Any) => Ports::Any,
         Some(list) => Ports::Ranges(reader.any_or("ports", Some(list), port)),
     };
-    let mode = written.mode.unwrap_or(default_mode);
     let limits = match &written.limits {
         None => Vec::new(),
         Some(limits) => {
             let name = (place.tenant, &*written.name);
-            limits::of_rule(limits, name, mode, |member, problem| {
+            limits::of_rule(limits, name, |member, problem| {
                 reader.report(&format!("limits{member}"), problem);
             })
         }
     };
     Rule {
         name: written.name.as_str().into(),
-        document: place.document,
         position: place.position,
         action: written.action,
-        mode,
+        mode: written.mode,
         agents: reader.agents(&written.agents),
         hosts,
         ranges: RangeSet::new(ranges),
@@ -241,7 +238,6 @@ pub(super) fn compile(
 pub(super) struct Place<'a> {
     pub(super) source: &'a SourceName,
     pub(super) tenant: Option<&'a str>,
-    pub(super) document: usize,
     pub(super) position: usize,
 }
 

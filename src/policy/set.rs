@@ -1,4 +1,8 @@
-//! All documents in force: validated as a whole, and indexed.
+//! All documents in force: each validated by itself, and put together.
+//!
+//! What holds for a tenant is indexed apart from what holds for everybody and
+//! for other tenants. A new set takes over from the one before it what did not
+//! change, so that a thousand tenants cost nothing when one of them does.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -10,9 +14,10 @@ use super::document::{Action, Mode, PolicyDocument};
 use super::finding::{Finding, PolicyError, Problem, SourceName};
 use super::index::{HostSet, Index};
 use super::limits;
+use super::modes::Modes;
 use super::range::RangeSet;
 use super::rule::{Place, Rule, compile};
-use crate::egress::{Destination, Host, TenantId};
+use crate::egress::{AgentId, Destination, Host, TenantId};
 use crate::limit::Limit;
 
 /// The policy in force: any number of global documents, and one for each tenant
@@ -23,50 +28,115 @@ pub struct PolicySet {
     pub(super) rules: Arc<Rules>,
 }
 
+/// One document, validated by itself. Cloning is cheap.
+#[derive(Clone, Debug)]
+pub struct CheckedDocument(Arc<Document>);
+
 /// What a set holds, shared with the permits it gave.
 #[derive(Debug)]
 pub(super) struct Rules {
-    /// In order of precedence: tenants' before global ones, documents by name,
-    /// rules as written.
-    rules: Vec<Rule>,
-    pub(super) documents: Vec<Document>,
-    global: Scope,
-    tenants: Vec<Scope>,
+    /// In order of precedence: tenants', by the names of their documents, then
+    /// the global one, which is always there.
+    scopes: Vec<Arc<Scope>>,
     tenant_places: HashMap<TenantId, usize>,
+    /// Whether a tenant without a document is refused.
+    by_tenant: bool,
     digest: Arc<str>,
 }
 
 /// The place of a rule in the order of precedence; less goes first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(super) struct RuleId(u32);
+pub(super) struct RuleId {
+    scope: u32,
+    local: LocalId,
+}
 
-/// What is kept of a document besides its rules, for explaining.
+/// The place of a rule in its scope: documents by name, rules as written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) struct LocalId {
+    document: u32,
+    at: u32,
+}
+
+/// One document, as it is understood.
 #[derive(Debug)]
 pub(super) struct Document {
     pub(super) source: SourceName,
     pub(super) tenant: Option<TenantId>,
-    pub(super) denylist: Vec<Destination>,
-    pub(super) rules: std::ops::Range<usize>,
+    pub(super) modes: Modes,
+    /// Whether audit mode also lets pass to addresses that are not public.
+    pub(super) audit_addresses: bool,
+    pub(super) denylist: Denylist,
     limits: Vec<Arc<Limit>>,
+    rules: Vec<Rule>,
+    digest: [u8; 32],
 }
 
 /// What holds for everybody, or for one tenant.
 #[derive(Debug)]
 pub(super) struct Scope {
+    documents: Vec<Arc<Document>>,
     pub(super) allow: Index,
     pub(super) deny: Index,
-    pub(super) denylists: Vec<Denylist>,
-    pub(super) limits: Vec<Arc<Limit>>,
-    /// Whether it binds that no rule allows a request.
-    pub(super) mode: Mode,
+    /// What holds where there is no document.
+    default_mode: Mode,
 }
 
-/// The denylists of one mode, together.
-#[derive(Debug)]
+/// The denylist of a document.
+#[derive(Debug, Default)]
 pub(super) struct Denylist {
-    pub(super) mode: Mode,
+    /// As it is written.
+    pub(super) entries: Vec<Destination>,
     hosts: HostSet,
-    pub(super) ranges: RangeSet,
+    ranges: RangeSet,
+}
+
+impl CheckedDocument {
+    /// Validates a document. `default_mode` is for one that does not name its
+    /// own.
+    ///
+    /// # Errors
+    /// Every mistake in it.
+    pub fn check(
+        source: &SourceName,
+        written: &PolicyDocument,
+        default_mode: Mode,
+    ) -> Result<Self, Vec<PolicyError>> {
+        let mut errors = Vec::new();
+        let tenant = read_head(source, written, &mut errors);
+        let document = Document {
+            source: source.clone(),
+            tenant,
+            modes: Modes::read(source, written, default_mode, &mut errors),
+            audit_addresses: written.audit_addresses.unwrap_or(false),
+            rules: read_rules(source, written, &mut errors),
+            denylist: read_denylist(source, written, &mut errors),
+            limits: read_limits(source, written, &mut errors),
+            digest: digest_of(written),
+        };
+        match errors.is_empty() {
+            true => Ok(Self(Arc::new(document))),
+            false => Err(errors),
+        }
+    }
+
+    /// What it is called.
+    #[must_use]
+    pub fn source(&self) -> &SourceName {
+        &self.0.source
+    }
+
+    /// Whether both came of one reading.
+    #[must_use]
+    pub fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
+    /// Whom it is for; everybody, where it does not say.
+    #[must_use]
+    pub fn tenant(&self) -> Option<&TenantId> {
+        self.0.tenant.as_ref()
+    }
 }
 
 impl PolicySet {
@@ -79,49 +149,96 @@ impl PolicySet {
         documents: Vec<(SourceName, PolicyDocument)>,
         default_mode: Mode,
     ) -> Result<Self, Vec<PolicyError>> {
-        let mut errors = Vec::new();
-        let digest = digest_of(&documents, default_mode);
         let mut documents = documents;
         documents.sort_by(|(a_name, a), (b_name, b)| {
             (a.tenant.is_none(), a_name).cmp(&(b.tenant.is_none(), b_name))
         });
-        let mut rules = Vec::new();
-        let mut kept: Vec<Document> = Vec::new();
-        let mut modes = Vec::new();
+        let (mut checked, mut errors) = (Vec::new(), Vec::new());
+        // Two for one tenant are told of although one of them has mistakes.
+        let mut first: HashMap<&str, &SourceName> = HashMap::new();
         for (source, written) in &documents {
-            let mode = written.mode.unwrap_or(default_mode);
-            let tenant = read_head(source, written, &kept, &mut errors);
-            let first = rules.len();
-            read_rules(source, written, kept.len(), mode, &mut rules, &mut errors);
-            kept.push(Document {
-                source: source.clone(),
-                tenant,
-                denylist: read_denylist(source, written, &mut errors),
-                limits: read_limits(source, written, mode, &mut errors),
-                rules: first..rules.len(),
-            });
-            modes.push(mode);
+            match CheckedDocument::check(source, written, default_mode) {
+                Ok(document) => checked.push(document),
+                Err(more) => errors.extend(more),
+            }
+            if let Some(tenant) = &written.tenant {
+                let other = *first.entry(tenant).or_insert(source);
+                if !std::ptr::eq(other, source) {
+                    errors.push(tenant_twice(source, tenant, other));
+                }
+            }
+        }
+        match errors.is_empty() {
+            true => Self::assemble(checked, false, default_mode, None),
+            false => Err(errors),
+        }
+    }
+
+    /// Puts checked documents together. Their order does not matter. What did
+    /// not change is taken over from `previous`.
+    ///
+    /// A tenant without a document is refused where any has one. `by_tenant`
+    /// says that this holds although none has: the only one was deleted, or
+    /// has a mistake.
+    ///
+    /// # Errors
+    /// Each tenant that has two documents.
+    pub fn assemble(
+        documents: Vec<CheckedDocument>,
+        by_tenant: bool,
+        default_mode: Mode,
+        previous: Option<&Self>,
+    ) -> Result<Self, Vec<PolicyError>> {
+        let by_tenant = by_tenant || documents.iter().any(|one| one.tenant().is_some());
+        let digest = digest_of_all(&documents, by_tenant, default_mode);
+        let mut documents: Vec<Arc<Document>> = documents.into_iter().map(|one| one.0).collect();
+        documents
+            .sort_by(|a, b| (a.tenant.is_none(), &a.source).cmp(&(b.tenant.is_none(), &b.source)));
+        let (mut scopes, mut globals) = (Vec::new(), Vec::new());
+        let mut tenant_places: HashMap<TenantId, usize> = HashMap::new();
+        let mut errors = Vec::new();
+        for document in documents {
+            let Some(tenant) = document.tenant.clone() else {
+                globals.push(document);
+                continue;
+            };
+            if let Some(known) = tenant_places.get(&tenant) {
+                let other: &Arc<Scope> = &scopes[*known];
+                let other = other.documents.first().map(|document| &document.source);
+                let other = other.unwrap_or(&document.source);
+                errors.push(tenant_twice(&document.source, tenant.as_str(), other));
+                continue;
+            }
+            let known = previous.and_then(|set| set.rules.scope_of(&tenant));
+            tenant_places.insert(tenant, scopes.len());
+            scopes.push(Scope::over(vec![document], default_mode, known));
         }
         if !errors.is_empty() {
             return Err(errors);
         }
+        let known = previous.and_then(|set| set.rules.scopes.last());
+        scopes.push(Scope::over(globals, default_mode, known));
         Ok(Self {
-            rules: Arc::new(Rules::index(rules, kept, &modes, default_mode, digest)),
+            rules: Arc::new(Rules {
+                scopes,
+                tenant_places,
+                by_tenant,
+                digest,
+            }),
         })
     }
 
     /// The set that denies everything, whatever the gateway's mode.
     #[must_use]
     pub fn empty() -> Self {
-        let digest = digest_of(&[], Mode::Enforce);
+        let mode = Mode::Enforce;
         Self {
-            rules: Arc::new(Rules::index(
-                Vec::new(),
-                Vec::new(),
-                &[],
-                Mode::Enforce,
-                digest,
-            )),
+            rules: Arc::new(Rules {
+                scopes: vec![Scope::over(Vec::new(), mode, None)],
+                tenant_places: HashMap::new(),
+                by_tenant: false,
+                digest: digest_of_all(&[], false, mode),
+            }),
         }
     }
 
@@ -140,7 +257,7 @@ impl PolicySet {
     }
 
     /// The version: 16 hexadecimal digits of a SHA-256 over what the documents
-    /// say, whatever their order, names, comments and layout.
+    /// in force say, whatever their order, names, comments and layout.
     #[must_use]
     pub fn digest(&self) -> &Arc<str> {
         &self.rules.digest
@@ -149,7 +266,10 @@ impl PolicySet {
     /// How many rules there are.
     #[must_use]
     pub fn rule_count(&self) -> usize {
-        self.rules.rules.len()
+        self.rules
+            .documents()
+            .map(|document| document.rules.len())
+            .sum()
     }
 
     /// The tenants that have a document, in no order.
@@ -159,49 +279,35 @@ impl PolicySet {
 }
 
 impl Rules {
-    fn index(
-        rules: Vec<Rule>,
-        documents: Vec<Document>,
-        modes: &[Mode],
-        default_mode: Mode,
-        digest: Arc<str>,
-    ) -> Self {
-        let mut tenants = Vec::new();
-        let mut tenant_places = HashMap::new();
-        let mut globals = Vec::new();
-        for (document, mode) in documents.iter().zip(modes) {
-            match &document.tenant {
-                None => globals.push((document, *mode)),
-                Some(tenant) => {
-                    tenant_places.insert(tenant.clone(), tenants.len());
-                    tenants.push(Scope::index(&rules, &[(document, *mode)], *mode));
-                }
-            }
-        }
-        // Among several global documents one that enforces is enough.
-        let mode = match globals.iter().any(|(_, mode)| *mode == Mode::Enforce) {
-            true => Mode::Enforce,
-            false if globals.is_empty() => default_mode,
-            false => Mode::Audit,
-        };
-        Self {
-            global: Scope::index(&rules, &globals, mode),
-            tenants,
-            tenant_places,
-            digest,
-            documents,
-            rules,
-        }
-    }
-
     pub(super) fn rule(&self, id: RuleId) -> &Rule {
         // An id is made only with a rule of the same set, which never shrinks.
-        &self.rules[id.0 as usize]
+        self.scopes[id.scope as usize].rule(id.local)
+    }
+
+    /// The document that a rule is in.
+    pub(super) fn document(&self, id: RuleId) -> &Document {
+        &self.scopes[id.scope as usize].documents[id.local.document as usize]
+    }
+
+    /// Whether a rule binds for an agent: by its own mode, or its document's.
+    pub(super) fn mode(&self, id: RuleId, agent: &AgentId) -> Mode {
+        let own = self.rule(id).mode;
+        own.unwrap_or_else(|| self.document(id).modes.of(agent))
+    }
+
+    /// All documents, in order of precedence.
+    pub(super) fn documents(&self) -> impl Iterator<Item = &Document> {
+        let documents = self.scopes.iter().flat_map(|scope| &scope.documents);
+        documents.map(|document| &**document)
     }
 
     /// All rules, in order of precedence.
     pub(super) fn all(&self) -> impl Iterator<Item = (RuleId, &Rule)> {
-        (0..).map(RuleId).zip(&self.rules)
+        let scopes = (0..).zip(&self.scopes);
+        scopes.flat_map(|(scope, held)| {
+            held.all()
+                .map(move |(local, rule)| (RuleId { scope, local }, rule))
+        })
     }
 
     /// Where a subject's tenant stands: `Ok(None)` where only the global
@@ -209,7 +315,7 @@ impl Rules {
     /// have documents.
     pub(super) fn place_of(&self, tenant: Option<&TenantId>) -> Result<Option<usize>, ()> {
         match tenant {
-            Some(tenant) if !self.tenants.is_empty() => {
+            Some(tenant) if self.by_tenant => {
                 self.tenant_places.get(tenant).copied().map(Some).ok_or(())
             }
             _ => Ok(None),
@@ -217,70 +323,150 @@ impl Rules {
     }
 
     /// The scopes that hold for a tenant, its own first.
-    pub(super) fn scopes(&self, tenant: Option<usize>) -> impl Iterator<Item = &Scope> {
+    pub(super) fn scopes(&self, tenant: Option<usize>) -> impl Iterator<Item = (u32, &Scope)> {
+        let global = self.scopes.len().saturating_sub(1);
         tenant
-            .and_then(|place| self.tenants.get(place))
             .into_iter()
-            .chain([&self.global])
+            .chain([global])
+            .filter_map(|place| Some((number(place), &**self.scopes.get(place)?)))
+    }
+
+    fn scope_of(&self, tenant: &TenantId) -> Option<&Arc<Scope>> {
+        self.scopes.get(*self.tenant_places.get(tenant)?)
+    }
+}
+
+impl RuleId {
+    pub(super) fn new(scope: u32, local: LocalId) -> Self {
+        Self { scope, local }
+    }
+
+    /// Something that is equal for the rules of one document.
+    pub(super) fn in_document(self) -> (u32, u32) {
+        (self.scope, self.local.document)
     }
 }
 
 impl Scope {
-    fn index(rules: &[Rule], documents: &[(&Document, Mode)], mode: Mode) -> Self {
-        let (mut allow, mut deny) = (Index::default(), Index::default());
-        for (document, _) in documents {
-            for at in document.rules.clone() {
-                let (rule, id) = (&rules[at], id_of(at));
+    /// The scope over these documents, which is the known one where that is
+    /// over the same.
+    fn over(
+        documents: Vec<Arc<Document>>,
+        default_mode: Mode,
+        known: Option<&Arc<Self>>,
+    ) -> Arc<Self> {
+        let same = known.filter(|known| {
+            known.default_mode == default_mode
+                && known.documents.len() == documents.len()
+                && known
+                    .documents
+                    .iter()
+                    .zip(&documents)
+                    .all(|(a, b)| Arc::ptr_eq(a, b))
+        });
+        match same {
+            Some(known) => Arc::clone(known),
+            None => Arc::new(Self::index(documents, default_mode)),
+        }
+    }
+
+    fn index(documents: Vec<Arc<Document>>, default_mode: Mode) -> Self {
+        let mut scope = Self {
+            documents,
+            allow: Index::default(),
+            deny: Index::default(),
+            default_mode,
+        };
+        for (document, held) in (0..).zip(&scope.documents) {
+            for (at, rule) in (0..).zip(&held.rules) {
+                let id = LocalId { document, at };
                 match rule.action {
-                    Action::Allow => allow.insert(id, rule, rule.hosts.is_empty()),
-                    Action::Deny => deny.insert(id, rule, !rule.ranges.is_empty()),
+                    Action::Allow => scope.allow.insert(id, rule, rule.hosts.is_empty()),
+                    Action::Deny => scope.deny.insert(id, rule, !rule.ranges.is_empty()),
                 }
             }
         }
-        // Those that bind first, so that they are what is reported.
-        let denylists = [Mode::Enforce, Mode::Audit]
-            .into_iter()
-            .filter_map(|mode| Denylist::merge(documents, mode))
-            .collect();
-        Self {
-            allow,
-            deny,
-            denylists,
-            limits: documents
-                .iter()
-                .flat_map(|(document, _)| document.limits.iter().cloned())
-                .collect(),
-            mode,
+        scope
+    }
+
+    pub(super) fn rule(&self, id: LocalId) -> &Rule {
+        // As for the set: an id is made only with a rule of this scope.
+        &self.documents[id.document as usize].rules[id.at as usize]
+    }
+
+    pub(super) fn all(&self) -> impl Iterator<Item = (LocalId, &Rule)> {
+        let documents = (0..).zip(&self.documents);
+        documents.flat_map(|(document, held)| {
+            (0..)
+                .zip(&held.rules)
+                .map(move |(at, rule)| (LocalId { document, at }, rule))
+        })
+    }
+
+    /// The denylists, each with whether it binds for an agent.
+    pub(super) fn denylists<'a>(
+        &'a self,
+        agent: &'a AgentId,
+    ) -> impl Iterator<Item = (Mode, &'a Denylist)> {
+        self.documents
+            .iter()
+            .filter(|document| !document.denylist.entries.is_empty())
+            .map(move |document| (document.modes.of(agent), &document.denylist))
+    }
+
+    /// The limits of the documents, each with whether it binds for an agent.
+    pub(super) fn limits<'a>(
+        &'a self,
+        agent: &'a AgentId,
+    ) -> impl Iterator<Item = (Mode, &'a Arc<Limit>)> {
+        self.documents.iter().flat_map(move |document| {
+            let of = move |limit| (document.modes.of(agent), limit);
+            document.limits.iter().map(of)
+        })
+    }
+
+    /// Whether it binds for an agent that no rule allows a request. Among
+    /// several documents one that enforces is enough.
+    pub(super) fn mode(&self, agent: &AgentId) -> Mode {
+        let mut modes = self
+            .documents
+            .iter()
+            .map(|document| document.modes.of(agent));
+        match modes.next() {
+            None => self.default_mode,
+            Some(Mode::Audit) if modes.all(|mode| mode == Mode::Audit) => Mode::Audit,
+            Some(_) => Mode::Enforce,
         }
+    }
+
+    /// Whether a document here opens its audit mode to addresses.
+    pub(super) fn audits_addresses(&self) -> bool {
+        self.documents
+            .iter()
+            .any(|document| document.audit_addresses)
     }
 }
 
-/// A set has far fewer rules than 2^32: a document of 16 MiB holds some 200,000.
-fn id_of(at: usize) -> RuleId {
-    RuleId(u32::try_from(at).unwrap_or(u32::MAX))
+/// A set has far fewer scopes than 2^32.
+fn number(place: usize) -> u32 {
+    u32::try_from(place).unwrap_or(u32::MAX)
 }
 
 impl Denylist {
-    fn merge(documents: &[(&Document, Mode)], mode: Mode) -> Option<Self> {
+    fn new(entries: Vec<Destination>) -> Self {
         let mut hosts = HostSet::default();
         let mut ranges = Vec::new();
-        let entries = documents
-            .iter()
-            .filter(|(_, document_mode)| *document_mode == mode)
-            .flat_map(|(document, _)| &document.denylist);
-        let mut empty = true;
-        for entry in entries {
-            empty = false;
+        for entry in &entries {
             match entry {
                 Destination::Host(pattern) => hosts.insert(pattern.clone()),
                 Destination::Range(range) => ranges.push(*range),
             }
         }
-        (!empty).then(|| Self {
-            mode,
+        Self {
+            entries,
             hosts,
             ranges: RangeSet::new(ranges),
-        })
+        }
     }
 
     /// Whether the list has a target by what it is called.
@@ -301,7 +487,6 @@ impl Denylist {
 fn read_head(
     source: &SourceName,
     written: &PolicyDocument,
-    before: &[Document],
     errors: &mut Vec<PolicyError>,
 ) -> Option<TenantId> {
     let mut report = |path: &str, problem| errors.push(Finding::new(source, path, problem));
@@ -309,37 +494,29 @@ fn read_head(
         report("version", Problem::Version(written.version));
     }
     let raw = written.tenant.as_ref()?;
-    match TenantId::parse(raw) {
-        Ok(tenant) => {
-            let other = before
-                .iter()
-                .find(|document| document.tenant.as_ref() == Some(&tenant));
-            if let Some(other) = other {
-                let problem = Problem::TenantTwice {
-                    tenant: raw.clone(),
-                    other: other.source.clone(),
-                };
-                report("tenant", problem);
-            }
-            Some(tenant)
-        }
-        Err(error) => {
+    TenantId::parse(raw)
+        .map_err(|error| {
             let raw = raw.clone();
             report("tenant", Problem::Tenant { raw, error });
-            None
-        }
-    }
+        })
+        .ok()
+}
+
+fn tenant_twice(source: &SourceName, tenant: &str, other: &SourceName) -> PolicyError {
+    let problem = Problem::TenantTwice {
+        tenant: tenant.to_owned(),
+        other: other.clone(),
+    };
+    Finding::new(source, "tenant", problem)
 }
 
 fn read_rules(
     source: &SourceName,
     written: &PolicyDocument,
-    document: usize,
-    mode: Mode,
-    rules: &mut Vec<Rule>,
     errors: &mut Vec<PolicyError>,
-) {
-    let mut names: HashMap<&str, usize> = HashMap::new();
+) -> Vec<Rule> {
+    let mut names: HashMap<&str, usize> = HashMap::with_capacity(written.rules.len());
+    let mut rules = Vec::with_capacity(written.rules.len());
     for (position, rule) in written.rules.iter().enumerate() {
         let first = *names.entry(&rule.name).or_insert(position);
         if first != position {
@@ -356,37 +533,31 @@ fn read_rules(
         let place = Place {
             source,
             tenant: written.tenant.as_deref(),
-            document,
             position,
         };
-        rules.push(compile(rule, place, mode, errors));
+        rules.push(compile(rule, place, errors));
     }
+    rules
 }
 
 fn read_limits(
     source: &SourceName,
     written: &PolicyDocument,
-    mode: Mode,
     errors: &mut Vec<PolicyError>,
 ) -> Vec<Arc<Limit>> {
     let Some(limits) = &written.limits else {
         return Vec::new();
     };
-    limits::of_document(
-        limits,
-        written.tenant.as_deref(),
-        mode,
-        |member, problem| {
-            errors.push(Finding::new(source, format!("limits{member}"), problem));
-        },
-    )
+    limits::of_document(limits, written.tenant.as_deref(), |member, problem| {
+        errors.push(Finding::new(source, format!("limits{member}"), problem));
+    })
 }
 
 fn read_denylist(
     source: &SourceName,
     written: &PolicyDocument,
     errors: &mut Vec<PolicyError>,
-) -> Vec<Destination> {
+) -> Denylist {
     let mut entries = Vec::with_capacity(written.denylist.len());
     for (at, raw) in written.denylist.iter().enumerate() {
         match Destination::parse(raw) {
@@ -398,22 +569,27 @@ fn read_denylist(
             }
         }
     }
-    entries
+    Denylist::new(entries)
 }
 
-/// Over the documents as they are understood, so that a comment makes no new
+/// Over the document as it is understood, so that a comment makes no new
 /// version.
-fn digest_of(documents: &[(SourceName, PolicyDocument)], default_mode: Mode) -> Arc<str> {
-    let mut parts: Vec<_> = documents
-        .iter()
-        .map(|(_, document)| {
-            // Strings, numbers and lists: they cannot fail to be written.
-            let normal = serde_json::to_vec(document).unwrap_or_default();
-            digest(&SHA256, &normal).as_ref().to_vec()
-        })
-        .collect();
+fn digest_of(document: &PolicyDocument) -> [u8; 32] {
+    // Strings, numbers and lists: they cannot fail to be written.
+    let normal = serde_json::to_vec(document).unwrap_or_default();
+    let mut out = [0; 32];
+    out.copy_from_slice(digest(&SHA256, &normal).as_ref());
+    out
+}
+
+/// Over all that decides: the documents in force, and what holds without them.
+fn digest_of_all(documents: &[CheckedDocument], by_tenant: bool, default_mode: Mode) -> Arc<str> {
+    let mut parts: Vec<&[u8]> = documents.iter().map(|one| &one.0.digest[..]).collect();
     parts.sort_unstable();
-    parts.push(default_mode.as_str().as_bytes().to_vec());
+    parts.push(default_mode.as_str().as_bytes());
+    if by_tenant {
+        parts.push(b" by tenant");
+    }
     let whole = digest(&SHA256, &parts.concat());
     let hex: String = whole.as_ref()[..8]
         .iter()

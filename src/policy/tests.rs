@@ -648,6 +648,132 @@ rules:
 }
 
 #[test]
+fn the_most_specific_mode_counts_in_both_directions() {
+    const RULES: &str = "
+denylist: [bad.example]
+rules:
+  - {name: plain, action: deny, agents: any, hosts: [plain.example]}
+  - {name: hard, action: deny, mode: enforce, agents: any, hosts: [hard.example]}
+  - {name: soft, action: deny, mode: audit, agents: any, hosts: [soft.example]}
+  - {name: some, action: allow, agents: any, hosts: [some.example]}";
+    let audit = policy(&format!(
+        "version: 1\nmode: audit\nagent_modes: {{canary: enforce, 'ci-*': enforce, 'ci-lab-*': audit, ci-lab-1: enforce}}{RULES}"
+    ));
+    let enforce = policy(&format!(
+        "version: 1\nmode: enforce\nagent_modes: {{canary: audit}}{RULES}"
+    ));
+    for (case, set, agent, binds) in [
+        ("the document's", &audit, "bot", false),
+        ("an agent's", &audit, "canary", true),
+        ("that of a beginning", &audit, "ci-7", true),
+        ("that of a longer beginning", &audit, "ci-lab-7", false),
+        (
+            "that of a name before a beginning",
+            &audit,
+            "ci-lab-1",
+            true,
+        ),
+        ("the document's, enforcing", &enforce, "bot", true),
+        ("an agent's, on trial", &enforce, "canary", false),
+    ] {
+        let said = |what| said(&decide_for(set, agent, None, what));
+        let expect = |reason: &str| format!("{} {reason}", if binds { "deny" } else { "audit" });
+        assert_eq!(
+            said("CONNECT none.example:443"),
+            expect("no_rule"),
+            "{case}"
+        );
+        assert_eq!(
+            said("CONNECT bad.example:443"),
+            expect("denylist"),
+            "{case}"
+        );
+        let plain = if binds {
+            "deny rule by plain"
+        } else {
+            "audit rule"
+        };
+        assert_eq!(said("CONNECT plain.example:443"), plain, "{case}");
+        // What a rule says of itself counts before that.
+        assert_eq!(
+            said("CONNECT hard.example:443"),
+            "deny rule by hard",
+            "{case}"
+        );
+        let soft = if binds { "deny no_rule" } else { "audit rule" };
+        assert_eq!(said("CONNECT soft.example:443"), soft, "{case}");
+        let decision = decide_for(set, agent, None, "CONNECT some.example:443");
+        let Decision::Allow(permit) = decision else {
+            panic!("{case}: refused");
+        };
+        assert_eq!(permit.mode() == Mode::Enforce, binds, "{case}");
+        assert_eq!(
+            permit.address([10, 0, 0, 1].into()).is_err(),
+            true,
+            "{case}: the class binds in audit mode too"
+        );
+    }
+}
+
+#[test]
+fn audit_mode_reaches_addresses_only_where_the_document_says_so() {
+    let set = policy(
+        "version: 1
+mode: audit
+audit_addresses: true
+denylist: [10.66.0.0/16]
+rules:
+  - {name: a, action: allow, agents: any, hosts: [a.example]}
+  - {name: hard, action: allow, mode: enforce, agents: any, hosts: [hard.example]}
+  - {name: no, action: deny, mode: enforce, agents: any, addresses: [10.77.0.0/16]}",
+    );
+    for (what, private) in [
+        ("CONNECT a.example:443", "audit address_private"),
+        ("CONNECT none.example:443", "audit address_private"),
+        ("CONNECT hard.example:443", "deny address_private"),
+    ] {
+        check_addresses(
+            &permit(&set, what),
+            &[
+                ("10.0.0.1", private),
+                ("10.77.0.1", "deny address_denied"),
+                ("169.254.169.254", "deny address_metadata"),
+                ("fd00:ec2::254", "deny address_metadata"),
+                ("1.1.1.1", "ok"),
+            ],
+        );
+    }
+    // It opens nothing where the document enforces, nor for another document.
+    let set = build(&[
+        "version: 1\nmode: audit\naudit_addresses: true",
+        "version: 1\ntenant: t\nmode: audit\nrules:\n  - {name: a, action: allow, agents: any, hosts: [a.example]}",
+    ])
+    .expect("a policy");
+    let Decision::Allow(permit) = decide_for(&set, "bot", Some("t"), "CONNECT a.example:443")
+    else {
+        panic!("the rule allows it");
+    };
+    check_addresses(&permit, &[("10.0.0.1", "deny address_private")]);
+}
+
+#[test]
+fn modes_of_agents_are_written_once_and_for_names() {
+    for (text, says) in [
+        ("agent_modes: {}", "agent_modes: the list is empty"),
+        ("agent_modes: {'*': audit}", "write `mode:`"),
+        ("agent_modes: {'a b': audit}", "letters, digits"),
+        ("agent_modes: {a: maybe}", "maybe"),
+        ("agent_modes: {a: audit, a: enforce}", "\"a\" stands twice"),
+        ("agent_modes:", "agent_modes"),
+        ("audit_addresses: 1", "audit_addresses"),
+    ] {
+        let errors = build(&[&format!("version: 1\n{text}")]).expect_err(text);
+        let error = errors[0].to_string();
+        assert!(error.contains(says), "{text}: {error}");
+    }
+}
+
+#[test]
 fn a_rule_on_trial_does_not_hide_one_that_binds() {
     let set = rules(
         "  - {name: trial, action: deny, mode: audit, agents: any, hosts: [a.example, b.example]}
@@ -1039,7 +1165,30 @@ mod reference {
             match (admitted, class, &chosen) {
                 (true, ..) | (_, AddressClass::Public, None) => {}
                 (_, AddressClass::Public, Some((_, mode, _))) => modes.push(*mode),
-                _ => return None,
+                (_, AddressClass::Metadata, _) => return None,
+                (.., Some((rule, mode, _))) => {
+                    let written = self.documents.iter().find(|(document, _)| {
+                        document
+                            .rules
+                            .iter()
+                            .any(|other| std::ptr::eq(other, *rule))
+                    });
+                    match written.and_then(|(document, _)| document.audit_addresses) {
+                        Some(true) => modes.push(*mode),
+                        _ => return None,
+                    }
+                }
+                (.., None) => {
+                    let own = self.documents.first().map(|(d, _)| d.tenant.as_ref());
+                    let mut first = self
+                        .documents
+                        .iter()
+                        .filter(|(d, _)| Some(d.tenant.as_ref()) == own);
+                    match first.any(|(document, _)| document.audit_addresses == Some(true)) {
+                        true => modes.push(Mode::Audit),
+                        false => return None,
+                    }
+                }
             }
             let named = |entry: &Destination| matches!(entry, Destination::Host(p) if p.matches(&self.what.authority.host));
             let token = self.who.destinations.is_none_or(|list| {
@@ -1326,8 +1475,14 @@ fn a_rule() -> impl Strategy<Value = RuleDocument> {
 fn a_document(tenant: Option<&'static str>) -> impl Strategy<Value = PolicyDocument> {
     let denied = prop::sample::select(vec!["b.ex", "*.x.a.ex", "10.0.0.2", "9.9.0.0/16"]);
     let denylist = prop::collection::vec(denied.prop_map(str::to_owned), 0..2);
-    (some_mode(), denylist, prop::collection::vec(a_rule(), 0..7)).prop_map(
-        move |(mode, denylist, mut rules)| {
+    let agents = prop::sample::select(vec!["bot", "ci-1", "ci-*", "c*"]).prop_map(str::to_owned);
+    let mode = prop_oneof![Just(Mode::Enforce), Just(Mode::Audit)];
+    let agent_modes = prop::collection::btree_map(agents, mode, 0..3);
+    let audit_addresses = prop::sample::select(vec![None, None, Some(false), Some(true)]);
+    let rules = prop::collection::vec(a_rule(), 0..7);
+    (some_mode(), agent_modes, audit_addresses, denylist, rules).prop_map(
+        move |(mode, agent_modes, audit_addresses, denylist, mut rules)| {
+            let agent_modes: Vec<_> = agent_modes.into_iter().collect();
             for (at, rule) in rules.iter_mut().enumerate() {
                 rule.name = format!("{}{at}", tenant.unwrap_or("global"));
             }
@@ -1335,6 +1490,8 @@ fn a_document(tenant: Option<&'static str>) -> impl Strategy<Value = PolicyDocum
                 version: 1,
                 tenant: tenant.map(str::to_owned),
                 mode,
+                agent_modes: (!agent_modes.is_empty()).then_some(AgentModes(agent_modes)),
+                audit_addresses,
                 denylist,
                 limits: None,
                 rules,
@@ -1417,6 +1574,26 @@ fn set_of(documents: &[PolicyDocument], mode: Mode) -> PolicySet {
     PolicySet::build(named.collect(), mode).expect("a policy")
 }
 
+/// The mode of a document for an agent: the name, the longest beginning of it,
+/// the document, the gateway.
+fn mode_of(document: &PolicyDocument, agent: &AgentId, default_mode: Mode) -> Mode {
+    let agents = document
+        .agent_modes
+        .as_ref()
+        .map_or(&[][..], |modes| &modes.0);
+    let exact = agents.iter().find(|(name, _)| name == agent.as_str());
+    let begins = |(entry, _): &&(String, Mode)| {
+        let prefix = entry.strip_suffix('*');
+        prefix.is_some_and(|prefix| agent.as_str().starts_with(prefix))
+    };
+    let longest = agents
+        .iter()
+        .filter(begins)
+        .max_by_key(|(entry, _)| entry.len());
+    let own = exact.or(longest).map(|(_, mode)| *mode);
+    own.or(document.mode).unwrap_or(default_mode)
+}
+
 /// Whether a request may pass, and the addresses that may be dialled for it,
 /// without audit mode's help. A tunnel counts where it may carry anything: what
 /// travels in another is judged, and so counted, as requests.
@@ -1448,7 +1625,7 @@ proptest! {
         let mut apply: Vec<_> = documents
             .iter()
             .filter(|d| d.tenant.is_none() || known)
-            .map(|d| (d, d.mode.unwrap_or(mode)))
+            .map(|d| (d, mode_of(d, &case.agent, mode)))
             .collect();
         apply.sort_by_key(|(d, _)| d.tenant.is_none());
         let reference = reference::Reference {
@@ -1513,6 +1690,44 @@ proptest! {
     }
 
     #[test]
+    fn another_tenants_document_changes_nothing((documents, mode, case) in a_case(), mut other in a_document(Some("other"))) {
+        let before = set_of(&documents, mode);
+        other.rules.retain(|rule| !rule.name.is_empty());
+        let mut more = documents.clone();
+        more.push(other);
+        let after = set_of(&more, mode);
+        // Without a document a tenant is everybody until one has a document.
+        let known = documents.iter().any(|d| d.tenant.is_some());
+        if case.tenant.is_none() || known {
+            prop_assert_eq!(
+                said(&before.decide(&case.who(), &case.what)),
+                said(&after.decide(&case.who(), &case.what))
+            );
+        } else {
+            prop_assert!(matches!(after.decide(&case.who(), &case.what), Decision::Deny(_)));
+        }
+    }
+
+    #[test]
+    fn a_set_that_takes_over_decides_as_one_made_anew((documents, mode, case) in a_case(), other in a_document(Some("acme"))) {
+        let check = |at: usize, d: &PolicyDocument| {
+            CheckedDocument::check(&SourceName::from(format!("{at}")), d, mode).expect("a document")
+        };
+        let checked: Vec<_> = documents.iter().enumerate().map(|(at, d)| check(at, d)).collect();
+        let first = PolicySet::assemble(checked.clone(), false, mode, None).expect("a policy");
+        // The tenant's document is another one, or is there for the first time.
+        let mut next: Vec<_> = checked.into_iter().filter(|d| d.tenant().is_none()).collect();
+        next.push(check(9, &other));
+        let over = PolicySet::assemble(next.clone(), false, mode, Some(&first)).expect("a policy");
+        let anew = PolicySet::assemble(next, false, mode, None).expect("a policy");
+        prop_assert_eq!(over.digest(), anew.digest());
+        prop_assert_eq!(
+            said(&over.decide(&case.who(), &case.what)),
+            said(&anew.decide(&case.who(), &case.what))
+        );
+    }
+
+    #[test]
     fn the_order_of_documents_does_not_matter((documents, mode, case) in a_case()) {
         let named = |(at, d): (usize, &PolicyDocument)| (SourceName::from(format!("{at}")), d.clone());
         let mut shuffled: Vec<_> = documents.iter().enumerate().map(named).collect();
@@ -1563,7 +1778,7 @@ rules:
         match set.decide(&who, &request) {
             Decision::Allow(permit) => permit
                 .limits()
-                .map(|limit| {
+                .map(|(_, limit)| {
                     let (name, amount) = (limit.name(), limit.amount());
                     format!("{name} {amount} {:?} {:?}", limit.per(), limit.when_away())
                 })

@@ -20,13 +20,14 @@ use pingora::protocols::{
     TimingDigest, UniqueID, UniqueIDType,
 };
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
-use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::Notify;
 
 use crate::egress::head::BodyLength;
 use crate::egress::{Authority, ChunkedBody, RequestTarget};
 use crate::gate::TunnelEnd;
-use crate::identity::Principal;
+use crate::identity::{Certified, Principal};
+
+use super::transport::Transport;
 
 /// How much is read at once while looking at first bytes.
 const LOOK_BYTES: usize = 4096;
@@ -40,6 +41,8 @@ pub(super) struct Connection {
     pub(super) listener: Arc<str>,
     /// Who connected; nobody by address on a Unix socket.
     pub(super) client: Option<SocketAddr>,
+    /// What the client's certificate says, where it has shown one.
+    pub(super) certified: Option<Certified>,
     /// Whether the bytes are those inside a tunnel.
     pub(super) tunnel: Option<InTunnel>,
     /// The request being served, where it came by HTTP/1.
@@ -77,11 +80,18 @@ impl Connection {
         Self {
             listener,
             client,
+            certified: None,
             tunnel,
             current: Mutex::new(None),
             ending,
             gathers: AtomicBool::new(true),
         }
+    }
+
+    /// The same, of a client that has shown a certificate.
+    pub(super) fn certified(mut self, certified: Option<Certified>) -> Self {
+        self.certified = certified;
+        self
     }
 
     /// An answer of this length begins; `None` where its length is not known.
@@ -113,9 +123,10 @@ pub(super) struct Ending {
 }
 
 /// The ends that come from outside; the index is the code in [`Ending`].
-const OUTSIDE: [TunnelEnd; 4] = [
+const OUTSIDE: [TunnelEnd; 5] = [
     TunnelEnd::PolicyChanged,
     TunnelEnd::CredentialEnded,
+    TunnelEnd::Revoked,
     TunnelEnd::Drained,
     TunnelEnd::Aborted,
 ];
@@ -152,12 +163,6 @@ impl Ending {
             self.notify.notified().await;
         }
     }
-}
-
-/// The transport below a connection.
-pub(super) enum Transport {
-    Tcp(TcpStream),
-    Unix(UnixStream),
 }
 
 /// How much the reader of this request may still see; what lies behind belongs
@@ -261,10 +266,7 @@ impl ConnIo {
     /// Those of the transport. `Ok(0)` is its end.
     pub(super) async fn look_further(&mut self) -> io::Result<usize> {
         self.unread.reserve(LOOK_BYTES);
-        match &mut self.transport {
-            Transport::Tcp(tcp) => tcp.read_buf(&mut self.unread).await,
-            Transport::Unix(unix) => unix.read_buf(&mut self.unread).await,
-        }
+        self.transport.read_buf(&mut self.unread).await
     }
 
     /// Drops bytes from the front of what is unread.
@@ -349,10 +351,7 @@ impl ConnIo {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        match &mut self.transport {
-            Transport::Tcp(tcp) => Pin::new(tcp).poll_read(cx, buf),
-            Transport::Unix(unix) => Pin::new(unix).poll_read(cx, buf),
-        }
+        Pin::new(&mut self.transport).poll_read(cx, buf)
     }
 
     fn poll_transport_write(
@@ -360,10 +359,7 @@ impl ConnIo {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        match &mut self.transport {
-            Transport::Tcp(tcp) => Pin::new(tcp).poll_write(cx, bytes),
-            Transport::Unix(unix) => Pin::new(unix).poll_write(cx, bytes),
-        }
+        Pin::new(&mut self.transport).poll_write(cx, bytes)
     }
 
     /// Sends what has been gathered.
@@ -408,10 +404,8 @@ impl Drop for ConnIo {
     /// see as much of an answer as there was.
     fn drop(&mut self) {
         if !self.unsent.is_empty() {
-            let _ = match &self.transport {
-                Transport::Tcp(tcp) => tcp.try_write(&self.unsent),
-                Transport::Unix(unix) => unix.try_write(&self.unsent),
-            };
+            let unsent = std::mem::take(&mut self.unsent);
+            self.transport.offer(&unsent);
         }
     }
 }
@@ -500,19 +494,13 @@ impl AsyncWrite for ConnIo {
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         std::task::ready!(this.poll_send(cx))?;
-        match &mut this.transport {
-            Transport::Tcp(tcp) => Pin::new(tcp).poll_flush(cx),
-            Transport::Unix(unix) => Pin::new(unix).poll_flush(cx),
-        }
+        Pin::new(&mut this.transport).poll_flush(cx)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         std::task::ready!(this.poll_send(cx))?;
-        match &mut this.transport {
-            Transport::Tcp(tcp) => Pin::new(tcp).poll_shutdown(cx),
-            Transport::Unix(unix) => Pin::new(unix).poll_shutdown(cx),
-        }
+        Pin::new(&mut this.transport).poll_shutdown(cx)
     }
 }
 
@@ -534,11 +522,7 @@ impl Shutdown for ConnIo {
 
 impl UniqueID for ConnIo {
     fn id(&self) -> UniqueIDType {
-        use std::os::fd::AsRawFd;
-        match &self.transport {
-            Transport::Tcp(tcp) => tcp.as_raw_fd(),
-            Transport::Unix(unix) => unix.as_raw_fd(),
-        }
+        self.transport.descriptor()
     }
 }
 

@@ -126,7 +126,12 @@ async fn admit(
     let who = wire
         .shared
         .gate
-        .authenticate(head.credential.as_deref(), source, trail)
+        .authenticate(
+            io.connection().certified.as_ref(),
+            head.credential.as_deref(),
+            source,
+            trail,
+        )
         .await
         .map_err(|denial| denial.towards(&authority))?;
     if wire.shared.settings.is_agent(&authority) {

@@ -27,7 +27,7 @@ use crate::egress::{
 };
 use crate::gate::ports::Observation;
 use crate::gate::{
-    Admission, AuditTrail, Budget, Cause, Denial, Opening, Standing, TunnelEnd, Way,
+    Admission, AuditTrail, Budget, Cause, Denial, Opening, POLICY_PATH, Standing, TunnelEnd, Way,
 };
 
 use super::conn::{Connection, CurrentRequest, Ending};
@@ -188,7 +188,10 @@ impl Forward {
             (RequestTarget::Origin { path, .. }, Some(tunnel)) => (tunnel.authority.clone(), path),
             (RequestTarget::Asterisk, Some(tunnel)) => (tunnel.authority.clone(), root()?),
             (RequestTarget::Origin { path, .. }, None) => {
-                return self.look_local(session, exchange, connection, path).await;
+                let credential = current.credential;
+                return self
+                    .look_local(session, exchange, connection, path, credential)
+                    .await;
             }
             (
                 RequestTarget::Absolute { .. }
@@ -213,7 +216,12 @@ impl Forward {
                 let checked = self
                     .shared
                     .gate
-                    .authenticate(current.credential.as_deref(), source, trail)
+                    .authenticate(
+                        connection.certified.as_ref(),
+                        current.credential.as_deref(),
+                        source,
+                        trail,
+                    )
                     .await;
                 checked.map_err(|denial| denial.towards(&authority))?
             }
@@ -237,11 +245,7 @@ impl Forward {
         if current.last_hop {
             exchange.answered = true;
             trail.answered(200);
-            let page = local::Page {
-                status: 200,
-                media_type: "text/plain",
-                body: Vec::new(),
-            };
+            let page = local::Page::new(200, "text/plain", Vec::new());
             let _ = local::write(session, page).await;
             return Ok(Verdict::Answered);
         }
@@ -255,6 +259,7 @@ impl Forward {
         exchange: &mut Exchange,
         connection: Arc<Connection>,
         path: RequestPath,
+        proxy_credential: Option<Vec<u8>>,
     ) -> Result<Verdict, Denial> {
         let Some(trail) = exchange.trail.as_mut() else {
             return Err(Denial::new(Cause::Internal));
@@ -264,7 +269,34 @@ impl Forward {
             && let Some(page) = self.shared.pages.page(path.as_str())
         {
             exchange.answered = true;
+            let known = session.req_header().headers.get(header::IF_NONE_MATCH);
+            let page = page.unless_known(known.map(http::HeaderValue::as_bytes));
             trail.answered(page.status);
+            let _ = local::write(session, page).await;
+            return Ok(Verdict::Answered);
+        }
+        if matches!(method, http::Method::GET | http::Method::HEAD) && path.as_str() == POLICY_PATH
+        {
+            let headers = &session.req_header().headers;
+            let credential = proxy_credential.or_else(|| own_credential(headers).1);
+            let source = connection.client.map(|client| client.ip());
+            let who = self
+                .shared
+                .gate
+                .authenticate(
+                    connection.certified.as_ref(),
+                    credential.as_deref(),
+                    source,
+                    trail,
+                )
+                .await
+                .map_err(Denial::at_origin)?;
+            let reach = self.shared.gate.reach(&who, trail)?;
+            let accept = headers.get(header::ACCEPT);
+            let accept = accept.and_then(|value| value.to_str().ok());
+            let page = local::policy_page(&reach, &who, accept);
+            exchange.answered = true;
+            trail.served(POLICY_PATH);
             let _ = local::write(session, page).await;
             return Ok(Verdict::Answered);
         }
@@ -276,24 +308,17 @@ impl Forward {
             port: 80,
         };
         let headers = &session.req_header().headers;
-        let (spent, credential) = match headers.get(TOKEN_FIELD) {
-            Some(token) => {
-                let mut value = b"Bearer ".to_vec();
-                value.extend_from_slice(token.as_bytes());
-                (TOKEN_FIELD, Some(value))
-            }
-            None => (
-                "authorization",
-                headers
-                    .get(header::AUTHORIZATION)
-                    .map(|value| value.as_bytes().to_vec()),
-            ),
-        };
+        let (spent, credential) = own_credential(headers);
         let source = connection.client.map(|client| client.ip());
         let who = self
             .shared
             .gate
-            .authenticate(credential.as_deref(), source, trail)
+            .authenticate(
+                connection.certified.as_ref(),
+                credential.as_deref(),
+                source,
+                trail,
+            )
             .await
             .map_err(|denial| denial.at_origin().towards(&authority))?;
         exchange.spent = Some(spent);
@@ -393,6 +418,24 @@ impl Forward {
             .is_err()
         {
             session.set_keepalive(None);
+        }
+    }
+}
+
+/// The credential of a request to the gateway itself, and the field it was in.
+fn own_credential(headers: &http::HeaderMap) -> (&'static str, Option<Vec<u8>>) {
+    match headers.get(TOKEN_FIELD) {
+        Some(token) => {
+            let mut value = b"Bearer ".to_vec();
+            value.extend_from_slice(token.as_bytes());
+            (TOKEN_FIELD, Some(value))
+        }
+        None => {
+            let value = headers.get(header::AUTHORIZATION);
+            (
+                "authorization",
+                value.map(|value| value.as_bytes().to_vec()),
+            )
         }
     }
 }

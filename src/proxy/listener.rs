@@ -9,16 +9,23 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::net::{TcpListener, UnixListener};
+use ipnet::IpNet;
+use tokio::io::AsyncReadExt;
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
+use crate::egress::RequestId;
+use crate::egress::proxy_header::{self, ProxyHeader, ProxyHeaderError, ProxyHeaderProgress};
 use crate::gate::ports::Observation;
-use crate::gate::{Cause, Denial, TunnelEnd};
+use crate::gate::{Cause, Denial, Opening, TunnelEnd};
+use crate::identity::Certified;
 use crate::limit::{ConcurrencyLimit, InFlight};
 
 use super::Wire;
-use super::conn::{ConnIo, Connection, Ending, Transport};
+use super::conn::{ConnIo, Connection, Ending};
 use super::serve::{open_trail, refuse, serve};
+use super::tls::{Handshake, ListenerTls};
+use super::transport::Transport;
 
 /// Where to listen.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,6 +40,7 @@ pub enum ListenAddress {
 pub struct Bound {
     name: Arc<str>,
     socket: Socket,
+    tls: Option<Arc<ListenerTls>>,
 }
 
 enum Socket {
@@ -52,6 +60,7 @@ pub async fn bind(address: &ListenAddress) -> Result<Bound, String> {
                 .map_err(|error| explain(&tcp.to_string(), &error))?;
             Ok(Bound {
                 name: "egress".into(),
+                tls: None,
                 socket: Socket::Tcp(listener),
             })
         }
@@ -63,6 +72,7 @@ pub async fn bind(address: &ListenAddress) -> Result<Bound, String> {
                 .map_err(|error| explain(&text, &error))?;
             Ok(Bound {
                 name: "egress_unix".into(),
+                tls: None,
                 socket: Socket::Unix(listener, path.clone()),
             })
         }
@@ -105,6 +115,22 @@ fn explain(address: &str, error: &io::Error) -> String {
 }
 
 impl Bound {
+    /// The same, speaking TLS, under this name in records and figures.
+    #[must_use]
+    pub fn over_tls(self, name: &str, tls: Arc<ListenerTls>) -> Self {
+        Self {
+            name: name.into(),
+            tls: Some(tls),
+            ..self
+        }
+    }
+
+    /// Whether it speaks TLS.
+    #[must_use]
+    pub fn is_tls(&self) -> bool {
+        self.tls.is_some()
+    }
+
     /// Where it listens, with the port the system chose.
     #[must_use]
     pub fn address(&self) -> Option<SocketAddr> {
@@ -118,11 +144,15 @@ impl Bound {
 /// How long the queue of a listener that closes is waited for.
 const QUEUE: Duration = Duration::from_millis(5);
 
+/// How many connections each source address may have.
+type PerSource = (ConcurrencyLimit<IpAddr>, NonZeroU32);
+
 /// Accepts connections from one listener.
 pub struct Accepting {
     wire: Arc<Wire>,
     connections: Arc<Semaphore>,
-    per_source: Option<(ConcurrencyLimit<IpAddr>, NonZeroU32)>,
+    per_source: Option<Arc<PerSource>>,
+    proxies: Arc<[IpNet]>,
     stop: watch::Receiver<bool>,
 }
 
@@ -139,12 +169,23 @@ impl Accepting {
         per_source: Option<NonZeroU32>,
         stop: watch::Receiver<bool>,
     ) -> Self {
-        let per_source = per_source.map(|most| (ConcurrencyLimit::new(SOURCES), most));
+        let per_source = per_source.map(|most| Arc::new((ConcurrencyLimit::new(SOURCES), most)));
         Self {
             wire,
             connections,
             per_source,
+            proxies: Arc::default(),
             stop,
+        }
+    }
+
+    /// The same, behind load balancers at these addresses: a connection from
+    /// there begins with a PROXY protocol header, and is its client's.
+    #[must_use]
+    pub fn behind(self, proxies: Vec<IpNet>) -> Self {
+        Self {
+            proxies: proxies.into(),
+            ..self
         }
     }
 
@@ -158,7 +199,7 @@ impl Accepting {
                 accepted = accept(&bound.socket) => accepted,
             };
             match accepted {
-                Ok((transport, client)) => self.take(&bound.name, transport, client),
+                Ok((accepted, client)) => self.take(&bound, accepted, client),
                 // Out of descriptors or memory: the connections that are open
                 // must end before another can begin.
                 Err(error) if !is_transient(&error) => {
@@ -170,41 +211,186 @@ impl Accepting {
         }
         // Who has connected before is served; a reset would fail its request.
         let waiting = || tokio::time::timeout(QUEUE, accept(&bound.socket));
-        while let Ok(Ok((transport, client))) = waiting().await {
-            self.take(&bound.name, transport, client);
+        while let Ok(Ok((accepted, client))) = waiting().await {
+            self.take(&bound, accepted, client);
         }
         if let Socket::Unix(_, path) = &bound.socket {
             let _ = std::fs::remove_file(path);
         }
     }
 
-    fn take(&self, name: &Arc<str>, transport: Transport, client: Option<SocketAddr>) {
-        let wire = Arc::clone(&self.wire);
+    fn take(&self, bound: &Bound, accepted: Accepted, client: Option<SocketAddr>) {
+        let arrival = Arrival {
+            wire: Arc::clone(&self.wire),
+            listener: Arc::clone(&bound.name),
+            tls: bound.tls.clone(),
+            proxies: Arc::clone(&self.proxies),
+            per_source: self.per_source.clone(),
+        };
         let slot = Arc::clone(&self.connections).try_acquire_owned().ok();
-        let place = match (&self.per_source, client) {
+        tokio::spawn(arrival.settle(accepted, client, slot));
+    }
+}
+
+/// A connection that was accepted, before the loop has it.
+struct Arrival {
+    wire: Arc<Wire>,
+    listener: Arc<str>,
+    tls: Option<Arc<ListenerTls>>,
+    proxies: Arc<[IpNet]>,
+    per_source: Option<Arc<PerSource>>,
+}
+
+impl Arrival {
+    /// Finds out whose it is, shakes hands where the listener speaks TLS, and
+    /// serves it.
+    async fn settle(
+        self,
+        mut accepted: Accepted,
+        mut client: Option<SocketAddr>,
+        slot: Option<OwnedSemaphorePermit>,
+    ) {
+        // Without a place not even the header is read.
+        let Some(slot) = slot else {
+            return self.too_many(accepted, client).await;
+        };
+        if let (Accepted::Tcp(tcp), Some(peer)) = (&mut accepted, client)
+            && self.is_proxy(peer.ip())
+        {
+            let limit = self.wire.shared.settings.handshake_timeout;
+            match tokio::time::timeout(limit, read_proxy_header(tcp)).await {
+                Ok(Ok(ProxyHeader::Client(address))) => client = Some(address),
+                Ok(Ok(ProxyHeader::Own)) => {}
+                Ok(Err(HeaderRead::Closed)) => return,
+                Ok(Err(HeaderRead::Bad(error))) => {
+                    return self.record(client, "proxy_header", error.to_string());
+                }
+                Err(_) => {
+                    let detail = "the PROXY protocol header did not come in time";
+                    return self.record(client, "proxy_header", detail.to_owned());
+                }
+            }
+        }
+        let place = match (self.per_source.as_deref(), client) {
             (Some((limit, most)), Some(client)) => limit.enter(&client.ip(), *most).map(Some),
             _ => Ok(None),
         };
-        let name = Arc::clone(name);
-        tokio::spawn(async move {
-            match (slot, place) {
-                (Some(slot), Ok(place)) => one(wire, name, transport, client, (slot, place)).await,
-                _ => too_many(&wire, name, transport, client).await,
-            }
+        let Ok(place) = place else {
+            return self.too_many(accepted, client).await;
+        };
+        let Some((transport, certified)) = self.secure(accepted, client).await else {
+            return;
+        };
+        let connection =
+            |ending| Connection::new(self.listener, client, None, ending).certified(certified);
+        one(self.wire, connection, transport, (slot, place)).await;
+    }
+
+    fn is_proxy(&self, address: IpAddr) -> bool {
+        let address = address.to_canonical();
+        self.proxies.iter().any(|range| range.contains(&address))
+    }
+
+    /// The transport with its handshake done, where the listener wants one.
+    async fn secure(
+        &self,
+        accepted: Accepted,
+        client: Option<SocketAddr>,
+    ) -> Option<(Transport, Option<Certified>)> {
+        let (tcp, tls) = match (accepted, &self.tls) {
+            (Accepted::Unix(unix), _) => return Some((Transport::Unix(unix), None)),
+            (Accepted::Tcp(tcp), None) => return Some((Transport::Tcp(tcp), None)),
+            (Accepted::Tcp(tcp), Some(tls)) => (tcp, tls),
+        };
+        let gate = self.wire.gate();
+        let limit = self.wire.shared.settings.handshake_timeout;
+        let done = tls.accept(tcp, limit, gate.clock().wall()).await;
+        gate.observe().observe(Observation::Handshake {
+            listener: &self.listener,
+            outcome: match &done {
+                Ok(Handshake::Client(arrived)) if arrived.resumed => "resumed",
+                Ok(Handshake::Client(_)) => "full",
+                Ok(Handshake::Challenge) => "challenge",
+                Err(failure) => failure.code,
+            },
         });
+        match done {
+            Ok(Handshake::Client(arrived)) => {
+                Some((Transport::Tls(arrived.stream), arrived.certified))
+            }
+            Ok(Handshake::Challenge) => None,
+            Err(failure) => {
+                let detail = failure.detail.clone().unwrap_or_default();
+                tracing::debug!(listener = %self.listener, ?client, code = failure.code, %detail, "no TLS handshake");
+                if failure.is_refusal() {
+                    self.record(client, failure.code, detail);
+                }
+                None
+            }
+        }
+    }
+
+    /// Writes down a connection that was refused before any request.
+    fn record(&self, client: Option<SocketAddr>, reason: &'static str, detail: String) {
+        let mut trail = self.wire.gate().open(Opening {
+            listener: Arc::clone(&self.listener),
+            client,
+            request_id: RequestId::from_bits((self.wire.shared.random)()),
+        });
+        trail.broke_off(reason, Some(detail));
+        trail.finish();
+    }
+
+    /// Says that there is no room, without looking at anything. Inside TLS
+    /// that would take the handshake for which there is no room.
+    async fn too_many(self, accepted: Accepted, client: Option<SocketAddr>) {
+        const DETAIL: &str = "limits.connections or limits.connections_per_source is reached";
+        let denial = Denial::new(Cause::Overloaded).detail(DETAIL);
+        let transport = match accepted {
+            Accepted::Unix(unix) => Transport::Unix(unix),
+            Accepted::Tcp(tcp) if self.tls.is_none() => Transport::Tcp(tcp),
+            Accepted::Tcp(_) => return self.record(client, denial.code(), DETAIL.to_owned()),
+        };
+        let connection = Connection::new(self.listener, client, None, Arc::default());
+        let io = ConnIo::new(transport, Arc::new(connection));
+        let trail = open_trail(&self.wire, &io);
+        let refusing = refuse(io, trail, denial);
+        let _ = tokio::time::timeout(Duration::from_secs(2), refusing).await;
+    }
+}
+
+/// Why there is no header.
+enum HeaderRead {
+    Closed,
+    Bad(ProxyHeaderError),
+}
+
+/// Reads a PROXY protocol header and nothing behind it.
+async fn read_proxy_header(tcp: &mut TcpStream) -> Result<ProxyHeader, HeaderRead> {
+    let mut bytes = Vec::with_capacity(128);
+    loop {
+        match proxy_header::progress(&bytes).map_err(HeaderRead::Bad)? {
+            ProxyHeaderProgress::Complete(header) => return Ok(header),
+            ProxyHeaderProgress::More(count) => {
+                let have = bytes.len();
+                bytes.resize(have + count, 0);
+                tcp.read_exact(&mut bytes[have..])
+                    .await
+                    .map_err(|_| HeaderRead::Closed)?;
+            }
+        }
     }
 }
 
 async fn one(
     wire: Arc<Wire>,
-    listener: Arc<str>,
+    connection: impl FnOnce(Arc<Ending>) -> Connection,
     transport: Transport,
-    client: Option<SocketAddr>,
     held: Held,
 ) {
-    let gauge = Gauge::up(Arc::clone(&wire), Arc::clone(&listener));
     let ending = Arc::new(Ending::default());
-    let connection = Arc::new(Connection::new(listener, client, None, Arc::clone(&ending)));
+    let connection = Arc::new(connection(Arc::clone(&ending)));
+    let gauge = Gauge::up(Arc::clone(&wire), Arc::clone(&connection.listener));
     let mut cut = wire.cut.subscribe();
     {
         // Boxed, so that what the loop took is freed before a tunnel runs.
@@ -262,33 +448,23 @@ impl Drop for Gauge {
     }
 }
 
-/// Says that there is no room, without looking at anything.
-async fn too_many(
-    wire: &Wire,
-    listener: Arc<str>,
-    transport: Transport,
-    client: Option<SocketAddr>,
-) {
-    let connection = Connection::new(listener, client, None, Arc::new(Ending::default()));
-    let io = ConnIo::new(transport, Arc::new(connection));
-    let trail = open_trail(wire, &io);
-    let denial = Denial::new(Cause::Overloaded)
-        .detail("limits.connections or limits.connections_per_source is reached");
-    let refusing = refuse(io, trail, denial);
-    let _ = tokio::time::timeout(Duration::from_secs(2), refusing).await;
+/// A stream as it was accepted.
+enum Accepted {
+    Tcp(TcpStream),
+    Unix(UnixStream),
 }
 
-async fn accept(socket: &Socket) -> io::Result<(Transport, Option<SocketAddr>)> {
+async fn accept(socket: &Socket) -> io::Result<(Accepted, Option<SocketAddr>)> {
     match socket {
         Socket::Tcp(listener) => {
             let (stream, client) = listener.accept().await?;
             // Small writes are heads and events that somebody waits for.
             let _ = stream.set_nodelay(true);
-            Ok((Transport::Tcp(stream), Some(client)))
+            Ok((Accepted::Tcp(stream), Some(client)))
         }
         Socket::Unix(listener, _) => {
             let (stream, _) = listener.accept().await?;
-            Ok((Transport::Unix(stream), None))
+            Ok((Accepted::Unix(stream), None))
         }
     }
 }

@@ -15,6 +15,8 @@ mod local;
 mod refusal;
 mod relay;
 mod serve;
+mod tls;
+mod transport;
 mod tunnels;
 
 use std::sync::Arc;
@@ -28,6 +30,7 @@ use tokio::sync::{Semaphore, watch};
 
 pub use listener::{Accepting, Bound, ListenAddress, bind, remove_stale};
 pub use local::{LocalPages, Page};
+pub use tls::{ClientTrust, ListenerTls, TlsParts};
 pub use tunnels::OpenTunnels;
 
 use crate::egress::Authority;
@@ -43,6 +46,8 @@ pub struct Settings {
     pub header_timeout: Duration,
     /// For the next request on a connection.
     pub keepalive_timeout: Duration,
+    /// For a TLS handshake, and for a PROXY protocol header.
+    pub handshake_timeout: Duration,
     /// Between two reads of a body.
     pub body_timeout: Duration,
     /// For a connection to a destination.

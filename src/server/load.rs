@@ -1,15 +1,25 @@
 //! Policy and keys from their files, whole or not at all.
 
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
+use crate::adapters::clock::SystemClock;
+use crate::adapters::keyring::Keyring;
 use crate::adapters::watch::read_stable;
-use crate::config::Config;
+use crate::config::{Config, KeySource};
+use crate::gate::ports::Clock;
 use crate::identity::{KeySet, SigningKey, TrustedIssuer, VerifyingKey, VerifyingKeys};
 use crate::policy::{Format, Mode, PolicyDocument, PolicyError, PolicySet, SourceName};
 
 /// What is wrong with the files, each line with its place and what to write.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LoadError(pub Vec<String>);
+
+impl LoadError {
+    pub(super) fn of(errors: &[PolicyError]) -> Self {
+        Self(errors.iter().map(ToString::to_string).collect())
+    }
+}
 
 impl std::fmt::Display for LoadError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -80,20 +90,14 @@ pub fn read_documents(files: &[PathBuf]) -> Result<Vec<Source>, LoadError> {
                 continue;
             }
         };
-        let extension = file
-            .extension()
-            .map(|extension| extension.to_string_lossy().to_string());
-        let format = extension
-            .and_then(|extension| Format::from_extension(&extension))
-            .unwrap_or(Format::Yaml);
         let name = SourceName::from(shown.as_str());
-        match PolicyDocument::parse(&name, format, &text) {
+        match PolicyDocument::check(&name, format_of(file), &text) {
             Ok(document) => sources.push(Source {
                 name,
                 text,
                 document,
             }),
-            Err(error) => errors.push(error.to_string()),
+            Err(error) => errors.extend(error.iter().map(ToString::to_string)),
         }
     }
     if errors.is_empty() {
@@ -116,11 +120,46 @@ pub fn build(sources: &[Source], mode: Mode) -> Result<PolicySet, LoadError> {
         for source in sources {
             PolicyError::locate(&mut errors, &source.name, &source.text);
         }
-        LoadError(errors.iter().map(ToString::to_string).collect())
+        LoadError::of(&errors)
     })
 }
 
-/// The policy that a configuration names.
+/// How a file is written, by its extension; YAML where that does not say.
+pub(super) fn format_of(file: &Path) -> Format {
+    let extension = file
+        .extension()
+        .map(|extension| extension.to_string_lossy());
+    extension
+        .and_then(|extension| Format::from_extension(&extension))
+        .unwrap_or(Format::Yaml)
+}
+
+/// The document that `allowed_destinations` stands for, where there are any.
+///
+/// # Errors
+/// Every mistake in it.
+pub(super) fn short_form(config: &Config) -> Result<Option<Source>, LoadError> {
+    if config.allowed_destinations.is_empty() {
+        return Ok(None);
+    }
+    let name = SourceName::from("ALLOWED_DESTINATIONS");
+    let text = config
+        .allowed_destinations
+        .iter()
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join(",");
+    let document = PolicyDocument::from_allowed_destinations(&name, &text)
+        .map_err(|errors| LoadError::of(&errors))?;
+    Ok(Some(Source {
+        name,
+        text: String::new(),
+        document,
+    }))
+}
+
+/// The policy that a configuration names, without a mistake anywhere: for
+/// commands. A gateway that serves reads its documents one by one.
 ///
 /// # Errors
 /// Every mistake in every document.
@@ -129,22 +168,7 @@ pub fn policy(config: &Config) -> Result<PolicySet, LoadError> {
         Some(path) => read_documents(&policy_files(path)?)?,
         None => Vec::new(),
     };
-    if !config.allowed_destinations.is_empty() {
-        let name = SourceName::from("ALLOWED_DESTINATIONS");
-        let text = config
-            .allowed_destinations
-            .iter()
-            .map(ToString::to_string)
-            .collect::<Vec<_>>()
-            .join(",");
-        let document = PolicyDocument::from_allowed_destinations(&name, &text)
-            .map_err(|errors| LoadError(errors.iter().map(ToString::to_string).collect()))?;
-        sources.push(Source {
-            name,
-            text: String::new(),
-            document,
-        });
-    }
+    sources.extend(short_form(config)?);
     build(&sources, config.mode)
 }
 
@@ -158,13 +182,21 @@ pub fn keys(config: &Config) -> Result<VerifyingKeys, LoadError> {
     let mut errors = Vec::new();
     let mut own_keys: Vec<VerifyingKey> = Vec::new();
     match signing_key(config) {
+        // The folder's keys follow, each with its end.
+        Ok(Some(_)) if identity.signing_keys.is_some() => {}
         Ok(Some(key)) => own_keys.push(key.verifying_key().clone()),
         Ok(None) => {}
         Err(error) => errors.extend(error.0),
     }
+    if let Some(folder) = &identity.signing_keys {
+        match Keyring::read(folder).and_then(|ring| ring.verifying(now())) {
+            Ok(keys) => own_keys.extend(keys),
+            Err(error) => errors.push(error.to_string()),
+        }
+    }
     match secret(config) {
         // With a signing key of its own, the secret still verifies.
-        Ok(Some(secret)) if identity.signing_key.is_some() => {
+        Ok(Some(secret)) if identity.signing_key.is_some() || identity.signing_keys.is_some() => {
             match VerifyingKey::from_secret(&secret) {
                 Ok(key) => own_keys.push(key),
                 Err(error) => errors.push(format!("AGENTPORT_JWKS_SECRET: {error}")),
@@ -190,16 +222,27 @@ pub fn keys(config: &Config) -> Result<VerifyingKeys, LoadError> {
     if !own_keys.is_empty() {
         keys = add(keys, own(), own_keys, "identity", &mut errors);
     }
+    let mut files = Vec::new();
     for trusted in &identity.keys {
-        let issuer = TrustedIssuer::own(
-            trusted.issuer.as_deref().unwrap_or(&identity.issuer),
-            trusted.audience.as_deref().unwrap_or(&identity.audience),
-        );
-        match documents_in(&trusted.file, &["pem", "jwk", "jwks", "json", "pub", "key"]) {
+        let name = trusted.issuer.as_deref().unwrap_or(&identity.issuer);
+        let audience = trusted.audience.as_deref().unwrap_or(&identity.audience);
+        let issuer = TrustedIssuer {
+            published: name == identity.issuer,
+            ..TrustedIssuer::own(name, audience)
+        };
+        files.push((&trusted.file, issuer, None));
+    }
+    for other in &identity.issuers {
+        if let KeySource::File(file) = &other.source {
+            files.push((file, other.trusted(&identity.audience), Some(other)));
+        }
+    }
+    for (path, issuer, other) in files {
+        match documents_in(path, &["pem", "jwk", "jwks", "json", "pub", "key"]) {
             Ok(files) if files.is_empty() => {
                 errors.push(format!(
                     "{}: the directory has no key (*.pem, *.jwk, *.json)",
-                    trusted.file.display()
+                    path.display()
                 ));
             }
             Ok(files) => {
@@ -210,24 +253,36 @@ pub fn keys(config: &Config) -> Result<VerifyingKeys, LoadError> {
                         Err(error) => errors.push(error),
                     }
                 }
+                let before = list.len();
+                list.retain(|key| other.is_none_or(|other| other.allows(key.algorithm())));
+                if list.is_empty() && before > 0 {
+                    errors.push(format!(
+                        "{}: there is no key for one of the algorithms of its issuer",
+                        path.display()
+                    ));
+                }
                 if !list.is_empty() {
-                    keys = add(
-                        keys,
-                        issuer,
-                        list,
-                        &trusted.file.display().to_string(),
-                        &mut errors,
-                    );
+                    keys = add(keys, issuer, list, &path.display().to_string(), &mut errors);
                 }
             }
             Err(error) => errors.extend(error.0),
         }
     }
+    // One file may be behind two of these.
+    errors.dedup();
     if errors.is_empty() {
         Ok(keys)
     } else {
         Err(LoadError(errors))
     }
+}
+
+/// Whether keys are fetched as well, so that there may be none yet.
+#[must_use]
+pub fn fetches_keys(config: &Config) -> bool {
+    let issuers = &config.identity.issuers;
+    let in_file = |source: &KeySource| matches!(source, KeySource::File(_));
+    issuers.iter().any(|issuer| !in_file(&issuer.source))
 }
 
 /// The keys in one file: PEM, a JWK or a JWK Set, told apart by what it holds.
@@ -252,8 +307,8 @@ fn read_keys(file: &Path) -> Result<Vec<VerifyingKey>, String> {
         .map_err(|error| format!("{shown}: {error}"))
 }
 
-/// The key that this process signs with: the configured one, or else the
-/// shared secret.
+/// The key that this process signs with at this moment: the configured one,
+/// the folder's present signer, or else the shared secret.
 ///
 /// # Errors
 /// Where its file cannot be read or is no such key.
@@ -264,12 +319,26 @@ pub fn signing_key(config: &Config) -> Result<Option<SigningKey>, LoadError> {
             .map(Some)
             .map_err(|error| LoadError(vec![format!("{}: {error}", file.display())]));
     }
+    if let Some(folder) = &config.identity.signing_keys {
+        return Keyring::read(folder)
+            .and_then(|ring| ring.signer(now()))
+            .map(Some)
+            .map_err(|error| LoadError(vec![error.to_string()]));
+    }
     match secret(config)? {
         Some(secret) => SigningKey::from_secret(&secret)
             .map(Some)
             .map_err(|error| LoadError(vec![format!("AGENTPORT_JWKS_SECRET: {error}")])),
         None => Ok(None),
     }
+}
+
+/// Seconds since 1970.
+fn now() -> u64 {
+    let since = SystemClock::new()
+        .wall()
+        .duration_since(SystemTime::UNIX_EPOCH);
+    since.unwrap_or_default().as_secs()
 }
 
 /// The shared secret. A file may end in a line feed.
@@ -286,7 +355,7 @@ fn secret(config: &Config) -> Result<Option<String>, LoadError> {
     }
 }
 
-fn read_text(file: &Path) -> Result<String, String> {
+pub(super) fn read_text(file: &Path) -> Result<String, String> {
     let bytes = read_stable(file).map_err(|error| format!("{}: {error}", file.display()))?;
     String::from_utf8(bytes).map_err(|_| format!("{}: the file is not UTF-8", file.display()))
 }

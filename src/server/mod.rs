@@ -1,8 +1,11 @@
 //! Builds the gateway from its configuration, binds every listener before it
 //! serves any, reloads, and drains.
 
+mod certificates;
+mod documents;
 pub mod load;
 mod reload;
+mod revocation;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -10,12 +13,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 
 use crate::adapters::clock::SystemClock;
 use crate::adapters::figures::Figures;
 use crate::adapters::host;
+use crate::adapters::issuers::Issuers;
 use crate::adapters::names::{Resolver, ResolverSettings};
 use crate::adapters::records::{
     self, AuditLog, AuditLogSettings, Durability, FileWriter, Rotation, StreamWriter,
@@ -24,18 +28,22 @@ use crate::adapters::redis::{Redis, RedisSettings};
 use crate::adapters::shared_limits::{self, Asking};
 use crate::admin::{Admin, Readiness};
 use crate::config::{
-    self, AuditPath, BasicUser, Config, Endpoint, Fsync, Listener, Overflow, Threads, Verdict,
+    self, AuditPath, BasicUser, Config, Endpoint, Fsync, Listener, Overflow, RequiredProof,
+    Threads, Verdict,
 };
 use crate::gate::ports::{Clock, SharedLimits};
-use crate::gate::{Gate, GateParts, OwnListeners, StormSettings};
+use crate::gate::{Gate, GateParts, OwnListeners, Proof, StormSettings};
 use crate::identity::{CacheSettings, CachedVerifier, TokenVerifier, VerifierSettings};
 use crate::limit::Ledger;
 use crate::policy::{EchRule, SniRule, TlsRule, TlsUse};
 use crate::proxy::{
-    Accepting, AgentEndpoint, Bound, FrontedAgent, ListenAddress, Settings, Wire, bind,
+    Accepting, AgentEndpoint, Bound, FrontedAgent, ListenAddress, ListenerTls, Settings, Wire, bind,
 };
 
+use certificates::CertificateReloader;
+use documents::Documents;
 use reload::{PolicyInForce, Reloader};
+use revocation::{RevocationsInForce, Revoking};
 
 /// How many owners of each kind limits remember.
 const LIMIT_KEYS: usize = 100_000;
@@ -48,6 +56,9 @@ pub struct Gateway {
     admin: Option<(crate::admin::BoundAdmin, Admin)>,
     log: Arc<AuditLog>,
     reloader: Reloader,
+    issuers: Arc<Issuers>,
+    certificates: Option<CertificateReloader>,
+    revoking: Option<Revoking>,
     readiness: Arc<Readiness>,
     stop: watch::Sender<bool>,
     asking: Option<Asking>,
@@ -56,8 +67,10 @@ pub struct Gateway {
 /// Where a gateway listens, with the ports that the system chose.
 #[derive(Clone, Debug, Default)]
 pub struct Addresses {
-    /// The egress listeners.
+    /// The egress listeners in clear.
     pub egress: Vec<SocketAddr>,
+    /// The egress listeners that speak TLS.
+    pub egress_tls: Vec<SocketAddr>,
     /// The admin listener.
     pub admin: Option<SocketAddr>,
 }
@@ -85,9 +98,11 @@ impl Gateway {
         let figures = Arc::new(Figures::new(env!("CARGO_PKG_VERSION")));
         raise_open_files(&figures, &config);
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
-        let policy = load::policy(&config).context("the policy is not valid")?;
+        let mut documents = Documents::new(&config).context("the policy is not valid")?;
+        let loaded = documents.load().context("the policy is not valid")?;
+        let policy = loaded.policy;
         let keys = load::keys(&config).context("the keys are not valid")?;
-        if keys.is_empty() {
+        if keys.is_empty() && !load::fetches_keys(&config) {
             bail!(
                 "there is no key to verify tokens with: set AGENTPORT_JWKS_SECRET or identity.keys"
             );
@@ -95,6 +110,7 @@ impl Gateway {
         if let Some(bundle) = &config.upstream_ca {
             check_bundle(bundle)?;
         }
+        let tls = certificates::listener_tls(&config, &figures, &*clock)?;
         let log = Arc::new(open_log(&config)?);
         figures.follow(Arc::clone(&log));
 
@@ -108,6 +124,15 @@ impl Gateway {
                 }
             };
             egress.push(bind(&address).await.map_err(anyhow::Error::msg)?);
+        }
+        for listener in &config.listen.egress_tls {
+            let (Listener::Tcp(address), Some(tls)) = (listener, &tls) else {
+                bail!("listen.egress_tls: {listener}: TLS is spoken on addresses alone");
+            };
+            let bound = bind(&ListenAddress::Tcp(*address))
+                .await
+                .map_err(anyhow::Error::msg)?;
+            egress.push(bound.over_tls("egress_tls", Arc::clone(tls)));
         }
         let admin_listener = match &config.listen.admin {
             Some(listener) => Some(
@@ -135,7 +160,7 @@ impl Gateway {
         figures.policy_loaded(policy.digest(), clock.wall());
         let in_force = Arc::new(PolicyInForce::new(policy));
         let verifier = TokenVerifier::new(
-            keys,
+            keys.clone(),
             VerifierSettings {
                 leeway: config.identity.leeway,
                 max_token_bytes: usize::try_from(config.identity.max_token.bytes())
@@ -159,9 +184,28 @@ impl Gateway {
         if let Some(shared) = ledger.shared() {
             figures.follow_limits(Arc::clone(shared));
         }
+        let issuers = Arc::new(Issuers::new(
+            &config.identity.issuers,
+            &config.identity.audience,
+            keys,
+            Arc::clone(&tokens),
+            Arc::clone(&names) as _,
+            Arc::clone(&figures),
+        ));
+        let revocations = Arc::new(RevocationsInForce::default());
+        let revocation_file = revocation::open(&config, &revocations, &figures)?;
         let gate = Gate::new(GateParts {
             policy: Arc::clone(&in_force) as _,
             tokens: Arc::clone(&tokens),
+            issuers: (!issuers.is_empty()).then(|| Arc::clone(&issuers) as _),
+            proof: match config.identity.require {
+                RequiredProof::Token => Proof::Token,
+                RequiredProof::Certificate => Proof::Certificate,
+                RequiredProof::Either => Proof::Either,
+                RequiredProof::Both => Proof::Both,
+            },
+            certificates: tls.clone().map(|tls| tls as _),
+            revocations: Arc::clone(&revocations) as _,
             match_basic_user: config.identity.basic_user == BasicUser::Match,
             names: Arc::clone(&names) as _,
             sink: Arc::clone(&log) as _,
@@ -182,7 +226,8 @@ impl Gateway {
             Arc::clone(&in_force) as _,
             Arc::clone(&tokens),
         )
-        .with_redis(redis.clone());
+        .with_redis(redis.clone())
+        .with_issuers(Arc::clone(&issuers));
         let wire = Arc::new(Wire::new(
             gate,
             settings(&config),
@@ -190,16 +235,37 @@ impl Gateway {
             host::random_bits,
             stopped,
         ));
+        let certificates = tls.map(|tls: Arc<ListenerTls>| CertificateReloader {
+            config: Arc::clone(&config),
+            tls,
+            wire: Arc::clone(&wire),
+            figures: Arc::clone(&figures),
+            readiness: Arc::clone(&readiness),
+            clock: Arc::clone(&clock),
+        });
+        let (_read_now, asked) = mpsc::channel(16);
+        let revoking = revocation_file.map(|file| Revoking {
+            file,
+            in_force: revocations,
+            tokens: Arc::clone(&tokens),
+            wire: Arc::clone(&wire),
+            figures: Arc::clone(&figures),
+            readiness: Arc::clone(&readiness),
+            asked,
+        });
         let reloader = Reloader::new(
             Arc::clone(&config),
+            documents,
             in_force,
             tokens,
+            Arc::clone(&issuers),
             Arc::clone(&wire),
             figures,
             Arc::clone(&readiness),
             clock,
             names,
         );
+        reloader.refused(loaded.refused);
         Ok(Self {
             config,
             wire,
@@ -207,6 +273,9 @@ impl Gateway {
             admin: admin_listener.map(|listener| (listener, admin)),
             log,
             reloader,
+            issuers,
+            certificates,
+            revoking,
             readiness,
             stop,
             asking,
@@ -216,8 +285,13 @@ impl Gateway {
     /// Where it listens.
     #[must_use]
     pub fn addresses(&self) -> Addresses {
+        let addresses = |tls: bool| {
+            let of = self.egress.iter().filter(|bound| bound.is_tls() == tls);
+            of.filter_map(Bound::address).collect()
+        };
         Addresses {
-            egress: self.egress.iter().filter_map(Bound::address).collect(),
+            egress: addresses(false),
+            egress_tls: addresses(true),
             admin: self
                 .admin
                 .as_ref()
@@ -239,6 +313,9 @@ impl Gateway {
             admin,
             log,
             reloader,
+            issuers,
+            certificates,
+            revoking,
             readiness,
             stop,
             asking,
@@ -246,12 +323,22 @@ impl Gateway {
         let pid_file = write_pid_file(config.pid_file.as_deref())?;
         let reloading = tokio::spawn(reloader.run(Arc::clone(&log))?);
         let mut background = JoinSet::new();
+        if let Some(revoking) = revoking {
+            background.spawn(revoking.run()?);
+        }
         if let Some((listener, admin)) = admin {
             background.spawn(admin.serve(listener));
         }
         background.spawn(write_repeated(Arc::clone(&wire)));
         if let Some(asking) = asking {
             background.spawn(asking.run());
+        }
+        let judging = Arc::clone(&wire);
+        background.spawn(issuers.run(move || {
+            judging.judge_again();
+        }));
+        if let Some(certificates) = certificates {
+            background.spawn(certificates.run()?);
         }
         let connections = config.limits.connections;
         let mut room = Vec::new();
@@ -264,7 +351,8 @@ impl Gateway {
                 slots,
                 config.limits.connections_per_source,
                 stop.subscribe(),
-            );
+            )
+            .behind(config.listen.proxy_protocol.clone());
             accepting.spawn(accept.run(bound));
         }
         tracing::info!(
@@ -436,6 +524,7 @@ fn settings(config: &Config) -> Settings {
     Settings {
         header_timeout: config.timeouts.header,
         keepalive_timeout: config.timeouts.keepalive,
+        handshake_timeout: config.timeouts.handshake,
         body_timeout: config.timeouts.body,
         connect_timeout: config.timeouts.connect,
         response_timeout: config.timeouts.response,

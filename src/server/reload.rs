@@ -1,23 +1,26 @@
 //! New policies and new keys while the gateway serves: read whole, checked,
 //! and put in force at once; on a mistake the last good ones stay.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
 use arc_swap::ArcSwap;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::adapters::figures::Figures;
+use crate::adapters::issuers::Issuers;
 use crate::adapters::names::Resolver;
 use crate::adapters::records::AuditLog;
 use crate::adapters::watch::Watch;
 use crate::admin::Readiness;
-use crate::config::Config;
+use crate::config::{Config, KeySource};
 use crate::gate::ports::{Clock, PolicySource};
 use crate::identity::CachedVerifier;
 use crate::policy::PolicySet;
 use crate::proxy::Wire;
 
+use super::documents::{Documents, RefusedDocument};
 use super::load;
 
 /// The policy in force.
@@ -37,8 +40,12 @@ impl PolicySource for PolicyInForce {
 
 pub(super) struct Reloader {
     config: Arc<Config>,
+    documents: Arc<Mutex<Documents>>,
+    /// The documents that were refused when they were read last.
+    refused: Arc<Mutex<Vec<RefusedDocument>>>,
     policy: Arc<PolicyInForce>,
     tokens: Arc<CachedVerifier>,
+    issuers: Arc<Issuers>,
     wire: Arc<Wire>,
     figures: Arc<Figures>,
     readiness: Arc<Readiness>,
@@ -53,8 +60,10 @@ impl Reloader {
     )]
     pub(super) fn new(
         config: Arc<Config>,
+        documents: Documents,
         policy: Arc<PolicyInForce>,
         tokens: Arc<CachedVerifier>,
+        issuers: Arc<Issuers>,
         wire: Arc<Wire>,
         figures: Arc<Figures>,
         readiness: Arc<Readiness>,
@@ -63,8 +72,11 @@ impl Reloader {
     ) -> Self {
         Self {
             config,
+            documents: Arc::new(Mutex::new(documents)),
+            refused: Arc::default(),
             policy,
             tokens,
+            issuers,
             wire,
             figures,
             readiness,
@@ -84,7 +96,17 @@ impl Reloader {
             .keys
             .iter()
             .map(|trusted| trusted.file.clone())
+            .chain(
+                identity
+                    .issuers
+                    .iter()
+                    .filter_map(|issuer| match &issuer.source {
+                        KeySource::File(file) => Some(file.clone()),
+                        KeySource::Url(_) | KeySource::Discovery(_) => None,
+                    }),
+            )
             .chain(identity.signing_key.clone())
+            .chain(identity.signing_keys.clone())
             .chain(identity.secret_file.clone())
             .collect();
         let mut policy_watch = Watch::start(policy_paths).context("cannot watch the policy")?;
@@ -95,6 +117,7 @@ impl Reloader {
                 tokio::select! {
                     Some(()) = policy_watch.changed() => self.policy().await,
                     Some(()) = key_watch.changed() => self.keys().await,
+                    () = self.next_end() => self.retire(),
                     Some(()) = hangup.recv() => {
                         tracing::info!("SIGHUP: reloading policy, keys and resolver, and reopening the audit log");
                         log.reopen();
@@ -110,22 +133,65 @@ impl Reloader {
         })
     }
 
+    /// Comes back when a key ends, and not before.
+    async fn next_end(&self) {
+        loop {
+            let Some(end) = self.tokens.keys_now().next_end(self.unix_seconds()) else {
+                return std::future::pending().await;
+            };
+            // Looked at again in between, since the clock may be set.
+            let left = Duration::from_secs(end).saturating_sub(self.since_1970());
+            if left.is_zero() {
+                return;
+            }
+            tokio::time::sleep(left.min(Duration::from_secs(30))).await;
+            if self.unix_seconds() >= end {
+                return;
+            }
+        }
+    }
+
+    /// Takes keys out of force whose time is over. They verify nothing by then,
+    /// read or not; what is left is to say so, and to what is open.
+    fn retire(&self) {
+        let retired = self.issuers.retire_own(self.unix_seconds());
+        let ended = self.wire.judge_again();
+        tracing::info!(
+            retired,
+            ended_tunnels = ended,
+            "keys have retired: their overlap is over"
+        );
+    }
+
+    fn unix_seconds(&self) -> u64 {
+        self.since_1970().as_secs()
+    }
+
+    fn since_1970(&self) -> Duration {
+        let since = self.clock.wall().duration_since(SystemTime::UNIX_EPOCH);
+        since.unwrap_or_default()
+    }
+
     async fn policy(&self) {
-        let config = Arc::clone(&self.config);
+        let documents = Arc::clone(&self.documents);
         // Off the threads that serve: a large policy takes a while to read.
-        let loaded = tokio::task::spawn_blocking(move || load::policy(&config)).await;
-        match loaded {
-            Ok(Ok(policy)) => {
-                let version = Arc::clone(policy.digest());
-                if version == *self.policy.current().digest() {
-                    self.readiness.policy_is(Ok(()));
-                    return;
+        let loaded = tokio::task::spawn_blocking(move || {
+            let mut documents = documents.lock().unwrap_or_else(PoisonError::into_inner);
+            documents.load()
+        });
+        match loaded.await {
+            Ok(Ok(loaded)) => {
+                let version = Arc::clone(loaded.policy.digest());
+                let changed = version != *self.policy.current().digest();
+                if changed {
+                    self.policy.0.store(Arc::new(loaded.policy));
+                    self.figures.policy_loaded(&version, self.clock.wall());
                 }
-                self.policy.0.store(Arc::new(policy));
-                self.figures.policy_loaded(&version, self.clock.wall());
-                self.readiness.policy_is(Ok(()));
-                let ended = self.wire.judge_again();
-                tracing::info!(%version, ended_tunnels = ended, "a new policy is in force");
+                self.refused(loaded.refused);
+                if changed {
+                    let ended = self.wire.judge_again();
+                    tracing::info!(%version, ended_tunnels = ended, "a new policy is in force");
+                }
             }
             Ok(Err(error)) => {
                 self.figures.policy_refused();
@@ -138,16 +204,37 @@ impl Reloader {
         }
     }
 
+    /// Tells of every document that is refused, and once of each.
+    pub(super) fn refused(&self, now: Vec<RefusedDocument>) {
+        let mut known = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        for refused in now.iter().filter(|refused| !known.contains(refused)) {
+            self.figures.policy_refused();
+            let (document, error) = (&refused.document, &refused.error);
+            let tenant = refused.tenant.as_deref();
+            if refused.last_good_in_force {
+                tracing::error!(%document, tenant, %error, "the new policy is refused; the old one stays in force");
+            } else {
+                tracing::error!(%document, tenant, %error, "the policy is refused; nothing of this document is in force");
+            }
+        }
+        self.figures.policy_documents_refused(
+            now.iter()
+                .map(|refused| (refused.document.as_str(), refused.tenant.as_deref())),
+        );
+        self.readiness.documents_are(&now);
+        *known = now;
+    }
+
     async fn keys(&self) {
         let config = Arc::clone(&self.config);
         match tokio::task::spawn_blocking(move || load::keys(&config)).await {
-            Ok(Ok(keys)) if keys.is_empty() => {
+            Ok(Ok(keys)) if keys.is_empty() && self.issuers.is_empty() => {
                 let error = "there is no key any more".to_owned();
                 tracing::error!(%error, "the new keys are refused; the old ones stay in force");
                 self.readiness.keys_are(Err(error));
             }
             Ok(Ok(keys)) => {
-                self.tokens.replace_keys(keys);
+                self.issuers.replace_own(keys);
                 self.readiness.keys_are(Ok(()));
                 let ended = self.wire.judge_again();
                 tracing::info!(ended_tunnels = ended, "new keys are in force");

@@ -42,11 +42,12 @@ fn a_refusal_says_it_in_every_place_that_some_client_shows() {
         "rule",
         "destination",
         "hint",
+        "policy_url",
         "request_id",
     ] {
         assert!(members.contains_key(member), "{member}");
     }
-    assert_eq!(members.len(), 6);
+    assert_eq!(members.len(), 7);
     assert_eq!(body["destination"], "other.example:80");
     assert_eq!(body["request_id"], id.as_str());
     assert!(body["hint"].as_str().is_some_and(|hint| !hint.is_empty()));

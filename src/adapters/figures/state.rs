@@ -7,6 +7,7 @@ use std::time::SystemTime;
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::info::Info;
@@ -17,15 +18,29 @@ use super::super::redis::Redis;
 use super::unix;
 use crate::limit::Shared;
 
+/// The most documents that are named in the figures.
+const MOST_NAMED: usize = 100;
+
+/// The documents that are refused: how many, and the first of them by name,
+/// each with its tenant.
+#[derive(Debug, Default)]
+struct Refused {
+    count: usize,
+    named: Vec<(String, String)>,
+}
+
 /// What there is to be read. What is not known yet is not written.
 #[derive(Debug)]
 pub(super) struct State {
     started: SystemTime,
     policy: Mutex<Option<(Box<str>, SystemTime)>>,
+    documents_refused: Mutex<Refused>,
     audit_log: OnceLock<Arc<AuditLog>>,
     redis: OnceLock<Redis>,
     shared_limits: OnceLock<Arc<Shared>>,
     open_file_limit: Mutex<Option<u64>>,
+    /// How many, and whether they cannot be read any more.
+    revocations: Mutex<Option<(usize, bool)>>,
 }
 
 impl State {
@@ -34,15 +49,42 @@ impl State {
         Self {
             started: SystemTime::now(),
             policy: Mutex::default(),
+            documents_refused: Mutex::default(),
             audit_log: OnceLock::new(),
             redis: OnceLock::new(),
             shared_limits: OnceLock::new(),
             open_file_limit: Mutex::default(),
+            revocations: Mutex::default(),
         }
     }
 
     pub(super) fn policy(&self, version: &str, at: SystemTime) {
         *lock(&self.policy) = Some((version.into(), at));
+    }
+
+    /// The last count stays while they cannot be read.
+    pub(super) fn revocations(&self, count: Option<usize>) {
+        let mut known = lock(&self.revocations);
+        *known = Some(match (count, *known) {
+            (Some(count), _) => (count, false),
+            (None, Some((count, _))) => (count, true),
+            (None, None) => (0, true),
+        });
+    }
+
+    pub(super) fn documents_refused<'a>(
+        &self,
+        documents: impl Iterator<Item = (&'a str, Option<&'a str>)>,
+    ) {
+        let mut refused = Refused::default();
+        for (document, tenant) in documents {
+            refused.count += 1;
+            if refused.named.len() < MOST_NAMED {
+                let tenant = tenant.unwrap_or_default().to_owned();
+                refused.named.push((document.to_owned(), tenant));
+            }
+        }
+        *lock(&self.documents_refused) = refused;
     }
 
     pub(super) fn open_file_limit(&self, limit: u64) {
@@ -83,6 +125,26 @@ impl Collector for State {
                 &ConstGauge::new(unix(at)),
             )?;
         }
+        {
+            let refused = lock(&self.documents_refused);
+            out.write(
+                "agentport_policy_documents_refused",
+                "Policy documents that are not in force as they are written.",
+                None,
+                &ConstGauge::new(refused.count),
+            )?;
+            let mut family = out.0.encode_descriptor(
+                "agentport_policy_document_refused",
+                "1 for each of the first hundred of them.",
+                None,
+                MetricType::Gauge,
+            )?;
+            for (document, tenant) in &refused.named {
+                let labels = [("document", document.as_str()), ("tenant", tenant.as_str())];
+                let one = ConstGauge::new(1_u32);
+                one.encode(family.encode_family(&labels)?)?;
+            }
+        }
         if let Some(log) = self.audit_log.get() {
             let state = log.state();
             out.write(
@@ -102,6 +164,20 @@ impl Collector for State {
                 "1 while audit records cannot be written.",
                 None,
                 &ConstGauge::new(u32::from(state.failing)),
+            )?;
+        }
+        if let Some((count, failing)) = *lock(&self.revocations) {
+            out.write(
+                "agentport_revocations",
+                "Revocations in force.",
+                None,
+                &ConstGauge::new(count),
+            )?;
+            out.write(
+                "agentport_revocations_failing",
+                "1 while revocations cannot be read and the last known ones stay in force.",
+                None,
+                &ConstGauge::new(u32::from(failing)),
             )?;
         }
         if let Some(redis) = self.redis.get() {

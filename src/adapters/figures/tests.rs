@@ -75,12 +75,14 @@ fn observed() -> Figures {
         Observation::InFlight { change: 1 },
         Observation::Token {
             outcome: "ok",
+            algorithm: "EdDSA",
             took: Duration::from_micros(40),
             cached: false,
             trace_id: Some(TRACE),
         },
         Observation::Token {
             outcome: "ok",
+            algorithm: "EdDSA",
             took: Duration::ZERO,
             cached: true,
             trace_id: Some(TRACE),
@@ -136,7 +138,7 @@ fn events_become_figures() {
         "agentport_decisions_total{decision=\"allow\",reason=\"ok\"} 1",
         "agentport_decisions_total{decision=\"would_deny\",reason=\"host_denied\"} 1",
         "agentport_decision_seconds_bucket{le=\"0.000001\"} 1",
-        "agentport_jwt_validation_seconds_count{outcome=\"ok\"} 1",
+        "agentport_jwt_validation_seconds_count{outcome=\"ok\",algorithm=\"EdDSA\"} 1",
         "agentport_jwt_cache_total{result=\"hit\"} 1",
         "agentport_jwt_cache_total{result=\"miss\"} 1",
         "agentport_active_connections{listener=\"egress\"} 1",
@@ -174,8 +176,7 @@ fn exemplars_name_the_trace_and_the_skill() {
         " 0.0015 1700000000.0015"
     );
     assert!(text.lines().any(|line| line == end), "{text}");
-    let jwt =
-        "agentport_jwt_validation_seconds_bucket{le=\"0.00005\",outcome=\"ok\"} 1 # {trace_id=";
+    let jwt = "agentport_jwt_validation_seconds_bucket{le=\"0.00005\",outcome=\"ok\",algorithm=\"EdDSA\"} 1 # {trace_id=";
     assert!(text.lines().any(|line| line.starts_with(jwt)), "{text}");
     let decision = format!(
         "agentport_decision_seconds_bucket{{le=\"0.000005\"}} 2 # {{trace_id=\"{TRACE}\"}} 0.000003 "

@@ -1,0 +1,92 @@
+{{/* The name of everything, cut to what a label may have. */}}
+{{- define "agentport.name" -}}
+{{- default .Chart.Name .Values.nameOverride | trunc 63 | trimSuffix "-" -}}
+{{- end }}
+
+{{- define "agentport.fullname" -}}
+{{- if .Values.fullnameOverride -}}
+{{- .Values.fullnameOverride | trunc 48 | trimSuffix "-" -}}
+{{- else if contains (include "agentport.name" .) .Release.Name -}}
+{{- .Release.Name | trunc 48 | trimSuffix "-" -}}
+{{- else -}}
+{{- printf "%s-%s" .Release.Name (include "agentport.name" .) | trunc 48 | trimSuffix "-" -}}
+{{- end -}}
+{{- end }}
+
+{{- define "agentport.selector" -}}
+app.kubernetes.io/name: {{ include "agentport.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/component: gateway
+{{- end }}
+
+{{- define "agentport.labels" -}}
+{{ include "agentport.selector" . }}
+{{ include "agentport.common" . }}
+{{- end }}
+
+{{/* Labels of what is not the gateway itself. */}}
+{{- define "agentport.common" -}}
+app.kubernetes.io/part-of: agentport
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | quote }}
+{{- end }}
+
+{{- define "agentport.serviceAccount" -}}
+{{- if .Values.serviceAccount.create -}}
+{{- default (include "agentport.fullname" .) .Values.serviceAccount.name -}}
+{{- else -}}
+{{- required "serviceAccount.create is false: write serviceAccount.name" .Values.serviceAccount.name -}}
+{{- end -}}
+{{- end }}
+
+{{/* An image by its digest, where there is one. */}}
+{{- define "agentport.image" -}}
+{{- $tag := default .appVersion .image.tag -}}
+{{- if .image.digest -}}
+{{- printf "%s:%s@%s" .image.repository $tag .image.digest -}}
+{{- else -}}
+{{- printf "%s:%s" .image.repository $tag -}}
+{{- end -}}
+{{- end }}
+
+{{/* allowedDestinations as a list, whether it was given as one or as a string. */}}
+{{- define "agentport.destinations" -}}
+{{- $given := .Values.allowedDestinations -}}
+{{- if kindIs "string" $given -}}{{- $given = splitList "," $given -}}{{- end -}}
+{{- $list := list -}}
+{{- range $given -}}{{- if trim . -}}{{- $list = append $list (trim .) -}}{{- end -}}{{- end -}}
+{{- $list | toJson -}}
+{{- end }}
+
+{{/* agentport.yaml: what this chart knows, and .Values.config over it. */}}
+{{- define "agentport.config" -}}
+{{- $keys := "/etc/agentport/keys" -}}
+{{- $identity := dict -}}
+{{- if .Values.keys.signingKey -}}{{- $_ := set $identity "signing_key" (printf "%s/%s" $keys .Values.keys.signingKey) -}}{{- end -}}
+{{- if .Values.keys.secretFile -}}{{- $_ := set $identity "secret_file" (printf "%s/%s" $keys .Values.keys.secretFile) -}}{{- end -}}
+{{- $trusted := list -}}
+{{- range .Values.keys.trusted -}}
+{{- $trusted = append $trusted (set (deepCopy .) "file" (printf "%s/%s" $keys .file)) -}}
+{{- end -}}
+{{- if $trusted -}}{{- $_ := set $identity "keys" $trusted -}}{{- end -}}
+{{- if not $identity -}}{{- fail "nobody could be known: write keys.signingKey, keys.secretFile or keys.trusted" -}}{{- end -}}
+{{- $config := dict
+      "listen" (dict "egress" (list "0.0.0.0:8080") "admin" "0.0.0.0:9090")
+      "policy" "/etc/agentport/policies"
+      "mode" .Values.mode
+      "identity" $identity
+      "timeouts" (dict "drain" (printf "%ds" (int .Values.drainSeconds)))
+      "log" (dict "format" "json") -}}
+{{- $destinations := include "agentport.destinations" . | fromJsonArray -}}
+{{- if $destinations -}}{{- $_ := set $config "allowed_destinations" $destinations -}}{{- end -}}
+{{- mergeOverwrite $config (deepCopy .Values.config) | toYaml -}}
+{{- end }}
+
+{{/* What restricted pod security asks of a container. */}}
+{{- define "agentport.restricted" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities:
+  drop: [ALL]
+{{- end }}

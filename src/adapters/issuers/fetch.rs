@@ -1,0 +1,217 @@
+//! One JWK Set over HTTPS: resolve, check the addresses, connect, ask, and read
+//! a bounded answer in a bounded time. No redirect is followed: an issuer's
+//! keys are where its operator or its metadata says.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper_util::rt::TokioIo;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+
+use crate::config::{KeySource, OtherIssuer};
+use crate::egress::{AddressClass, Host, HttpsUrl, classify};
+use crate::gate::ports::Resolve;
+use crate::identity::discovered_keys;
+
+/// The most that all of it may take.
+const LONGEST: Duration = Duration::from_secs(5);
+/// The most that an answer may have.
+const MAX_BYTES: usize = 64 * 1024;
+
+/// The JWK Set that the issuer gives at this moment.
+///
+/// # Errors
+/// What went wrong, in a sentence for the operator.
+pub(super) async fn key_set(issuer: &OtherIssuer, names: &dyn Resolve) -> Result<Vec<u8>, String> {
+    let fetched = tokio::time::timeout(LONGEST, async {
+        let connector = connector(issuer.ca.as_deref()).await?;
+        let get = |url: HttpsUrl, token: Option<String>| {
+            let connector = connector.clone();
+            async move {
+                let got = get(&url, token, issuer, names, &connector).await;
+                got.map_err(|error| format!("{url}: {error}"))
+            }
+        };
+        let token = bearer(issuer).await?;
+        match &issuer.source {
+            KeySource::Url(url) => get(url.clone(), token).await,
+            KeySource::Discovery(url) => {
+                let metadata = get(url.clone(), token.clone()).await?;
+                let keys = discovered_keys(&metadata, &issuer.issuer)
+                    .map_err(|error| format!("{url}: {error}"))?;
+                // The token is for the server that was configured.
+                let same = keys.authority() == url.authority();
+                get(keys, token.filter(|_| same)).await
+            }
+            KeySource::File(_) => Err("its keys are in a file".to_owned()),
+        }
+    });
+    fetched
+        .await
+        .unwrap_or_else(|_| Err(format!("no answer within {} s", LONGEST.as_secs())))
+}
+
+async fn get(
+    url: &HttpsUrl,
+    token: Option<String>,
+    issuer: &OtherIssuer,
+    names: &dyn Resolve,
+    connector: &TlsConnector,
+) -> Result<Vec<u8>, String> {
+    let stream = connect(url, issuer, names).await?;
+    let name = match url.host() {
+        Host::Name(name) => ServerName::try_from(name.as_str().to_owned())
+            .map_err(|_| "the host is no name for a certificate".to_owned())?,
+        Host::Address(address) => ServerName::from(*address),
+    };
+    let stream = connector
+        .connect(name, stream)
+        .await
+        .map_err(|error| format!("TLS: {error}"))?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+        .await
+        .map_err(|error| error.to_string())?;
+    let authority = url.authority();
+    let host = match authority.port {
+        443 => authority.host.to_string(),
+        _ => authority.to_string(),
+    };
+    let mut request = http::Request::get(url.path())
+        .header(http::header::HOST, host)
+        .header(http::header::ACCEPT, "application/json")
+        .header(
+            http::header::USER_AGENT,
+            concat!("agentport/", env!("CARGO_PKG_VERSION")),
+        );
+    if let Some(token) = token {
+        request = request.header(http::header::AUTHORIZATION, format!("Bearer {token}"));
+    }
+    let request = request
+        .body(Empty::<Bytes>::new())
+        .map_err(|error| error.to_string())?;
+    let exchange = async {
+        let response = sender
+            .send_request(request)
+            .await
+            .map_err(|error| error.to_string())?;
+        if response.status() != http::StatusCode::OK {
+            return Err(format!("the answer is {}", response.status()));
+        }
+        let body = Limited::new(response.into_body(), MAX_BYTES);
+        let body = body.collect().await.map_err(|error| error.to_string())?;
+        Ok(body.to_bytes().to_vec())
+    };
+    tokio::pin!(exchange);
+    tokio::pin!(connection);
+    // The connection does the work, and may end before all is read.
+    tokio::select! {
+        answer = &mut exchange => answer,
+        ended = &mut connection => match ended {
+            Ok(()) => exchange.await,
+            Err(error) => Err(error.to_string()),
+        },
+    }
+}
+
+/// A connection to one of the addresses that may be dialled.
+async fn connect(
+    url: &HttpsUrl,
+    issuer: &OtherIssuer,
+    names: &dyn Resolve,
+) -> Result<TcpStream, String> {
+    let found: Arc<[IpAddr]> = match url.host() {
+        Host::Address(address) => Arc::from([*address]),
+        Host::Name(name) => names
+            .lookup(name)
+            .await
+            .map_err(|error| error.to_string())?,
+    };
+    let mut problem = "the name has no address".to_owned();
+    for address in found.iter() {
+        if let Err(why) = admitted(*address, issuer) {
+            problem = why;
+            continue;
+        }
+        match TcpStream::connect(SocketAddr::new(*address, url.authority().port)).await {
+            Ok(stream) => return Ok(stream),
+            Err(error) => problem = format!("{address}: {error}"),
+        }
+    }
+    Err(problem)
+}
+
+/// Whether the issuer's server may be at this address: as for agents, at a
+/// public one, or at those that are named and no others.
+fn admitted(address: IpAddr, issuer: &OtherIssuer) -> Result<(), String> {
+    let class = classify(address);
+    if issuer.addresses.is_empty() {
+        return match class {
+            AddressClass::Public => Ok(()),
+            _ => Err(format!(
+                "{address} is not public ({class}): name its range in addresses"
+            )),
+        };
+    }
+    if issuer.addresses.iter().any(|range| range.contains(address)) {
+        Ok(())
+    } else {
+        Err(format!("{address} is in none of the ranges in addresses"))
+    }
+}
+
+/// TLS with the issuer's own CA, or the system's roots. The file is read each
+/// time, since it may be replaced.
+async fn connector(ca: Option<&Path>) -> Result<TlsConnector, String> {
+    static SYSTEM: OnceLock<Arc<RootCertStore>> = OnceLock::new();
+    let roots = match ca {
+        Some(file) => {
+            let shown = file.display();
+            let pem = tokio::fs::read(file)
+                .await
+                .map_err(|error| format!("ca: {shown}: {error}"))?;
+            let mut roots = RootCertStore::empty();
+            for certificate in CertificateDer::pem_slice_iter(&pem) {
+                let added = certificate
+                    .map_err(|error| error.to_string())
+                    .and_then(|der| roots.add(der).map_err(|error| error.to_string()));
+                added.map_err(|error| format!("ca: {shown}: {error}"))?;
+            }
+            if roots.is_empty() {
+                return Err(format!("ca: {shown}: there is no PEM certificate in it"));
+            }
+            Arc::new(roots)
+        }
+        None => Arc::clone(SYSTEM.get_or_init(|| {
+            let mut roots = RootCertStore::empty();
+            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+            Arc::new(roots)
+        })),
+    };
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|error| error.to_string())?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    Ok(TlsConnector::from(Arc::new(config)))
+}
+
+/// The token for the issuer's server. Read each time: in a pod it is replaced
+/// every hour.
+async fn bearer(issuer: &OtherIssuer) -> Result<Option<String>, String> {
+    let Some(file) = &issuer.token_file else {
+        return Ok(None);
+    };
+    let text = tokio::fs::read_to_string(file)
+        .await
+        .map_err(|error| format!("token_file: {}: {error}", file.display()))?;
+    Ok(Some(text.trim().to_owned()))
+}

@@ -1,0 +1,539 @@
+//! What has been revoked: single tokens, and all of an agent, a tenant, a
+//! service account or a key. Where the list is kept is `adapters`' business.
+//!
+//! An agent, a tenant or an account is revoked up to a moment: what was issued
+//! until then is refused, and a token issued later is good again. A key is
+//! revoked altogether, since whoever holds it can write any `iat`. A credential
+//! that does not say when it was issued counts as issued before.
+
+use std::collections::HashMap;
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use super::claims::is_name;
+use super::principal::Principal;
+use crate::egress::{AgentId, TenantId};
+
+/// The most bytes that one line of a list may have.
+const MAX_LINE_BYTES: usize = 4096;
+
+/// What a revocation speaks of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RevokedKind {
+    /// One token, by its `jti`.
+    Jti,
+    /// An agent, of one tenant or of any.
+    Agent,
+    /// A tenant with all its agents.
+    Tenant,
+    /// A key that tokens are signed with, or an agent key, by its id.
+    Key,
+    /// A service account: every token that it has issued (`client_id`).
+    ServiceAccount,
+}
+
+impl RevokedKind {
+    /// Its name, in lists and records.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Jti => "jti",
+            Self::Agent => "agent",
+            Self::Tenant => "tenant",
+            Self::Key => "key",
+            Self::ServiceAccount => "service_account",
+        }
+    }
+
+    /// Whether it holds for what was issued until the revocation, and not for
+    /// what is issued later.
+    #[must_use]
+    pub fn has_a_date(self) -> bool {
+        match self {
+            Self::Agent | Self::Tenant | Self::ServiceAccount => true,
+            Self::Jti | Self::Key => false,
+        }
+    }
+}
+
+impl fmt::Display for RevokedKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// What is revoked, without when and why.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Revoked {
+    /// What `value` is.
+    pub kind: RevokedKind,
+    /// The `jti`, or the name of the agent, tenant, key or account.
+    pub value: String,
+    /// Of an agent: only this tenant's.
+    pub tenant: Option<String>,
+}
+
+/// One entry of a list of revocations.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Revocation {
+    /// What `value` is.
+    pub kind: RevokedKind,
+    /// The `jti`, or the name of the agent, tenant, key or account.
+    pub value: String,
+    /// Of an agent: only this tenant's. Nothing else has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tenant: Option<String>,
+    /// When it was revoked, in seconds since 1970. Of an agent, a tenant or an
+    /// account, what was issued in this second or before is revoked.
+    pub at: u64,
+    /// When the entry ends, in seconds since 1970: not before the last token
+    /// that it speaks of. `None` for never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub until: Option<u64>,
+    /// Why, for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// Why an entry, or a list of them, is not accepted.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RevocationError {
+    /// A line of a list that cannot be read.
+    #[error("line {line}: {why}")]
+    Line {
+        /// Which, from 1.
+        line: usize,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// An entry that cannot mean anything.
+    #[error("{0}")]
+    Entry(String),
+}
+
+impl Revocation {
+    /// What is revoked.
+    #[must_use]
+    pub fn what(&self) -> Revoked {
+        Revoked {
+            kind: self.kind,
+            value: self.value.clone(),
+            tenant: self.tenant.clone(),
+        }
+    }
+
+    /// Whether it has not ended at `now`, in seconds since 1970.
+    #[must_use]
+    pub fn is_in_force(&self, now: u64) -> bool {
+        self.until.is_none_or(|until| now < until)
+    }
+
+    /// Whether it can mean something: an entry with a name that nobody can
+    /// have is a slip, and would revoke nothing.
+    ///
+    /// # Errors
+    /// [`RevocationError::Entry`], with what to write.
+    pub fn check(&self) -> Result<(), RevocationError> {
+        let bad = |what: &str, error: &dyn fmt::Display| {
+            Err(RevocationError::Entry(format!("{what}: {error}")))
+        };
+        let named = match self.kind {
+            RevokedKind::Agent => AgentId::parse(&self.value).err(),
+            RevokedKind::Tenant => TenantId::parse(&self.value).err(),
+            RevokedKind::Jti | RevokedKind::Key | RevokedKind::ServiceAccount => {
+                if !is_name(&self.value) {
+                    return bad(
+                        self.kind.as_str(),
+                        &"write 1 to 256 bytes without control characters",
+                    );
+                }
+                None
+            }
+        };
+        if let Some(error) = named {
+            return bad(self.kind.as_str(), &error);
+        }
+        match (&self.tenant, self.kind) {
+            (Some(tenant), RevokedKind::Agent) => {
+                if let Err(error) = TenantId::parse(tenant) {
+                    return bad("tenant", &error);
+                }
+            }
+            (Some(_), _) => return bad("tenant", &"only an agent is revoked of one tenant"),
+            (None, _) => {}
+        }
+        if self.until.is_some_and(|until| until <= self.at) {
+            return bad("until", &"the entry would end before it begins");
+        }
+        Ok(())
+    }
+
+    /// The entry as one line of JSON, without a line feed.
+    #[must_use]
+    pub fn line(&self) -> String {
+        // An entry of these types always has a JSON form.
+        serde_json::to_string(self).unwrap_or_default()
+    }
+
+    /// Reads an entry from its line.
+    ///
+    /// # Errors
+    /// [`RevocationError::Entry`].
+    pub fn parse(line: &str) -> Result<Self, RevocationError> {
+        if line.len() > MAX_LINE_BYTES {
+            let why = format!("longer than {MAX_LINE_BYTES} bytes");
+            return Err(RevocationError::Entry(why));
+        }
+        let entry: Self = serde_json::from_str(line)
+            .map_err(|error| RevocationError::Entry(error.to_string()))?;
+        entry.check()?;
+        Ok(entry)
+    }
+
+    /// Reads a list: one JSON object in each line; empty lines are nothing.
+    ///
+    /// # Errors
+    /// [`RevocationError::Line`], the first: a list of which a part cannot be
+    /// read is not in force by halves.
+    pub fn parse_list(text: &str) -> Result<Vec<Self>, RevocationError> {
+        let lines = text.lines().enumerate();
+        lines
+            .filter(|(_, line)| !line.trim().is_empty())
+            .map(|(at, line)| {
+                Self::parse(line).map_err(|error| RevocationError::Line {
+                    line: at + 1,
+                    why: error.to_string(),
+                })
+            })
+            .collect()
+    }
+}
+
+/// How far one entry reaches.
+#[derive(Clone, Debug)]
+struct Reach {
+    /// Of which tenant; any where there is none.
+    tenant: Option<Box<str>>,
+    /// What was issued until then; everything where there is none.
+    issued_until: Option<u64>,
+    /// When the entry ends.
+    ends: u64,
+}
+
+impl Reach {
+    fn holds(&self, who: &Principal, now: u64) -> bool {
+        let tenant = match &self.tenant {
+            None => true,
+            Some(tenant) => who.tenant().is_some_and(|of| of.as_str() == &**tenant),
+        };
+        let issued = match (self.issued_until, who.issued_at()) {
+            (Some(until), Some(issued)) => issued <= until,
+            (None, _) | (_, None) => true,
+        };
+        tenant && issued && now < self.ends
+    }
+}
+
+/// All revocations of one moment, for a look-up by each request.
+#[derive(Clone, Debug, Default)]
+pub struct RevocationSet {
+    count: usize,
+    by_kind: [HashMap<Box<str>, Vec<Reach>>; 5],
+}
+
+impl RevocationSet {
+    /// The set of these entries.
+    #[must_use]
+    pub fn new<'e>(entries: impl IntoIterator<Item = &'e Revocation>) -> Self {
+        let mut set = Self::default();
+        for entry in entries {
+            set.count += 1;
+            let reach = Reach {
+                tenant: entry.tenant.as_deref().map(Into::into),
+                issued_until: entry.kind.has_a_date().then_some(entry.at),
+                ends: entry.until.unwrap_or(u64::MAX),
+            };
+            let known = set.by_kind[place(entry.kind)]
+                .entry(entry.value.as_str().into())
+                .or_default();
+            known.push(reach);
+        }
+        set
+    }
+
+    /// How many entries there are, ended ones included.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.count
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// By what this principal is revoked at `now`, in seconds since 1970. At
+    /// most five look-ups, and none while nothing is revoked.
+    #[must_use]
+    pub fn revokes(&self, who: &Principal, now: u64) -> Option<RevokedKind> {
+        if self.is_empty() {
+            return None;
+        }
+        let names = [
+            (RevokedKind::Jti, who.jti().map(AsRef::as_ref)),
+            (RevokedKind::Agent, Some(who.agent().as_str())),
+            (RevokedKind::Tenant, who.tenant().map(TenantId::as_str)),
+            (RevokedKind::Key, Some(who.key_id().as_ref())),
+            (RevokedKind::ServiceAccount, who.client().map(AsRef::as_ref)),
+        ];
+        names.into_iter().find_map(|(kind, name)| {
+            let reaches = self.by_kind[place(kind)].get(name?)?;
+            reaches
+                .iter()
+                .any(|reach| reach.holds(who, now))
+                .then_some(kind)
+        })
+    }
+}
+
+fn place(kind: RevokedKind) -> usize {
+    match kind {
+        RevokedKind::Jti => 0,
+        RevokedKind::Agent => 1,
+        RevokedKind::Tenant => 2,
+        RevokedKind::Key => 3,
+        RevokedKind::ServiceAccount => 4,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn who(agent: &str, tenant: Option<&str>, issued_at: Option<u64>) -> Principal {
+        Principal {
+            agent: AgentId::parse(agent).expect("an agent"),
+            tenant: tenant.map(|name| TenantId::parse(name).expect("a tenant")),
+            destinations: None,
+            jti: Some("j1".into()),
+            act: None,
+            issuer: None,
+            scope: None,
+            client: Some("ci".into()),
+            key_id: "k1".into(),
+            issued_at,
+            expires_at: 2_000,
+            by_token: true,
+            certificate: None,
+        }
+    }
+
+    fn entry(kind: RevokedKind, value: &str, tenant: Option<&str>) -> Revocation {
+        Revocation {
+            kind,
+            value: value.into(),
+            tenant: tenant.map(Into::into),
+            at: 1_000,
+            until: Some(1_900),
+            reason: None,
+        }
+    }
+
+    #[test]
+    fn each_kind_reaches_what_it_names_and_nothing_else() {
+        use RevokedKind::*;
+        let acme = Some("acme");
+        for (case, entry, who, revoked) in [
+            (
+                "a token",
+                entry(Jti, "j1", None),
+                who("a", None, Some(5)),
+                true,
+            ),
+            (
+                "a token, whenever it was issued",
+                entry(Jti, "j1", None),
+                who("a", None, Some(1_500)),
+                true,
+            ),
+            (
+                "another token",
+                entry(Jti, "j2", None),
+                who("a", None, Some(5)),
+                false,
+            ),
+            (
+                "an agent",
+                entry(Agent, "a", None),
+                who("a", acme, Some(5)),
+                true,
+            ),
+            (
+                "in the very second",
+                entry(Agent, "a", None),
+                who("a", acme, Some(1_000)),
+                true,
+            ),
+            (
+                "issued later",
+                entry(Agent, "a", None),
+                who("a", acme, Some(1_001)),
+                false,
+            ),
+            (
+                "that does not say when",
+                entry(Agent, "a", None),
+                who("a", acme, None),
+                true,
+            ),
+            (
+                "another agent",
+                entry(Agent, "a", None),
+                who("ab", acme, Some(5)),
+                false,
+            ),
+            (
+                "an agent named like a tenant",
+                entry(Tenant, "a", None),
+                who("a", acme, Some(5)),
+                false,
+            ),
+            (
+                "an agent of the tenant",
+                entry(Agent, "a", acme),
+                who("a", acme, Some(5)),
+                true,
+            ),
+            (
+                "the same of another",
+                entry(Agent, "a", acme),
+                who("a", Some("b"), Some(5)),
+                false,
+            ),
+            (
+                "the same of none",
+                entry(Agent, "a", acme),
+                who("a", None, Some(5)),
+                false,
+            ),
+            (
+                "a tenant",
+                entry(Tenant, "acme", None),
+                who("a", acme, Some(5)),
+                true,
+            ),
+            (
+                "a tenant, issued later",
+                entry(Tenant, "acme", None),
+                who("a", acme, Some(1_001)),
+                false,
+            ),
+            (
+                "no tenant",
+                entry(Tenant, "acme", None),
+                who("a", None, Some(5)),
+                false,
+            ),
+            (
+                "a key",
+                entry(Key, "k1", None),
+                who("a", None, Some(5)),
+                true,
+            ),
+            (
+                "a key, whatever its holder writes",
+                entry(Key, "k1", None),
+                who("a", None, Some(1_800)),
+                true,
+            ),
+            (
+                "another key",
+                entry(Key, "k2", None),
+                who("a", None, Some(5)),
+                false,
+            ),
+            (
+                "an account",
+                entry(ServiceAccount, "ci", None),
+                who("a", None, Some(5)),
+                true,
+            ),
+            (
+                "an account, issued later",
+                entry(ServiceAccount, "ci", None),
+                who("a", None, Some(1_001)),
+                false,
+            ),
+        ] {
+            let kind = entry.kind;
+            entry.check().expect(case);
+            let set = RevocationSet::new([&entry]);
+            assert_eq!(set.revokes(&who, 1_500), revoked.then_some(kind), "{case}");
+            assert_eq!(set.revokes(&who, 1_900), None, "{case}: has ended");
+        }
+        assert_eq!(
+            RevocationSet::default().revokes(&who("a", None, None), 1),
+            None
+        );
+    }
+
+    #[test]
+    fn of_two_entries_the_one_that_reaches_further_holds() {
+        let first = entry(RevokedKind::Agent, "a", None);
+        let later = Revocation {
+            at: 1_400,
+            ..first.clone()
+        };
+        for entries in [[&first, &later], [&later, &first]] {
+            let set = RevocationSet::new(entries);
+            assert!(set.revokes(&who("a", None, Some(1_300)), 1_500).is_some());
+            assert!(set.revokes(&who("a", None, Some(1_401)), 1_500).is_none());
+        }
+    }
+
+    #[test]
+    fn a_list_is_read_whole_or_not_at_all() {
+        let good = entry(RevokedKind::Agent, "a", Some("acme"));
+        let list = format!(
+            "{}\n\n{}\n",
+            good.line(),
+            entry(RevokedKind::Key, "k", None).line()
+        );
+        let read = Revocation::parse_list(&list).expect("a list");
+        assert_eq!((read.len(), &read[0]), (2, &good));
+        assert_eq!(Revocation::parse_list("").expect("nothing"), []);
+        for (case, line) in [
+            ("no JSON", "agent a"),
+            ("half a line", &good.line()[..20]),
+            ("an unknown kind", r#"{"kind":"host","value":"a","at":1}"#),
+            (
+                "an unknown field",
+                r#"{"kind":"agent","value":"a","at":1,"untill":5}"#,
+            ),
+            ("no time", r#"{"kind":"agent","value":"a"}"#),
+            (
+                "a name that nobody has",
+                r#"{"kind":"agent","value":"a b","at":1}"#,
+            ),
+            ("nothing", r#"{"kind":"jti","value":"","at":1}"#),
+            (
+                "a tenant of a key",
+                r#"{"kind":"key","value":"k","tenant":"t","at":1}"#,
+            ),
+            (
+                "an end before the start",
+                r#"{"kind":"jti","value":"j","at":5,"until":5}"#,
+            ),
+        ] {
+            let list = format!("{}\n{line}\n", good.line());
+            let error = Revocation::parse_list(&list).expect_err(case);
+            assert!(error.to_string().starts_with("line 2: "), "{case}: {error}");
+        }
+        let long = format!("{}{}", " ".repeat(MAX_LINE_BYTES), good.line());
+        assert!(Revocation::parse(&long).is_err());
+    }
+}

@@ -1,0 +1,1139 @@
+//! What changes between two policies, found by asking both. All that can differ
+//! lies within the rules that differ; for each kind of agent, host, port,
+//! method and path that the rules there tell apart, one request is made up and
+//! put to both. So every change that is named is a real one, and the words say
+//! what it stands for.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fmt;
+use std::net::IpAddr;
+
+use http::Method;
+use serde::Serialize;
+
+use super::cover::holds;
+use super::decision::{Decision, EchRule, Permit, SniRule, TlsRule, TlsUse};
+use super::explain::Verdict;
+use super::lint::meaning;
+use super::record::{Recorded, RecordedEvent};
+use super::rule::{Agents, Ports, Rule};
+use super::set::{Document, PolicySet};
+use crate::egress::{
+    AddressRange, AgentId, Ask, Authority, Destination, EgressRequest, Host, HostPattern,
+    RequestPath, Scheme, Subject, TenantId,
+};
+
+/// So many requests are made up at most.
+const MAX_QUESTIONS: usize = 4_000_000;
+/// So many different changes of recorded requests are told apart.
+const MAX_REPLAYED: usize = 10_000;
+
+/// What changes from one policy to another.
+#[derive(Clone, Debug, Serialize)]
+pub struct PolicyDiff {
+    /// The changes: what widens, what narrows, what is otherwise different.
+    pub changes: Vec<Change>,
+    /// How many requests were put to both.
+    pub questions: usize,
+}
+
+/// One change.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Change {
+    /// Which way.
+    pub direction: Direction,
+    /// For which tenants; empty where no tenant has a document.
+    pub tenants: Vec<String>,
+    /// For which agents: names, beginnings as `ci-*`, or `every other agent`.
+    pub agents: Vec<String>,
+    /// Hosts: a pattern stands for the names that no other pattern has.
+    pub hosts: Vec<String>,
+    /// What may be asked of them.
+    pub what: String,
+    /// What the old policy says.
+    pub before: String,
+    /// What the new one says.
+    pub after: String,
+}
+
+/// Which way a change goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Direction {
+    /// Something becomes reachable, or may carry more.
+    Widens,
+    /// Something stops being reachable, or may carry less.
+    Narrows,
+    /// As much passes as before, by audit mode only or not any more.
+    Differs,
+}
+
+/// There is too much to compare.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the policies differ in so much that more than four million requests would be needed to tell how; compare them in parts"
+)]
+pub struct TooDifferent;
+
+impl PolicySet {
+    /// What changes where `new` takes the place of this policy.
+    ///
+    /// # Errors
+    /// [`TooDifferent`].
+    pub fn diff(&self, new: &Self) -> Result<PolicyDiff, TooDifferent> {
+        let mut questions = 0;
+        let mut cells: BTreeMap<Cell, BTreeSet<String>> = BTreeMap::new();
+        for tenant in tenants(self, new) {
+            let sides = [self.side(tenant.as_ref()), new.side(tenant.as_ref())];
+            let name = tenant
+                .as_ref()
+                .map_or_else(String::new, ToString::to_string);
+            for cell in compare(self, new, tenant.as_ref(), &sides, &mut questions)? {
+                cells.entry(cell).or_default().insert(name.clone());
+            }
+        }
+        Ok(PolicyDiff {
+            changes: gathered(cells),
+            questions,
+        })
+    }
+
+    /// What of a policy holds for a tenant.
+    fn side(&self, tenant: Option<&TenantId>) -> Side<'_> {
+        let rules = &*self.rules;
+        let applies = |of: &Option<TenantId>| of.is_none() || of.as_ref() == tenant;
+        let documents: Vec<&Document> = rules
+            .documents()
+            .filter(|document| applies(&document.tenant))
+            .collect();
+        let mut otherwise: BTreeSet<String> = documents
+            .iter()
+            .map(|document| modes_of(document))
+            .collect();
+        if rules.place_of(tenant).is_err() {
+            otherwise.insert("no document".to_owned());
+        }
+        Side {
+            rules: rules
+                .all()
+                .map(|(id, rule)| (rules.document(id), rule))
+                .filter(|(document, _)| applies(&document.tenant))
+                .collect(),
+            documents,
+            otherwise,
+        }
+    }
+}
+
+/// Whether what a document refuses binds, and for whom.
+fn modes_of(document: &Document) -> String {
+    format!("{} {}", document.modes.in_words(), document.audit_addresses)
+}
+
+/// The rules and denylists of one policy that hold for one tenant.
+struct Side<'a> {
+    rules: Vec<(&'a Document, &'a Rule)>,
+    documents: Vec<&'a Document>,
+    /// What becomes of that of which no rule speaks.
+    otherwise: BTreeSet<String>,
+}
+
+impl<'a> Side<'a> {
+    fn denylist(&self) -> impl Iterator<Item = &'a Destination> {
+        self.documents
+            .iter()
+            .flat_map(|document| &document.denylist.entries)
+    }
+}
+
+fn tenants(old: &PolicySet, new: &PolicySet) -> BTreeSet<Option<TenantId>> {
+    let named: BTreeSet<_> = old.tenants().chain(new.tenants()).cloned().collect();
+    let mut all: BTreeSet<Option<TenantId>> = named.into_iter().map(Some).collect();
+    // Where only one of them has tenants, the others' lot changes too.
+    if (old.tenants().next().is_none()) != (new.tenants().next().is_none())
+        && let Ok(other) = TenantId::parse("every-other-tenant")
+    {
+        all.insert(Some(other));
+    }
+    all.insert(None);
+    all
+}
+
+/// Which hosts one made-up request stands for.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum HostKind {
+    Pattern(HostPattern),
+    Range(AddressRange),
+}
+
+impl HostKind {
+    fn example(&self) -> Option<Host> {
+        match self {
+            Self::Pattern(HostPattern::Exact(host)) => Some(host.clone()),
+            Self::Pattern(HostPattern::Below(name)) => {
+                Host::parse(&format!("zz-other.{name}")).ok()
+            }
+            Self::Pattern(HostPattern::Any) => Host::parse("zz-other.zz-any").ok(),
+            Self::Range(range) => Some(Host::Address(example_of(range))),
+        }
+    }
+}
+
+impl fmt::Display for HostKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Pattern(pattern) => pattern.fmt(f),
+            Self::Range(range) => range.fmt(f),
+        }
+    }
+}
+
+/// An address in a range; not its first, which has a meaning of its own.
+fn example_of(range: &AddressRange) -> IpAddr {
+    let net = range.net();
+    net.hosts().next().unwrap_or_else(|| net.network())
+}
+
+/// The kinds of hosts in which anything can differ.
+fn host_kinds(sides: &[Side<'_>; 2]) -> Vec<HostKind> {
+    let every: Vec<&HostPattern> = sides
+        .iter()
+        .flat_map(|side| {
+            let of_rules = side.rules.iter().flat_map(|(_, rule)| &rule.hosts);
+            let listed = side.denylist().filter_map(|entry| match entry {
+                Destination::Host(pattern) => Some(pattern),
+                Destination::Range(_) => None,
+            });
+            of_rules.chain(listed)
+        })
+        .collect();
+    let mut changed: BTreeMap<String, HostKind> = BTreeMap::new();
+    let mut add = |kind: HostKind| {
+        changed.insert(kind.to_string(), kind);
+    };
+    if sides[0].otherwise != sides[1].otherwise {
+        add(HostKind::Pattern(HostPattern::Any));
+    }
+    for rule in changed_rules(sides) {
+        for pattern in &rule.hosts {
+            add(HostKind::Pattern(pattern.clone()));
+        }
+        for range in rule.ranges.list() {
+            add(HostKind::Range(*range));
+        }
+        if rule.hosts.is_empty() {
+            // It speaks of names by their addresses.
+            add(HostKind::Pattern(HostPattern::Any));
+        }
+    }
+    for entry in changed_entries(sides) {
+        match entry {
+            Destination::Host(pattern) => add(HostKind::Pattern(pattern.clone())),
+            Destination::Range(range) => {
+                add(HostKind::Range(*range));
+                add(HostKind::Pattern(HostPattern::Any));
+            }
+        }
+    }
+    let mut kinds = changed.clone();
+    for kind in changed.values() {
+        let HostKind::Pattern(wide) = kind else {
+            continue;
+        };
+        if matches!(wide, HostPattern::Exact(_)) {
+            continue;
+        }
+        for narrow in every.iter().filter(|narrow| holds(wide, narrow)) {
+            let kind = HostKind::Pattern((*narrow).clone());
+            kinds.insert(kind.to_string(), kind);
+        }
+    }
+    kinds.into_values().collect()
+}
+
+fn changed_rules<'a>(sides: &[Side<'a>; 2]) -> Vec<&'a Rule> {
+    // By what they say, in order: the first of two is the one that is used.
+    let said: [Vec<String>; 2] = [0, 1].map(|at| {
+        sides[at]
+            .rules
+            .iter()
+            .map(|(document, rule)| whole(document, rule))
+            .collect()
+    });
+    if said[0] == said[1] {
+        return Vec::new();
+    }
+    let mut counts: HashMap<&str, i64> = HashMap::new();
+    for (side, change) in [(&said[0], 1), (&said[1], -1)] {
+        for text in side {
+            *counts.entry(text).or_default() += change;
+        }
+    }
+    let differs = |text: &str| counts.get(text).is_some_and(|count| *count != 0);
+    let both = |at: usize| {
+        let kept = said[at].iter().zip(&sides[at].rules);
+        kept.filter(|(text, _)| !differs(text)).collect::<Vec<_>>()
+    };
+    let moved = both(0)
+        .into_iter()
+        .zip(both(1))
+        .filter(|((a, _), (b, _))| a != b)
+        .map(|((_, (_, rule)), _)| *rule)
+        .collect::<Vec<_>>();
+    [0, 1]
+        .into_iter()
+        .flat_map(|at| said[at].iter().zip(&sides[at].rules))
+        .filter(|(text, _)| differs(text))
+        .map(|(_, (_, rule))| *rule)
+        .chain(moved)
+        .collect()
+}
+
+/// All that a rule says besides its name, with what its document says of it.
+fn whole(document: &Document, rule: &Rule) -> String {
+    format!("{} {}", meaning(rule), modes_of(document))
+}
+
+fn changed_entries<'a>(sides: &[Side<'a>; 2]) -> Vec<&'a Destination> {
+    let sets = [0, 1].map(|at| {
+        sides[at]
+            .denylist()
+            .map(|entry| (entry.to_string(), entry))
+            .collect::<BTreeMap<_, _>>()
+    });
+    let only = |here: usize, there: usize| {
+        let other = sets[there].clone();
+        sets[here]
+            .clone()
+            .into_iter()
+            .filter(move |(text, _)| !other.contains_key(text))
+            .map(|(_, entry)| entry)
+    };
+    only(0, 1).chain(only(1, 0)).collect()
+}
+
+/// One thing that changes for one tenant.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Cell {
+    direction: Direction,
+    agent: String,
+    host: String,
+    what: String,
+    before: String,
+    after: String,
+}
+
+/// What the rules that speak of a host tell apart.
+struct Axes {
+    agents: Vec<(String, AgentId)>,
+    ports: Vec<(u16, u16)>,
+    asks: Vec<(AskKind, Ask)>,
+    addresses: Vec<(String, IpAddr)>,
+}
+
+/// What a made-up request stands for.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct AskKind {
+    how: &'static str,
+    method: String,
+    path: String,
+}
+
+fn compare(
+    old: &PolicySet,
+    new: &PolicySet,
+    tenant: Option<&TenantId>,
+    sides: &[Side<'_>; 2],
+    questions: &mut usize,
+) -> Result<BTreeSet<Cell>, TooDifferent> {
+    let mut cells = BTreeSet::new();
+    for kind in host_kinds(sides) {
+        let Some(host) = kind.example() else { continue };
+        let axes = Axes::of(sides, &host);
+        *questions += axes.agents.len() * axes.ports.len() * axes.asks.len();
+        if *questions > MAX_QUESTIONS {
+            return Err(TooDifferent);
+        }
+        for (agent_kind, agent) in &axes.agents {
+            let who = Subject {
+                agent,
+                tenant,
+                destinations: None,
+            };
+            let mut found: Vec<Found> = Vec::new();
+            for ports in &axes.ports {
+                for (ask_kind, ask) in &axes.asks {
+                    let request = EgressRequest {
+                        authority: Authority {
+                            host: host.clone(),
+                            port: ports.0,
+                        },
+                        ask: ask.clone(),
+                    };
+                    let before = State::of(old, &who, &request, &axes.addresses);
+                    let after = State::of(new, &who, &request, &axes.addresses);
+                    if let Some((direction, before, after)) = before.to(&after) {
+                        found.push(Found {
+                            direction,
+                            before,
+                            after,
+                            ports: *ports,
+                            ask: ask_kind.clone(),
+                        });
+                    }
+                }
+            }
+            for (direction, before, after, what) in in_words(found, &axes) {
+                cells.insert(Cell {
+                    direction,
+                    agent: agent_kind.clone(),
+                    host: kind.to_string(),
+                    what,
+                    before,
+                    after,
+                });
+            }
+        }
+    }
+    Ok(cells)
+}
+
+impl Axes {
+    fn of(sides: &[Side<'_>; 2], host: &Host) -> Self {
+        let speaks = |rule: &&Rule| {
+            rule.hosts.is_empty() || rule.hosts.iter().any(|pattern| pattern.matches(host))
+        };
+        let rules: Vec<&Rule> = sides
+            .iter()
+            .flat_map(|side| side.rules.iter().map(|(_, rule)| *rule).filter(speaks))
+            .collect();
+        Self {
+            agents: agents(sides, &rules),
+            ports: ports(&rules),
+            asks: asks(&rules),
+            addresses: addresses(sides, &rules),
+        }
+    }
+}
+
+fn agents(sides: &[Side<'_>; 2], rules: &[&Rule]) -> Vec<(String, AgentId)> {
+    let mut kinds: BTreeMap<String, AgentId> = BTreeMap::new();
+    for document in sides.iter().flat_map(|side| &side.documents) {
+        for written in document.modes.agents() {
+            let example = written.replace('*', "zz-other");
+            if let Ok(agent) = AgentId::parse(&example) {
+                kinds.insert(written, agent);
+            }
+        }
+    }
+    for rule in rules {
+        if let Agents::These { names, prefixes } = &rule.agents {
+            for name in names {
+                kinds.insert(name.to_string(), name.clone());
+            }
+            for prefix in prefixes {
+                if let Ok(agent) = AgentId::parse(&format!("{prefix}zz-other")) {
+                    kinds.insert(format!("{prefix}*"), agent);
+                }
+            }
+        }
+    }
+    let rest = match kinds.is_empty() {
+        true => "every agent",
+        false => "every other agent",
+    };
+    let mut kinds: Vec<_> = kinds.into_iter().collect();
+    if let Ok(agent) = AgentId::parse("zz-other") {
+        kinds.push((rest.to_owned(), agent));
+    }
+    kinds
+}
+
+/// Ranges of ports that no rule tells apart. 443 is one of its own, since there
+/// a tunnel is TLS.
+fn ports(rules: &[&Rule]) -> Vec<(u16, u16)> {
+    let mut starts = BTreeSet::from([1_u32, 443, 444]);
+    for rule in rules {
+        if let Ports::Ranges(ranges) = &rule.ports {
+            for (first, last) in ranges {
+                starts.insert(u32::from(*first));
+                starts.insert(u32::from(*last) + 1);
+            }
+        }
+    }
+    let starts: Vec<u32> = starts
+        .into_iter()
+        .filter(|start| *start <= 65_535)
+        .collect();
+    let ends = starts.iter().skip(1).map(|next| next - 1).chain([65_535]);
+    starts
+        .iter()
+        .zip(ends)
+        .filter_map(|(first, last)| Some((u16::try_from(*first).ok()?, u16::try_from(last).ok()?)))
+        .collect()
+}
+
+const OTHER_METHODS: &str = "other methods";
+const OTHER_PATHS: &str = "other paths";
+
+fn asks(rules: &[&Rule]) -> Vec<(AskKind, Ask)> {
+    let mut methods: BTreeMap<String, Method> = BTreeMap::new();
+    let mut paths: BTreeMap<String, RequestPath> = BTreeMap::new();
+    for rule in rules {
+        for method in &rule.methods {
+            methods.insert(method.to_string(), method.clone());
+        }
+        for glob in &rule.paths {
+            let raw = glob.to_string();
+            let example = raw.replace("**", "zz-x").replace('*', "zz");
+            if let Ok(path) = RequestPath::parse(&example) {
+                paths.insert(raw, path);
+            }
+        }
+    }
+    if let Ok(other) = Method::from_bytes(b"ZZ-OTHER") {
+        methods.insert(OTHER_METHODS.to_owned(), other);
+    }
+    if let Ok(other) = RequestPath::parse("/zz-other") {
+        paths.insert(OTHER_PATHS.to_owned(), other);
+    }
+    let kind = |how, method: &str, path: &str| AskKind {
+        how,
+        method: method.to_owned(),
+        path: path.to_owned(),
+    };
+    let mut asks = vec![(kind("tunnels", "", ""), Ask::Tunnel)];
+    for (how, scheme) in [("http", Scheme::Http), ("https on routes", Scheme::Https)] {
+        for (method_kind, method) in &methods {
+            for (path_kind, path) in &paths {
+                let ask = Ask::Request {
+                    scheme,
+                    method: method.clone(),
+                    path: path.clone(),
+                };
+                asks.push((kind(how, method_kind, path_kind), ask));
+            }
+        }
+    }
+    asks
+}
+
+/// An address of every range that a rule for the host or a denylist names, and
+/// one that is public.
+fn addresses(sides: &[Side<'_>; 2], rules: &[&Rule]) -> Vec<(String, IpAddr)> {
+    let mut kinds: BTreeMap<String, IpAddr> = BTreeMap::new();
+    for range in rules.iter().flat_map(|rule| rule.ranges.list()) {
+        kinds.insert(range.to_string(), example_of(range));
+    }
+    for entry in changed_entries(sides) {
+        if let Destination::Range(range) = entry {
+            kinds.insert(range.to_string(), example_of(range));
+        }
+    }
+    let mut kinds: Vec<_> = kinds.into_iter().collect();
+    kinds.push((
+        "public addresses".to_owned(),
+        IpAddr::from([93, 184, 215, 14]),
+    ));
+    kinds
+}
+
+/// What a policy says of one request.
+#[derive(Debug, PartialEq, Eq)]
+struct State {
+    /// 0 refused, 1 only requests in clear text, 2 all of it.
+    level: u8,
+    audit: bool,
+    tls: TlsRule,
+    admitted: Vec<String>,
+    words: String,
+}
+
+impl State {
+    fn of(
+        set: &PolicySet,
+        who: &Subject<'_>,
+        what: &EgressRequest,
+        addresses: &[(String, IpAddr)],
+    ) -> Self {
+        let permit = match set.decide(who, what) {
+            Decision::Deny(denied) => {
+                let rule = denied
+                    .rule()
+                    .map_or_else(String::new, |name| format!(" by \"{name}\""));
+                return Self {
+                    level: 0,
+                    audit: false,
+                    tls: TlsRule::default(),
+                    admitted: Vec::new(),
+                    words: format!("refused{rule} ({})", denied.reason()),
+                };
+            }
+            Decision::Allow(permit) => permit,
+        };
+        let admitted = match what.authority.host {
+            Host::Name(_) => admitted(&permit, addresses),
+            Host::Address(address) => admitted(&permit, &[("it".to_owned(), address)]),
+        };
+        let audited = permit.audited_denial();
+        let rule = permit.rule().map_or("", |name| name);
+        let mut words = match audited {
+            Some(denied) => format!("passes in audit mode only ({})", denied.reason()),
+            None => format!("allowed by \"{rule}\""),
+        };
+        let level = match (&what.ask, permit.opaque()) {
+            _ if admitted.is_empty() => {
+                words = format!("refused by its address (rule \"{rule}\")");
+                0
+            }
+            (Ask::Tunnel, false) => {
+                words.push_str(", in clear text only");
+                1
+            }
+            _ => 2,
+        };
+        Self {
+            level,
+            audit: audited.is_some(),
+            tls: permit.tls(),
+            admitted,
+            words,
+        }
+    }
+
+    /// How this differs from what comes after it, where it does.
+    fn to(&self, after: &Self) -> Option<(Direction, String, String)> {
+        let plain = |direction| Some((direction, self.words.clone(), after.words.clone()));
+        if self.level != after.level {
+            return plain(match self.level < after.level {
+                true => Direction::Widens,
+                false => Direction::Narrows,
+            });
+        }
+        if self.level == 0 {
+            return None;
+        }
+        if self.admitted != after.admitted {
+            let has =
+                |list: &[String], other: &[String]| other.iter().all(|one| list.contains(one));
+            return Some((
+                match has(&self.admitted, &after.admitted) {
+                    true => Direction::Narrows,
+                    false => Direction::Widens,
+                },
+                format!("{} at {}", self.words, self.admitted.join(", ")),
+                format!("{} at {}", after.words, after.admitted.join(", ")),
+            ));
+        }
+        if self.tls != after.tls {
+            return Some((
+                match looser(after.tls, self.tls) {
+                    true => Direction::Widens,
+                    false => Direction::Narrows,
+                },
+                format!("{} with {}", self.words, tls_words(self.tls)),
+                format!("{} with {}", after.words, tls_words(after.tls)),
+            ));
+        }
+        (self.audit != after.audit)
+            .then(|| plain(Direction::Differs))
+            .flatten()
+    }
+}
+
+fn admitted(permit: &Permit, addresses: &[(String, IpAddr)]) -> Vec<String> {
+    addresses
+        .iter()
+        .filter(|(_, address)| permit.address(*address).is_ok())
+        .map(|(kind, _)| kind.clone())
+        .collect()
+}
+
+/// Whether anything in `a` is looser than in `b`.
+fn looser(a: TlsRule, b: TlsRule) -> bool {
+    let rank = |tls: TlsRule| {
+        (
+            tls.tls == TlsUse::Any,
+            match tls.sni {
+                SniRule::Match => 0,
+                SniRule::Optional => 1,
+                SniRule::Any => 2,
+            },
+            tls.ech == EchRule::Allow,
+        )
+    };
+    let (a, b) = (rank(a), rank(b));
+    a.0 > b.0 || a.1 > b.1 || a.2 > b.2
+}
+
+fn tls_words(tls: TlsRule) -> String {
+    let word = |value: &dyn fmt::Debug| format!("{value:?}").to_ascii_lowercase();
+    format!(
+        "tls {}, sni {}, ech {}",
+        word(&tls.tls),
+        word(&tls.sni),
+        word(&tls.ech)
+    )
+}
+
+/// A change in one cell of the grid.
+struct Found {
+    direction: Direction,
+    before: String,
+    after: String,
+    ports: (u16, u16),
+    ask: AskKind,
+}
+
+/// Cells that make up a block, as one phrase.
+fn in_words(found: Vec<Found>, axes: &Axes) -> BTreeSet<(Direction, String, String, String)> {
+    type Said = (Direction, String, String);
+    // By ask: the ports. Then by ports: the methods of each path, and the paths.
+    let mut by_ask: BTreeMap<(Said, AskKind), Vec<(u16, u16)>> = BTreeMap::new();
+    for one in found {
+        let said = (one.direction, one.before, one.after);
+        by_ask.entry((said, one.ask)).or_default().push(one.ports);
+    }
+    let mut by_ports: BTreeMap<(Said, String, &'static str, String), Vec<String>> = BTreeMap::new();
+    for ((said, ask), ports) in by_ask {
+        let key = (said, port_words(&ports), ask.how, ask.path);
+        by_ports.entry(key).or_default().push(ask.method);
+    }
+    let count = |pick: fn(&AskKind) -> &String| {
+        let http = axes.asks.iter().filter(|(kind, _)| kind.how == "http");
+        http.map(|(kind, _)| pick(kind))
+            .collect::<BTreeSet<_>>()
+            .len()
+    };
+    let (all_methods, all_paths) = (count(|kind| &kind.method), count(|kind| &kind.path));
+    let mut by_methods: BTreeMap<(Said, String, &'static str, String), Vec<String>> =
+        BTreeMap::new();
+    for ((said, ports, how, path), methods) in by_ports {
+        let methods = match how == "tunnels" || methods.len() == all_methods {
+            true => String::new(),
+            false => methods.join(", "),
+        };
+        by_methods
+            .entry((said, ports, how, methods))
+            .or_default()
+            .push(path);
+    }
+    let mut by_paths: BTreeMap<(Said, String, String), Vec<&'static str>> = BTreeMap::new();
+    for ((said, ports, how, methods), paths) in by_methods {
+        let paths = match how == "tunnels" || paths.len() == all_paths {
+            true => String::new(),
+            false => format!(" of {}", paths.join(", ")),
+        };
+        let inside = match (methods.is_empty(), paths.is_empty()) {
+            (true, true) => String::new(),
+            (true, false) => format!(", any method{paths}"),
+            (false, _) => format!(", {methods}{paths}"),
+        };
+        by_paths.entry((said, ports, inside)).or_default().push(how);
+    }
+    by_paths
+        .into_iter()
+        .map(|(((direction, before, after), ports, inside), hows)| {
+            let hows = hows.join(", ");
+            (direction, before, after, format!("{ports}: {hows}{inside}"))
+        })
+        .collect()
+}
+
+fn port_words(ports: &[(u16, u16)]) -> String {
+    let mut joined: Vec<(u16, u16)> = Vec::new();
+    for (first, last) in ports {
+        match joined.last_mut() {
+            Some((_, end)) if end.checked_add(1) == Some(*first) => *end = *last,
+            _ => joined.push((*first, *last)),
+        }
+    }
+    match joined.as_slice() {
+        [(1, u16::MAX)] => "any port".to_owned(),
+        [(first, last)] if first == last => format!("port {first}"),
+        list => {
+            let words: Vec<_> = list
+                .iter()
+                .map(|(first, last)| match first == last {
+                    true => first.to_string(),
+                    false => format!("{first}-{last}"),
+                })
+                .collect();
+            format!("ports {}", words.join(", "))
+        }
+    }
+}
+
+/// Cells that differ in tenant, agent or host only, as one change.
+fn gathered(cells: BTreeMap<Cell, BTreeSet<String>>) -> Vec<Change> {
+    let no_tenant = BTreeSet::from([String::new()]);
+    let mut by_host: BTreeMap<(Cell, BTreeSet<String>), BTreeSet<String>> = BTreeMap::new();
+    for (cell, tenants) in cells {
+        let agent = cell.agent.clone();
+        let key = Cell {
+            agent: String::new(),
+            ..cell
+        };
+        by_host.entry((key, tenants)).or_default().insert(agent);
+    }
+    type Key = (Cell, BTreeSet<String>, BTreeSet<String>);
+    let mut by_agents: BTreeMap<Key, BTreeSet<String>> = BTreeMap::new();
+    for ((cell, tenants), agents) in by_host {
+        let host = cell.host.clone();
+        let key = Cell {
+            host: String::new(),
+            ..cell
+        };
+        by_agents
+            .entry((key, tenants, agents))
+            .or_default()
+            .insert(host);
+    }
+    let mut changes: Vec<Change> = by_agents
+        .into_iter()
+        .map(|((cell, tenants, agents), hosts)| Change {
+            direction: cell.direction,
+            tenants: match tenants == no_tenant {
+                true => Vec::new(),
+                false => tenants
+                    .into_iter()
+                    .map(|name| {
+                        if name.is_empty() {
+                            "no tenant".to_owned()
+                        } else {
+                            name
+                        }
+                    })
+                    .collect(),
+            },
+            agents: agents.into_iter().collect(),
+            hosts: hosts.into_iter().collect(),
+            what: cell.what,
+            before: cell.before,
+            after: cell.after,
+        })
+        .collect();
+    changes.sort();
+    changes
+}
+
+impl fmt::Display for Change {
+    /// `bot → api.example.com, port 443: tunnels; was refused (no_rule), now allowed by "models"`
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} to {}", self.agents.join(", "), self.hosts.join(", "))?;
+        if !self.tenants.is_empty() {
+            write!(f, " (tenants: {})", self.tenants.join(", "))?;
+        }
+        write!(
+            f,
+            ", {}; was {}, now {}",
+            self.what, self.before, self.after
+        )
+    }
+}
+
+/// Puts recorded requests to two policies, and counts what would change.
+#[derive(Debug)]
+pub struct Replay<'a> {
+    old: &'a PolicySet,
+    new: &'a PolicySet,
+    changes: BTreeMap<Replayed, u64>,
+    more: u64,
+    records: u64,
+    passed_over: u64,
+}
+
+/// What would change for recorded requests that are alike.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Replayed {
+    /// The agent.
+    pub agent: String,
+    /// Its tenant.
+    pub tenant: Option<String>,
+    /// The method, `CONNECT` for a tunnel.
+    pub method: String,
+    /// Where to.
+    pub destination: String,
+    /// What the old policy says: `allow`, `audit` or `deny`.
+    pub before: &'static str,
+    /// What the new one says.
+    pub after: &'static str,
+    /// Why, in words.
+    pub why: String,
+}
+
+/// What a replay has found.
+#[derive(Clone, Debug, Serialize)]
+pub struct ReplayReport {
+    /// How many requests were asked about.
+    pub requests: u64,
+    /// How many records tell of no request that a policy could judge.
+    pub passed_over: u64,
+    /// The requests whose verdict changes, with their number, most first.
+    pub changes: Vec<(u64, Replayed)>,
+    /// Further requests that change, which are not told apart.
+    pub more: u64,
+}
+
+impl<'a> Replay<'a> {
+    /// A replay through these policies.
+    #[must_use]
+    pub fn new(old: &'a PolicySet, new: &'a PolicySet) -> Self {
+        Self {
+            old,
+            new,
+            changes: BTreeMap::new(),
+            more: 0,
+            records: 0,
+            passed_over: 0,
+        }
+    }
+
+    /// Takes one line of an audit log.
+    pub fn line(&mut self, line: &[u8]) {
+        let record = match Recorded::parse(line) {
+            Ok(record) if record.event != RecordedEvent::TunnelClosed => record,
+            Ok(_) => return,
+            Err(_) => {
+                self.passed_over += 1;
+                return;
+            }
+        };
+        let (Some(agent), Some(request)) = (&record.agent, &record.request) else {
+            self.passed_over += 1;
+            return;
+        };
+        self.records += record.count;
+        // What the token was limited to is not recorded.
+        let who = Subject {
+            agent,
+            tenant: record.tenant.as_ref(),
+            destinations: None,
+        };
+        let (before, _) = verdict(self.old, &who, request, record.address);
+        let (after, why) = verdict(self.new, &who, request, record.address);
+        if before == after {
+            return;
+        }
+        let change = Replayed {
+            agent: agent.to_string(),
+            tenant: record.tenant.as_ref().map(ToString::to_string),
+            method: request.method().to_owned(),
+            destination: request.authority.to_string(),
+            before: before.as_str(),
+            after: after.as_str(),
+            why,
+        };
+        let full = self.changes.len() >= MAX_REPLAYED;
+        match self.changes.get_mut(&change) {
+            Some(count) => *count += record.count,
+            None if full => self.more += record.count,
+            None => {
+                self.changes.insert(change, record.count);
+            }
+        }
+    }
+
+    /// What was found.
+    #[must_use]
+    pub fn finish(self) -> ReplayReport {
+        let mut changes: Vec<_> = self
+            .changes
+            .into_iter()
+            .map(|(change, count)| (count, change))
+            .collect();
+        changes.sort_by(|(a_count, a), (b_count, b)| (b_count, a).cmp(&(a_count, b)));
+        ReplayReport {
+            requests: self.records,
+            passed_over: self.passed_over,
+            changes,
+            more: self.more,
+        }
+    }
+}
+
+fn verdict(
+    set: &PolicySet,
+    who: &Subject<'_>,
+    what: &EgressRequest,
+    address: Option<IpAddr>,
+) -> (Verdict, String) {
+    let permit = match set.decide(who, what) {
+        Decision::Deny(denied) => return (Verdict::Deny, denied.to_string()),
+        Decision::Allow(permit) => permit,
+    };
+    let later = match address.map(|address| permit.address(address)) {
+        Some(Err(denied)) => return (Verdict::Deny, denied.to_string()),
+        Some(Ok(audited)) => audited,
+        None => None,
+    };
+    match permit.audited_denial().or(later.as_ref()) {
+        Some(denied) => (Verdict::Audit, denied.to_string()),
+        None => {
+            let rule = permit.rule().map_or("", |name| name);
+            (Verdict::Allow, format!("rule \"{rule}\" allows this"))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::{Format, Mode, PolicyDocument, SourceName};
+
+    fn set(rules: &str) -> PolicySet {
+        let text = format!("version: 1\n{rules}");
+        let source = SourceName::from("p");
+        let document = PolicyDocument::parse(&source, Format::Yaml, &text).expect(rules);
+        PolicySet::build(vec![(source, document)], Mode::Enforce).expect(rules)
+    }
+
+    const BASE: &str = "rules:
+  - {name: models, action: allow, agents: [bot], hosts: [api.example.com], ports: [443]}
+  - {name: web, action: allow, agents: any, hosts: [\"*.web.example\"], ports: [80], methods: [GET]}
+";
+
+    #[test]
+    fn changes_are_said_in_words() {
+        for (case, old, new, expected) in [
+            (
+                "the same, in another layout",
+                BASE,
+                "rules:
+  - name: other-name
+    action: allow
+    agents: [bot]
+    hosts: [api.example.com]
+    ports: [443]
+  - {name: web, action: allow, agents: any, hosts: [\"*.web.example\"], ports: [80], methods: [GET]}
+",
+                vec![],
+            ),
+            (
+                "a host more",
+                "rules: []",
+                "rules: [{name: a, action: allow, agents: [bot], hosts: [a.example], ports: [443]}]",
+                vec![
+                    "Widens bot to a.example, port 443: http, https on routes, tunnels; was refused (no_rule), now allowed by \"a\"",
+                ],
+            ),
+            (
+                "a method more",
+                "rules: [{name: a, action: allow, agents: any, hosts: [a.example], ports: [80], schemes: [http], methods: [GET]}]",
+                "rules: [{name: a, action: allow, agents: any, hosts: [a.example], ports: [80], schemes: [http], methods: [GET, POST]}]",
+                vec![
+                    "Widens every agent to a.example, port 80: http, POST; was refused (no_rule), now allowed by \"a\"",
+                ],
+            ),
+            (
+                "an agent and a path less",
+                "rules: [{name: a, action: allow, agents: [x, y], hosts: [a.example], ports: [80], schemes: [http], paths: [/a/**, /b/**]}]",
+                "rules: [{name: a, action: allow, agents: [x], hosts: [a.example], ports: [80], schemes: [http], paths: [/a/**]}]",
+                vec![
+                    "Narrows x to a.example, port 80: http, any method of /b/**; was allowed by \"a\", now refused (no_rule)",
+                    "Narrows y to a.example, port 80: http, any method of /a/**, /b/**; was allowed by \"a\", now refused (no_rule)",
+                    "Narrows y to a.example, port 80: tunnels; was allowed by \"a\", in clear text only, now refused (no_rule)",
+                ],
+            ),
+            (
+                "a denylist",
+                BASE,
+                &format!("denylist: [api.example.com]\n{BASE}"),
+                vec![
+                    "Narrows bot to api.example.com, port 443: http, https on routes, tunnels; was allowed by \"models\", now refused (denylist)",
+                ],
+            ),
+            (
+                "a wildcard with an exception",
+                "rules:
+  - {name: w, action: allow, agents: any, hosts: [\"*.w.example\"], ports: [443], schemes: [https]}
+  - {name: no, action: deny, agents: any, hosts: [x.w.example], ports: any}",
+                "rules:
+  - {name: no, action: deny, agents: any, hosts: [x.w.example], ports: any}",
+                vec![
+                    "Narrows every agent to *.w.example, port 443: https on routes, tunnels; was allowed by \"w\", now refused (no_rule)",
+                ],
+            ),
+            (
+                "looser TLS",
+                "rules: [{name: a, action: allow, agents: any, hosts: [a.example], ports: [22], schemes: [https]}]",
+                "rules: [{name: a, action: allow, agents: any, hosts: [a.example], ports: [22], schemes: [https], tls: any}]",
+                vec![
+                    "Widens every agent to a.example, port 22: https on routes, tunnels; was allowed by \"a\" with tls strict, sni match, ech refuse, now allowed by \"a\" with tls any, sni match, ech refuse",
+                ],
+            ),
+            (
+                "audit mode",
+                "rules: []",
+                "mode: audit\nrules: []",
+                vec![
+                    "Widens every agent to *, any port: http, https on routes, tunnels; was refused (no_rule), now passes in audit mode only (no_rule)",
+                ],
+            ),
+        ] {
+            let diff = set(old).diff(&set(new)).expect(case);
+            let said: Vec<_> = diff
+                .changes
+                .iter()
+                .map(|change| format!("{:?} {change}", change.direction))
+                .collect();
+            assert_eq!(said, expected, "{case}");
+        }
+    }
+
+    #[test]
+    fn another_range_is_a_change_of_addresses() {
+        let rule = |ranges: &str| {
+            set(&format!(
+                "rules: [{{name: a, action: allow, agents: any, hosts: [a.example], addresses: [{ranges}], ports: [443], schemes: [https]}}]"
+            ))
+        };
+        let diff = rule("10.0.0.0/8")
+            .diff(&rule("10.0.0.0/8, 192.168.0.0/16"))
+            .expect("a diff");
+        let widened: Vec<_> = diff
+            .changes
+            .iter()
+            .filter(|change| change.hosts == ["a.example"])
+            .collect();
+        assert_eq!(widened.len(), 1, "{:?}", diff.changes);
+        assert_eq!(widened[0].direction, Direction::Widens);
+        assert_eq!(widened[0].before, "allowed by \"a\" at 10.0.0.0/8");
+        assert_eq!(
+            widened[0].after,
+            "allowed by \"a\" at 10.0.0.0/8, 192.168.0.0/16"
+        );
+    }
+
+    #[test]
+    fn recorded_requests_are_put_to_both() {
+        let line = |agent: &str, host: &str| {
+            serde_json::json!({
+                "ts": "2026-11-01T00:00:00.000000Z", "event": "tunnel", "request_id": "r",
+                "agent_id": agent, "tenant": null, "method": "CONNECT", "scheme": "tunnel",
+                "destination_host": host, "destination_port": 443, "destination_ip": null,
+                "path": null, "action_allowed": true, "reason": "ok", "would_deny": null,
+                "policy_version": "v", "count": 2,
+            })
+            .to_string()
+        };
+        let (old, new) = (set(BASE), set("rules: []"));
+        let mut replay = Replay::new(&old, &new);
+        for line in [
+            line("bot", "api.example.com"),
+            line("bot", "api.example.com"),
+            line("cat", "api.example.com"),
+            "{}".into(),
+        ] {
+            replay.line(line.as_bytes());
+        }
+        let report = replay.finish();
+        assert_eq!(
+            (report.requests, report.passed_over, report.changes.len()),
+            (6, 1, 1)
+        );
+        let (count, change) = &report.changes[0];
+        assert_eq!((*count, change.before, change.after), (4, "allow", "deny"));
+        assert_eq!(change.destination, "api.example.com:443");
+    }
+}

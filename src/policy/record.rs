@@ -1,0 +1,158 @@
+//! Reading back what the gateway has recorded: one line of the audit log, as
+//! far as it says who asked for what and what became of it. Bytes from outside:
+//! a log may be cut, mixed with other lines or made by somebody else.
+
+use std::net::IpAddr;
+
+use http::Method;
+use serde::Deserialize;
+
+use crate::egress::{AgentId, Ask, Authority, EgressRequest, Host, RequestPath, Scheme, TenantId};
+
+/// The most bytes a line may have; no record is nearly as long.
+pub const MAX_RECORD_BYTES: usize = 256 * 1024;
+
+/// One record, read back.
+#[derive(Clone, Debug)]
+pub struct Recorded {
+    /// When, RFC 3339 in UTC: these texts sort as the times do.
+    pub ts: String,
+    /// What it tells of.
+    pub event: RecordedEvent,
+    /// The request's number.
+    pub request_id: String,
+    /// Who, where that was known.
+    pub agent: Option<AgentId>,
+    /// Its tenant.
+    pub tenant: Option<TenantId>,
+    /// What was asked for, where that was understood.
+    pub request: Option<EgressRequest>,
+    /// The address that was dialled or refused.
+    pub address: Option<IpAddr>,
+    /// Whether it passed.
+    pub allowed: bool,
+    /// Why not, or how it ended.
+    pub reason: String,
+    /// What enforcing would have said.
+    pub would_deny: Option<String>,
+    /// The version of the policy that decided.
+    pub policy_version: Option<String>,
+    /// How many requests it stands for.
+    pub count: u64,
+}
+
+/// What a record tells of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RecordedEvent {
+    /// A request.
+    Request,
+    /// A tunnel that was asked for.
+    Tunnel,
+    /// The end of a tunnel, whose beginning has a record of its own.
+    TunnelClosed,
+    /// Refusals that were counted.
+    Repeated,
+    /// Something that this version does not know.
+    #[serde(other)]
+    Other,
+}
+
+#[derive(Deserialize)]
+struct Line {
+    ts: String,
+    event: RecordedEvent,
+    request_id: String,
+    agent_id: Option<String>,
+    tenant: Option<String>,
+    method: Option<String>,
+    scheme: Option<String>,
+    destination_host: Option<String>,
+    destination_port: Option<u16>,
+    destination_ip: Option<IpAddr>,
+    path: Option<String>,
+    action_allowed: bool,
+    reason: String,
+    would_deny: Option<String>,
+    policy_version: Option<String>,
+    #[serde(default = "one")]
+    count: u64,
+}
+
+fn one() -> u64 {
+    1
+}
+
+impl Recorded {
+    /// Reads one line.
+    ///
+    /// # Errors
+    /// In words, why it is no audit record.
+    pub fn parse(line: &[u8]) -> Result<Self, String> {
+        if line.len() > MAX_RECORD_BYTES {
+            return Err("longer than a record can be".to_owned());
+        }
+        let line: Line =
+            serde_json::from_slice(line).map_err(|error| format!("no audit record: {error}"))?;
+        let agent = line
+            .agent_id
+            .as_deref()
+            .map(AgentId::parse)
+            .transpose()
+            .map_err(|error| format!("agent_id: {error}"))?;
+        let tenant = line
+            .tenant
+            .as_deref()
+            .map(TenantId::parse)
+            .transpose()
+            .map_err(|error| format!("tenant: {error}"))?;
+        if !line
+            .ts
+            .bytes()
+            .all(|b| b.is_ascii_digit() || b"-:.TZ".contains(&b))
+        {
+            return Err("ts: no time in UTC".to_owned());
+        }
+        Ok(Self {
+            request: request(&line),
+            ts: line.ts,
+            event: line.event,
+            request_id: line.request_id,
+            agent,
+            tenant,
+            address: line.destination_ip,
+            allowed: line.action_allowed,
+            reason: line.reason,
+            would_deny: line.would_deny,
+            policy_version: line.policy_version,
+            count: line.count.max(1),
+        })
+    }
+}
+
+fn request(line: &Line) -> Option<EgressRequest> {
+    let host = Host::parse(line.destination_host.as_deref()?).ok()?;
+    let port = line.destination_port.filter(|port| *port != 0)?;
+    let authority = Authority { host, port };
+    let scheme = match line.scheme.as_deref()? {
+        "tunnel" => {
+            return Some(EgressRequest {
+                authority,
+                ask: Ask::Tunnel,
+            });
+        }
+        "http" => Scheme::Http,
+        "https" => Scheme::Https,
+        _ => return None,
+    };
+    let method = Method::from_bytes(line.method.as_deref()?.as_bytes()).ok()?;
+    let path = RequestPath::parse(line.path.as_deref()?).ok()?;
+    Some(EgressRequest {
+        authority,
+        ask: Ask::Request {
+            scheme,
+            method,
+            path,
+        },
+    })
+}

