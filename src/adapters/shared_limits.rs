@@ -29,7 +29,7 @@ const BEAT: Duration = Duration::from_secs(1);
 /// After so long without a beat a replica counts as gone, and what it had is
 /// others'.
 const GONE: Duration = Duration::from_secs(5);
-/// How often a Redis that is away is looked for.
+/// How long until a Redis that failed is asked again.
 const LOOK: Duration = Duration::from_millis(100);
 /// The most that a request waits for an answer at a time.
 const MOMENT: Duration = Duration::from_millis(2);
@@ -159,7 +159,11 @@ impl Asking {
         loop {
             let Some(mut connection) = self.redis.connection() else {
                 self.away();
-                let _ = tokio::time::timeout(LOOK, self.redis.connected()).await;
+                let connected = self.redis.connected();
+                if tokio::time::timeout(BEAT, connected).await.is_err() {
+                    // Nothing can be told, but what is idle is forgotten.
+                    let _none = self.shared.upkeep(self.clock.monotonic());
+                }
                 continue;
             };
             if let Err(error) = self.serve(&mut connection).await {
