@@ -23,6 +23,7 @@ fn record() -> AuditRecord {
         token_jti: Some("0b1e7b6c-6a4e-4b2f-9d1c-8a1f".into()),
         act: None,
         service_account: None,
+        credential: None,
         token_ttl_s: None,
         listener: "egress".into(),
         client: Some(([127, 0, 0, 1], 40_000).into()),

@@ -254,6 +254,45 @@ fn a_rotation_under_load_is_refused_by_no_replica() {
 }
 
 #[test]
+fn a_tunnel_ends_with_its_token_only_where_it_is_told_to() {
+    let secret = support::SECRET;
+    let origin = Origin::echo();
+    let authority = origin.url("").trim_start_matches("http://").to_owned();
+    let gateways = ["false", "true"].map(|outlive| {
+        gateway(OPEN)
+            .set("tunnel.outlive_token", outlive)
+            .set("identity.leeway", "0s")
+            .start()
+    });
+    let setting = "identity.token_ttl=4s";
+    let mut tunnels = gateways.each_ref().map(|gateway| {
+        let issued = run(
+            &["issue-token", "--agent-id=bot-01", "--set", setting],
+            &[("AGENTPORT_JWKS_SECRET", secret)],
+        );
+        let token = stdout(&issued).trim().to_owned();
+        let connect = format!(
+            "CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\nProxy-Authorization: Bearer {token}\r\n\r\n"
+        );
+        let mut tunnel = support::dial(gateway.egress());
+        std::io::Write::write_all(&mut tunnel, connect.as_bytes()).expect("sent");
+        assert_eq!(support::Response::read(&mut tunnel, true).status, 200);
+        (tunnel, token)
+    });
+    support::closed(&mut tunnels[0].0);
+    let closed = gateways[0].record("the tunnel's end", |record| {
+        record["event"] == "tunnel_closed"
+    });
+    assert_eq!(closed["reason"], "credential_ended");
+    // The other's token is over as well, and its tunnel is not.
+    until("the token has expired", || {
+        let (_, code) = answer(&gateways[1], &origin, &tunnels[1].1);
+        (code == "expired").then_some(())
+    });
+    support::exact(&mut tunnels[1].0, b"still here");
+}
+
+#[test]
 fn an_overlap_ends_by_itself_and_takes_its_tunnels_along() {
     let base = tempfile::tempdir().expect("a folder");
     let folder = base.path().join("keys");
@@ -303,4 +342,52 @@ fn an_overlap_ends_by_itself_and_takes_its_tunnels_along() {
         contacts,
         "a refused request has gone out"
     );
+}
+
+#[test]
+fn a_mounted_secret_that_swaps_its_data_is_a_folder_of_keys() {
+    let base = tempfile::tempdir().expect("a folder");
+    let folder = base.path().join("keys");
+    let shown = folder.display().to_string();
+    keys(&["generate", "--folder", &shown]);
+    let mount = base.path().join("mount");
+    // As the kubelet does it: a new directory, and a link that is moved to it.
+    let publish = |version: &str| {
+        let data = mount.join(version);
+        std::fs::create_dir_all(&data).expect("a folder");
+        for entry in std::fs::read_dir(&folder).expect("read") {
+            let file = entry.expect("an entry");
+            let name = file.file_name();
+            std::fs::copy(file.path(), data.join(&name)).expect("copied");
+            let link = mount.join(&name);
+            if !link.exists() {
+                let target = Path::new("..data").join(&name);
+                std::os::unix::fs::symlink(target, link).expect("linked");
+            }
+        }
+        std::os::unix::fs::symlink(version, mount.join("..data_tmp")).expect("linked");
+        std::fs::rename(mount.join("..data_tmp"), mount.join("..data")).expect("swapped");
+    };
+    publish("..v1");
+    let mounted = mount.display().to_string();
+    let start = || gateway(OPEN).without_env("AGENTPORT_JWKS_SECRET");
+    let signs = start().set("identity.signing_keys", mounted).start();
+    let origin = Origin::http();
+    let (old, first) = token(&folder);
+    assert_eq!(answer(&signs, &origin, &old).0, 200);
+    keys(&["rotate", "--folder", &shown, "--activate-after=0s"]);
+    let (new, second) = token(&folder);
+    assert_ne!(first, second);
+    publish("..v2");
+    std::fs::remove_dir_all(mount.join("..v1")).expect("removed");
+    until("the new key is known", || {
+        (answer(&signs, &origin, &new).0 == 200).then_some(())
+    });
+    assert_eq!(answer(&signs, &origin, &old).0, 200, "the overlap");
+    keys(&["retire", "--folder", &shown, &first]);
+    publish("..v3");
+    until("the old key is gone", || {
+        (answer(&signs, &origin, &old).0 == 403).then_some(())
+    });
+    assert_eq!(answer(&signs, &origin, &new).0, 200);
 }

@@ -7,6 +7,9 @@
 #[path = "support/cli.rs"]
 #[expect(dead_code, reason = "each file of tests uses a part")]
 mod support;
+#[path = "support/redis.rs"]
+#[expect(dead_code, reason = "each file of tests uses a part")]
+mod redis;
 
 use std::io::Write;
 use std::net::TcpStream;
@@ -34,6 +37,10 @@ rules:
     ports: any
     tls: any
 "#;
+
+fn wait_for<T>(what: &str, look: impl FnMut() -> Option<T>) -> T {
+    until(what, look)
+}
 
 fn now() -> u64 {
     SystemTime::now()
@@ -136,6 +143,10 @@ fn becomes_revoked(gateway: &Gateway, token: &Token, origin: &Origin, case: &str
     );
 }
 
+/// What is revoked by which words: a token that it reaches, one that it does
+/// not, and one that is issued later.
+type Case<'w> = (&'w str, Vec<&'w str>, Token, Option<Token>, Token);
+
 #[test]
 fn each_kind_stops_what_it_names_and_leaves_the_rest() {
     let start = gateway(OPEN);
@@ -148,7 +159,7 @@ fn each_kind_stops_what_it_names_and_leaves_the_rest() {
     let key = key.verifying_key().id().to_string();
     let jti = token("bot-jti", None, -5);
     let number = jti.jti.clone();
-    let cases: [(&str, Vec<&str>, Token, Option<Token>, Token); 5] = [
+    let cases: [Case<'_>; 5] = [
         (
             "a token",
             vec!["--jti", &number],
@@ -443,4 +454,265 @@ fn the_command_says_what_to_write() {
     assert!(revoke(&list, &["list"]).ends_with("for good: two\\nlines\n"));
     let stored = revoke(&list, &["list", "--json"]);
     assert_eq!(stored, std::fs::read_to_string(&list).expect("a list"));
+}
+
+/// Two gateways and the command share a Redis, which is killed, stays away and
+/// comes back with nothing in it: what was revoked stays revoked throughout.
+#[test]
+fn in_redis_it_outlives_redis() {
+    let mut server = redis::RedisServer::start();
+    let url = format!("redis://{}", server.address());
+    let settings = [
+        format!("redis.url={url}"),
+        "identity.revocations.redis=on".to_owned(),
+    ];
+    let command = |arguments: &[&str]| {
+        let mut all = vec!["revoke"];
+        all.extend(arguments);
+        for setting in &settings {
+            all.extend(["--set", setting]);
+        }
+        let output = run(&all, &[]);
+        assert!(output.status.success(), "{}", stderr(&output));
+        stdout(&output)
+    };
+    let start = || {
+        gateway(OPEN)
+            .set("redis.url", url.clone())
+            .set("identity.revocations.redis", "on")
+            .start()
+    };
+    let gateways = [start(), start()];
+    let (origin, echo) = (Origin::http(), Origin::echo());
+    let (revoked, other) = (token("bot-1", None, -5), token("bot-2", None, -5));
+    let mut open: Vec<_> = gateways
+        .iter()
+        .map(|at| tunnel(at, &revoked, &echo))
+        .collect();
+    let mut untouched: Vec<_> = gateways
+        .iter()
+        .map(|at| tunnel(at, &other, &echo))
+        .collect();
+    command(&["--agent", "bot-1", "--reason", "a test"]);
+    open.iter_mut().for_each(closed);
+    for gateway in &gateways {
+        becomes_revoked(gateway, &revoked, &origin, "by Redis");
+        assert_eq!(get(gateway, &other, &origin).status, 200);
+    }
+    assert!(command(&["list"]).contains("agent bot-1, at 2"));
+
+    server.kill();
+    for gateway in &gateways {
+        until("it is said that Redis is away", || {
+            gateway.ready()["revocations"]["failing"].as_str().map(drop)
+        });
+        assert_eq!(gateway.figure("agentport_revocations_failing"), Some(1.0));
+        assert_eq!(get(gateway, &revoked, &origin).status, 403);
+        assert_eq!(get(gateway, &other, &origin).status, 200);
+    }
+    // It comes back empty, and is given the list again.
+    server.revive();
+    for gateway in &gateways {
+        until("it is well again", || {
+            gateway.ready()["revocations"]["failing"]
+                .is_null()
+                .then_some(())
+        });
+        assert_eq!(get(gateway, &revoked, &origin).status, 403);
+        assert_eq!(get(gateway, &other, &origin).status, 200);
+    }
+    until("the list is in Redis again", || {
+        command(&["list"]).contains("agent bot-1").then_some(())
+    });
+    // What is revoked now counts as before.
+    command(&["--agent", "bot-2"]);
+    untouched.iter_mut().for_each(closed);
+    command(&["undo", "--agent", "bot-1"]);
+    for gateway in &gateways {
+        becomes_revoked(gateway, &other, &origin, "after Redis came back");
+        until("what was taken back passes", || {
+            (get(gateway, &revoked, &origin).status == 200).then_some(())
+        });
+    }
+}
+
+/// One request to the admin listener.
+fn admin(gateway: &Gateway, method: &str, path: &str, fields: &str, body: &str) -> Response {
+    let request = format!(
+        "{method} {path} HTTP/1.1\r\nHost: admin\r\nConnection: close\r\n{fields}Content-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    ask(gateway.admin(), request.as_bytes())
+}
+
+#[test]
+fn over_http_by_whoever_has_the_secret() {
+    const ADMIN: &str = "an admin secret of more than thirty-two bytes";
+    let start = gateway(OPEN);
+    let (list, secret) = (start.path("revoked.jsonl"), start.path("secret"));
+    std::fs::write(&secret, format!("{ADMIN}\n")).expect("written");
+    let gateway = start
+        .set("identity.revocations.file", list.display().to_string())
+        .set("listen.admin_secret_file", secret.display().to_string())
+        .start();
+    let (origin, echo) = (Origin::http(), Origin::echo());
+    let (one, two) = (token("bot-1", Some("acme"), -5), token("bot-2", None, -5));
+    let bearer = format!("Authorization: Bearer {ADMIN}\r\n");
+    let form = format!("{bearer}Content-Type: application/x-www-form-urlencoded\r\n");
+
+    // Nobody else may, by any of the ways.
+    for fields in [
+        "",
+        "Authorization: Bearer wrong\r\n",
+        "Authorization: Basic YTpi\r\n",
+    ] {
+        for (method, path) in [
+            ("POST", "/oauth/revoke"),
+            ("POST", "/oauth/introspect"),
+            ("GET", "/v1/revocations"),
+            ("POST", "/v1/revocations"),
+            ("DELETE", "/v1/revocations?kind=agent&value=bot-1"),
+        ] {
+            let refused = admin(
+                &gateway,
+                method,
+                path,
+                fields,
+                &format!("token={}", one.text),
+            );
+            assert_eq!(
+                (refused.status, refused.error()),
+                (401, "invalid_client".into()),
+                "{method} {path}"
+            );
+            assert!(refused.field("www-authenticate").is_some());
+        }
+    }
+    // The egress listener has no such pages.
+    let request =
+        format!("GET /v1/revocations HTTP/1.1\r\nHost: a\r\nConnection: close\r\n{bearer}\r\n");
+    assert_eq!(ask(gateway.egress(), request.as_bytes()).status, 404);
+
+    let introspect = |token: &str| {
+        admin(
+            &gateway,
+            "POST",
+            "/oauth/introspect",
+            &form,
+            &format!("token={token}&token_type_hint=access_token"),
+        )
+        .json()
+    };
+    let said = introspect(&one.text);
+    assert_eq!(said["active"], true);
+    assert_eq!(
+        (&said["agent_id"], &said["tenant"], &said["jti"]),
+        (&"bot-1".into(), &"acme".into(), &one.jti.clone().into())
+    );
+    assert!(said["exp"].as_u64() > Some(now()));
+    assert_eq!(introspect("nonsense"), serde_json::json!({"active": false}));
+
+    // RFC 7009: the token is of no more use when the answer is there.
+    let mut open = tunnel(&gateway, &one, &echo);
+    let done = admin(
+        &gateway,
+        "POST",
+        "/oauth/revoke",
+        &form,
+        &format!("token={}", one.text),
+    );
+    assert_eq!(done.status, 200, "{}", done.text());
+    let before = origin.contacts();
+    assert_eq!(get(&gateway, &one, &origin).error(), "revoked");
+    assert_eq!(origin.contacts(), before);
+    closed(&mut open);
+    assert_eq!(introspect(&one.text), serde_json::json!({"active": false}));
+    assert_eq!(
+        get(&gateway, &token("bot-1", Some("acme"), -5), &origin).status,
+        200
+    );
+    // One that is no token, or revoked already, is revoked (2.2).
+    for token in ["nonsense", &one.text] {
+        assert_eq!(
+            admin(
+                &gateway,
+                "POST",
+                "/oauth/revoke",
+                &form,
+                &format!("token={token}")
+            )
+            .status,
+            200
+        );
+    }
+    let refused = admin(
+        &gateway,
+        "POST",
+        "/oauth/revoke",
+        &form,
+        "token_type_hint=x",
+    );
+    assert_eq!(
+        (refused.status, refused.error()),
+        (400, "invalid_request".into())
+    );
+
+    // The list, for operators.
+    let added = admin(
+        &gateway,
+        "POST",
+        "/v1/revocations",
+        &bearer,
+        r#"{"kind":"agent","value":"bot-2","for":"2h","reason":"lost"}"#,
+    );
+    assert_eq!(added.status, 201, "{}", added.text());
+    assert_eq!(get(&gateway, &two, &origin).error(), "revoked");
+    let listed = admin(&gateway, "GET", "/v1/revocations", &bearer, "").json();
+    let entries = listed["revocations"].as_array().expect("a list");
+    assert_eq!(entries.len(), 2);
+    assert_eq!(
+        (&entries[0]["kind"], &entries[0]["value"]),
+        (&"jti".into(), &one.jti.clone().into())
+    );
+    assert_eq!(entries[1]["reason"], "lost");
+    for (case, body) in [
+        ("no JSON", "agent"),
+        ("an unknown kind", r#"{"kind":"host","value":"a"}"#),
+        ("a bad name", r#"{"kind":"agent","value":"a b"}"#),
+        ("a bad time", r#"{"kind":"agent","value":"a","for":"soon"}"#),
+    ] {
+        let refused = admin(&gateway, "POST", "/v1/revocations", &bearer, body);
+        assert_eq!(
+            (refused.status, refused.error()),
+            (400, "invalid_request".into()),
+            "{case}"
+        );
+    }
+    let path = "/v1/revocations?kind=agent&value=bot-2";
+    assert_eq!(admin(&gateway, "DELETE", path, &bearer, "").status, 204);
+    assert_eq!(get(&gateway, &two, &origin).status, 200);
+    assert_eq!(admin(&gateway, "DELETE", path, &bearer, "").status, 404);
+    // The secret may be changed while it runs; one that is too short opens nothing.
+    std::fs::write(&secret, "short").expect("written");
+    let refused = admin(
+        &gateway,
+        "GET",
+        "/v1/revocations",
+        "Authorization: Bearer short\r\n",
+        "",
+    );
+    assert_eq!(refused.status, 503);
+
+    // Without a secret nobody may.
+    let without = support::gateway(OPEN).start();
+    let refused = admin(&without, "GET", "/v1/revocations", &bearer, "");
+    assert_eq!(
+        (refused.status, refused.error()),
+        (403, "access_denied".into())
+    );
+    assert!(
+        refused.text().contains("listen.admin_secret_file"),
+        "{}",
+        refused.text()
+    );
 }

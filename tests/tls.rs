@@ -6,13 +6,20 @@
 #[expect(dead_code, reason = "each test uses a part of what is shared")]
 mod support;
 
-use std::net::SocketAddr;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::{Command, Output};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+use bytes::Bytes;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use support::gateway::{Gateway, LOOPBACK_POLICY, token};
 use support::origin::{Origin, Untouched};
 use support::pki::{Issued, Pki, Valid};
+use support::wait_for;
 
 /// A gateway that speaks TLS with this certificate, and the address of that
 /// listener.
@@ -313,5 +320,442 @@ fn who_comes_in_with_which_certificate() {
                 }
             }
         }
+    }
+}
+
+/// The client's side of TLS, trusting this CA.
+fn client_config(ca: &Path, alpn: &[&str]) -> Arc<rustls::ClientConfig> {
+    let mut roots = rustls::RootCertStore::empty();
+    for der in CertificateDer::pem_file_iter(ca).expect("a CA") {
+        roots.add(der.expect("a certificate")).expect("an issuer");
+    }
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = alpn.iter().map(|id| id.as_bytes().to_vec()).collect();
+    Arc::new(config)
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .expect("a runtime")
+}
+
+/// HTTP/2 through TLS, negotiated.
+async fn http2(
+    address: SocketAddr,
+    config: &Arc<rustls::ClientConfig>,
+) -> h2::client::SendRequest<Bytes> {
+    let tcp = tokio::net::TcpStream::connect(address)
+        .await
+        .expect("connected");
+    let name = "proxy.test".try_into().expect("a name");
+    let tls = tokio_rustls::TlsConnector::from(Arc::clone(config))
+        .connect(name, tcp)
+        .await
+        .expect("a handshake");
+    assert_eq!(tls.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
+    let (sender, connection) = h2::client::handshake(tls).await.expect("HTTP/2");
+    tokio::spawn(connection);
+    sender
+}
+
+#[test]
+fn http2_is_negotiated_and_tunnels_too() {
+    let pki = Pki::new("the gateway's CA");
+    let (gateway, proxy) = start(&pki.server("proxy", &["proxy.test"]), &[]);
+    let origin = Origin::ok();
+    let config = client_config(pki.ca(), &["h2"]);
+    runtime().block_on(async {
+        let sender = http2(proxy, &config).await;
+        let ask = http::Request::connect(format!("a.test:{}", origin.port()))
+            .header("proxy-authorization", format!("Bearer {}", token("bot")))
+            .body(())
+            .expect("a request");
+        let mut sender = sender.ready().await.expect("ready");
+        let (answer, mut send) = sender.send_request(ask, false).expect("sent");
+        let answer = answer.await.expect("an answer");
+        assert_eq!(answer.status(), 200);
+        // Clear text in the tunnel is judged request by request.
+        let get = format!(
+            "GET /in HTTP/1.1\r\nHost: a.test:{}\r\nConnection: close\r\n\r\n",
+            origin.port()
+        );
+        send.send_data(Bytes::from(get), false).expect("sent");
+        let mut body = answer.into_body();
+        let mut got = Vec::new();
+        while let Some(Ok(part)) = body.data().await {
+            got.extend_from_slice(&part);
+        }
+        assert!(text(&got).starts_with("HTTP/1.1 200"), "{}", text(&got));
+        assert!(text(&got).ends_with("ok"), "{}", text(&got));
+    });
+    assert_eq!(origin.last().start, "GET /in HTTP/1.1");
+    let record = gateway.record("the request inside", |record| record["path"] == "/in");
+    assert_eq!(record["agent_id"], "bot");
+}
+
+#[test]
+fn certificates_change_a_hundred_times_under_load() {
+    let pki = Pki::new("the gateway's CA");
+    let issued = pki.server("proxy", &["proxy.test"]);
+    let (gateway, proxy) = start(&issued, &[]);
+    let origin = Origin::ok();
+    let stop = Arc::new(AtomicBool::new(false));
+    let served = Arc::new(AtomicUsize::new(0));
+    let mut clients = Vec::new();
+    for number in 0..2 {
+        let (stop, served) = (Arc::clone(&stop), Arc::clone(&served));
+        // One keeps its connection, the other makes a new one each time.
+        let keeps = number == 0;
+        let config = client_config(pki.ca(), &["http/1.1"]);
+        let get = format!(
+            "GET http://a.test:{0}/ HTTP/1.1\r\nHost: a.test:{0}\r\n{1}\r\n\r\n",
+            origin.port(),
+            bearer(&format!("bot-{number}"))
+        );
+        clients.push(std::thread::spawn(move || {
+            let mut tls = None;
+            while !stop.load(Ordering::Relaxed) {
+                let stream = tls.get_or_insert_with(|| connect_tls(proxy, &config));
+                stream.write_all(get.as_bytes()).expect("written");
+                let mut answer = Vec::new();
+                let mut buffer = [0; 4096];
+                while !answer.ends_with(b"\r\n\r\nok") {
+                    let count = stream.read(&mut buffer).expect("an answer");
+                    assert_ne!(count, 0, "it broke off: {}", text(&answer));
+                    answer.extend_from_slice(&buffer[..count]);
+                }
+                assert!(answer.starts_with(b"HTTP/1.1 200"), "{}", text(&answer));
+                served.fetch_add(1, Ordering::Relaxed);
+                if !keeps {
+                    tls = None;
+                }
+            }
+        }));
+    }
+    let loaded = |gateway: &Gateway| {
+        figure(
+            gateway,
+            "agentport_certificate_reloads_total{outcome=\"loaded\"}",
+        )
+    };
+    for change in 0..100 {
+        let before = loaded(&gateway);
+        pki.server("proxy", &["proxy.test"]);
+        // The key comes first, so a half of the change may have been seen.
+        wait_for(&format!("change {change}"), || {
+            (loaded(&gateway) > before).then_some(())
+        });
+    }
+    // What is served now is what stands in the file.
+    wait_for("the last certificate", || {
+        let tls = connect_tls(proxy, &client_config(pki.ca(), &[]));
+        let shown = tls.conn.peer_certificates().expect("a certificate")[0].to_vec();
+        let file = CertificateDer::from_pem_file(&issued.certificate).expect("PEM");
+        (shown == file.as_ref()).then_some(())
+    });
+    stop.store(true, Ordering::Relaxed);
+    for client in clients {
+        client.join().expect("no request has failed");
+    }
+    assert!(served.load(Ordering::Relaxed) > 100, "there was load");
+    let refused = gateway
+        .records()
+        .iter()
+        .filter(|record| record["reason"] != "ok")
+        .count();
+    assert_eq!(refused, 0);
+}
+
+fn figure(gateway: &Gateway, name: &str) -> u64 {
+    let metrics = gateway.metrics();
+    let line = metrics.lines().find(|line| line.starts_with(name));
+    let value = line.and_then(|line| line.rsplit(' ').next());
+    value.map_or(0, |value| value.parse().expect("a number"))
+}
+
+fn connect_tls(
+    address: SocketAddr,
+    config: &Arc<rustls::ClientConfig>,
+) -> rustls::StreamOwned<rustls::ClientConnection, TcpStream> {
+    let name = "proxy.test".try_into().expect("a name");
+    let mut client = rustls::ClientConnection::new(Arc::clone(config), name).expect("a client");
+    let mut tcp = TcpStream::connect(address).expect("connected");
+    tcp.set_read_timeout(Some(support::DEADLINE)).expect("set");
+    client.complete_io(&mut tcp).expect("a handshake");
+    rustls::StreamOwned::new(client, tcp)
+}
+
+#[test]
+fn a_certificate_that_is_no_good_changes_nothing() {
+    let pki = Pki::new("the gateway's CA");
+    let issued = pki.server("proxy", &["proxy.test"]);
+    let (gateway, proxy) = start(&issued, &[]);
+    let good = std::fs::read(&issued.certificate).expect("read");
+    let good_key = std::fs::read(&issued.key).expect("read");
+    let other = pki.server("other", &["proxy.test"]);
+    let past = pki.server_valid("past", &["proxy.test"], Valid::Past);
+    let read = |path: &Path| std::fs::read(path).expect("read");
+    for (case, certificate, key, says) in [
+        (
+            "another key",
+            good.clone(),
+            read(&other.key),
+            "not that of the certificate",
+        ),
+        (
+            "expired",
+            read(&past.certificate),
+            read(&past.key),
+            "has expired",
+        ),
+        (
+            "cut short",
+            good[..good.len() / 2].to_vec(),
+            good_key.clone(),
+            "breaks off",
+        ),
+        ("empty", Vec::new(), good_key.clone(), "no certificate"),
+        ("no key", good.clone(), b"x".to_vec(), "no private key"),
+    ] {
+        support::pki::replace(&issued.key, &key);
+        support::pki::replace(&issued.certificate, &certificate);
+        wait_for(&format!("{case}: the refusal"), || {
+            let ready: serde_json::Value = gateway.ask_admin("/ready").json();
+            let refused = ready["certificates"]["refused"]
+                .as_str()
+                .unwrap_or("")
+                .to_owned();
+            refused.contains(says).then_some(())
+        });
+        // The old one serves on.
+        let tls = connect_tls(proxy, &client_config(pki.ca(), &[]));
+        let shown = tls.conn.peer_certificates().expect("one")[0].to_vec();
+        let first = CertificateDer::from_pem_slice(&good).expect("PEM");
+        assert_eq!(shown, first.as_ref(), "{case}");
+    }
+    assert!(
+        figure(
+            &gateway,
+            "agentport_certificate_reloads_total{outcome=\"refused\"}"
+        ) >= 5
+    );
+    support::pki::replace(&issued.key, &good_key);
+    support::pki::replace(&issued.certificate, &good);
+    wait_for("it is good again", || {
+        let ready: serde_json::Value = gateway.ask_admin("/ready").json();
+        ready["certificates"]["refused"].is_null().then_some(())
+    });
+}
+
+#[test]
+fn a_certificate_that_is_revoked_loses_its_open_tunnel() {
+    let pki = Pki::new("the agents' CA");
+    let server = pki.server("proxy", &["proxy.test"]);
+    let list = pki.revoke("list.crl", &[]);
+    let bot = pki.client("bot", 7, &["spiffe://example.org/agent/bot"], Valid::Now);
+    let (ca, crl) = (pki.ca().display().to_string(), list.display().to_string());
+    let (gateway, proxy) = start(
+        &server,
+        &[
+            ("tls.clients.certificates", "required"),
+            ("tls.clients.ca", &ca),
+            ("tls.clients.crl", &crl),
+            ("tls.clients.names", AGENTS),
+            ("identity.require", "certificate"),
+            ("tunnel.opaque", "allow"),
+        ],
+    );
+    let echo = Origin::echo();
+    let config = client_config(pki.ca(), &[]);
+    let mut config = (*config).clone();
+    let provider = rustls::crypto::ring::default_provider();
+    let chain = vec![CertificateDer::from_pem_file(&bot.certificate).expect("PEM")];
+    let key = PrivateKeyDer::from_pem_file(&bot.key).expect("PEM");
+    let own = rustls::sign::CertifiedKey::from_der(chain, key, &provider).expect("a pair");
+    config.client_auth_cert_resolver = Arc::new(rustls::sign::SingleCertAndKey::from(own));
+    let config = Arc::new(config);
+    let mut tls = connect_tls(proxy, &config);
+    let ask = format!(
+        "CONNECT a.test:{0} HTTP/1.1\r\nHost: a.test:{0}\r\n\r\n",
+        echo.port()
+    );
+    tls.write_all(ask.as_bytes()).expect("written");
+    let mut answer = [0; 39];
+    tls.read_exact(&mut answer).expect("an answer");
+    assert!(answer.starts_with(b"HTTP/1.1 200"), "{}", text(&answer));
+    tls.write_all(b"\x00ping").expect("written");
+    let mut back = [0; 5];
+    tls.read_exact(&mut back).expect("it comes back");
+    // A second connection takes up the session, and is who it was.
+    let again = connect_tls(proxy, &config);
+    assert_eq!(
+        again.conn.handshake_kind(),
+        Some(rustls::HandshakeKind::Resumed)
+    );
+    drop(again);
+
+    pki.revoke("list.crl", &[7]);
+    let closed = gateway.record("the tunnel's end", |record| {
+        record["event"] == "tunnel_closed"
+    });
+    assert_eq!(closed["reason"], "credential_ended", "{closed}");
+    assert_eq!(closed["agent_id"], "bot");
+    // And nobody comes in by it again, not even by the old session.
+    let name = "proxy.test".try_into().expect("a name");
+    let mut client = rustls::ClientConnection::new(Arc::clone(&config), name).expect("a client");
+    let mut tcp = TcpStream::connect(proxy).expect("connected");
+    let mut stream = rustls::Stream::new(&mut client, &mut tcp);
+    let refused = stream
+        .write_all(b"GET / HTTP/1.1\r\n\r\n")
+        .and_then(|()| stream.read(&mut [0; 1]));
+    assert!(!matches!(refused, Ok(1..)), "{refused:?}");
+    gateway.record("the refusal", |record| {
+        record["reason"] == "certificate_revoked"
+    });
+}
+
+#[test]
+fn behind_a_balancer_the_client_is_who_it_says() {
+    let pki = Pki::new("the gateway's CA");
+    let (gateway, proxy) = start(
+        &pki.server("proxy", &["proxy.test"]),
+        &[
+            ("listen.proxy_protocol", "127.0.0.1"),
+            ("limits.requests_per_source", "3/s burst 3"),
+        ],
+    );
+    let origin = Origin::ok();
+    let get = |agent: &str| {
+        format!(
+            "GET http://a.test:{0}/ HTTP/1.1\r\nHost: a.test:{0}\r\nConnection: close\r\n{1}\r\n\r\n",
+            origin.port(),
+            bearer(agent)
+        )
+    };
+    let v2 = |client: &str| {
+        let of = |text: &str| text.parse::<SocketAddr>().expect("an address");
+        let own = if client.starts_with('[') {
+            "[2001:db8::1]:443"
+        } else {
+            "198.51.100.1:443"
+        };
+        let addresses: ppp::v2::Addresses = (of(client), of(own)).into();
+        let (version, command) = (ppp::v2::Version::Two, ppp::v2::Command::Proxy);
+        ppp::v2::Builder::with_addresses(version | command, ppp::v2::Protocol::Stream, addresses)
+            .build()
+            .expect("a header")
+    };
+    // In clear, both versions.
+    for (header, client) in [
+        (
+            b"PROXY TCP4 192.0.2.7 198.51.100.1 5555 443\r\n".to_vec(),
+            "192.0.2.7:5555",
+        ),
+        (v2("[2001:db8::7]:6666"), "[2001:db8::7]:6666"),
+    ] {
+        let mut conn = gateway.connect();
+        conn.send([header, get("bot").into_bytes()].concat());
+        assert_eq!(conn.response().status, 200, "{client}");
+        gateway.record(client, |record| {
+            record["client"] == client && record["reason"] == "ok"
+        });
+    }
+    // Before TLS.
+    let mut tcp = TcpStream::connect(proxy).expect("connected");
+    tcp.write_all(&v2("192.0.2.8:7777")).expect("written");
+    let name = "proxy.test".try_into().expect("a name");
+    let config = client_config(pki.ca(), &[]);
+    let mut client = rustls::ClientConnection::new(config, name).expect("a client");
+    client.complete_io(&mut tcp).expect("a handshake");
+    let mut tls = rustls::StreamOwned::new(client, tcp);
+    tls.write_all(get("bot").as_bytes()).expect("written");
+    let mut answer = [0; 12];
+    tls.read_exact(&mut answer).expect("an answer");
+    assert_eq!(&answer, b"HTTP/1.1 200");
+    gateway.record("TLS", |record| record["client"] == "192.0.2.8:7777");
+    // Limits are the client's, not the balancer's.
+    let mut refused = 0;
+    for _ in 0..6 {
+        let mut conn = gateway.connect();
+        conn.send([v2("192.0.2.9:1"), get("many").into_bytes()].concat());
+        refused += usize::from(conn.response().status == 429);
+    }
+    assert!(refused >= 1, "the quota of one client is used up");
+    let mut conn = gateway.connect();
+    conn.send([v2("192.0.2.10:1"), get("other").into_bytes()].concat());
+    assert_eq!(conn.response().status, 200, "and another's is not");
+    // What is no header is not served, and is written down.
+    let mut conn = gateway.connect();
+    conn.send_lossy(get("bot"));
+    assert!(conn.closes());
+    let record = gateway.record("no header", |record| record["reason"] == "proxy_header");
+    assert_eq!(record["action_allowed"], false);
+}
+
+#[test]
+fn from_others_a_proxy_header_is_no_request() {
+    let gateway = Gateway::start(LOOPBACK_POLICY, &[("listen.proxy_protocol", "10.0.0.0/8")]);
+    let untouched = Untouched::listen();
+    let mut conn = gateway.connect();
+    conn.send_lossy(format!(
+        "PROXY TCP4 192.0.2.7 198.51.100.1 5555 443\r\nGET http://a.test:{0}/ HTTP/1.1\r\nHost: a.test:{0}\r\n{1}\r\n\r\n",
+        untouched.port(),
+        bearer("bot")
+    ));
+    assert_eq!(conn.response().status, 400);
+    let record = gateway.record("the refusal", |record| record["reason"] == "bad_request");
+    assert!(
+        record["client"]
+            .as_str()
+            .expect("an address")
+            .starts_with("127.0.0.1:")
+    );
+}
+
+#[test]
+fn only_the_versions_that_are_set_are_spoken() {
+    let pki = Pki::new("the gateway's CA");
+    let server = pki.server("proxy", &["proxy.test"]);
+    for (setting, version, works) in [
+        ("1.2", "-tls1_1", false),
+        ("1.2", "-tls1_2", true),
+        ("1.2", "-tls1_3", true),
+        ("1.3", "-tls1_2", false),
+        ("1.3", "-tls1_3", true),
+    ] {
+        let (_gateway, proxy) = start(&server, &[("tls.min_version", setting)]);
+        let out = Command::new("openssl")
+            .args([
+                "s_client",
+                "-connect",
+                &proxy.to_string(),
+                version,
+                "-servername",
+                "proxy.test",
+            ])
+            .args([
+                "-verify_return_error",
+                "-verify_hostname",
+                "proxy.test",
+                "-CAfile",
+            ])
+            .arg(pki.ca())
+            .stdin(std::process::Stdio::null())
+            .output()
+            .expect("openssl runs");
+        assert_eq!(
+            out.status.success(),
+            works,
+            "{setting} {version}: {}",
+            text(&out.stderr)
+        );
     }
 }

@@ -2,6 +2,7 @@
 //! signed, and only as long as it says.
 #![no_main]
 
+use std::collections::HashSet;
 use std::sync::LazyLock;
 use std::time::Duration;
 
@@ -12,6 +13,9 @@ use agentport::identity::{
 };
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use jwt_simple::prelude::{
+    Duration as Seconds, HS256Key, MACLike, NoCustomClaims, UnixTimeStamp, VerificationOptions,
+};
 use libfuzzer_sys::fuzz_target;
 use ring::hmac;
 use serde_json::Value;
@@ -126,6 +130,10 @@ fn signed(bytes: &[u8]) {
         return;
     };
     let header: Value = serde_json::from_slice(header).expect("a JSON header");
+    // Another implementation accepts it too. It does not know `typ` written as
+    // a full media type, which RFC 7515, 4.1.9 allows.
+    let media_type = header["typ"].as_str().is_some_and(|typ| typ.contains('/'));
+    assert!(media_type || theirs(&token), "we alone accept {token}");
     assert_eq!(header["alg"], "HS256");
     for refused in ["crit", "b64", "jku", "jwk", "x5u", "x5c"] {
         assert_eq!(header.get(refused), None, "{header}");
@@ -145,6 +153,21 @@ fn signed(bytes: &[u8]) {
     // And no more than until then.
     let late = principal.expires_at() + 30;
     assert!(SETUP.verifier.verify(&token, late).is_err(), "{claims}");
+}
+
+/// Whether the other implementation accepts a token of the shared secret.
+fn theirs(token: &str) -> bool {
+    let only = || Some(HashSet::from(["agentport".to_owned()]));
+    let options = VerificationOptions {
+        allowed_issuers: only(),
+        allowed_audiences: only(),
+        time_tolerance: Some(Seconds::from_secs(30)),
+        artificial_time: Some(UnixTimeStamp::from_secs(NOW)),
+        ..VerificationOptions::default()
+    };
+    HS256Key::from_bytes(SECRET.as_bytes())
+        .verify_token::<NoCustomClaims>(token, Some(options))
+        .is_ok()
 }
 
 /// An Ed25519 key that is always the same (RFC 8410), so that a finding can be

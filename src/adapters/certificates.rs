@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use ring::digest::{Context, SHA256};
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
@@ -32,6 +33,9 @@ pub struct Loaded {
     pub parts: TlsParts,
     /// Each certificate of the gateway, and of the issuers of clients'.
     pub in_use: Vec<InUse>,
+    /// What tells these files from others: what was read twice the same need
+    /// not be put in force twice, which would end every session.
+    pub digest: [u8; 32],
 }
 
 /// The files that a `tls` section names.
@@ -81,7 +85,30 @@ pub fn load(tls: &Tls, now: SystemTime) -> Result<Loaded, Vec<String>> {
         only_tls13: tls.min_version == TlsVersion::Tls13,
         alpn: tls.alpn.iter().map(|alpn| alpn.id().to_vec()).collect(),
     };
-    Ok(Loaded { parts, in_use })
+    Ok(Loaded {
+        digest: digest(&parts),
+        parts,
+        in_use,
+    })
+}
+
+fn digest(parts: &TlsParts) -> [u8; 32] {
+    let chains = parts.certificates.iter().flat_map(|key| &key.cert);
+    let issuers = parts.clients.iter().flat_map(|trust| &trust.issuers);
+    let lists = parts.clients.iter().flat_map(|trust| &trust.revoked);
+    let mut context = Context::new(&SHA256);
+    let ders = chains
+        .chain(issuers)
+        .map(|der| der.as_ref())
+        .chain(lists.map(|der| der.as_ref()));
+    // DER says its own length, so no two lists look the same. A key is the
+    // only one that fits its certificate.
+    for der in ders {
+        context.update(der);
+    }
+    let mut out = [0; 32];
+    out.copy_from_slice(context.finish().as_ref());
+    out
 }
 
 /// A certificate chain with its key, checked, and when the first of it to

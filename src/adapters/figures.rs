@@ -2,12 +2,13 @@
 //! counting and the OpenMetrics text are `prometheus-client`'s.
 //!
 //! Labels take their values from bounded sets only: codes of the program, names
-//! of listeners and certificates from the configuration. Agents, hosts and
-//! paths stand in records, never here. Who may read the figures is `admin`'s
+//! of listeners and certificates from the configuration, and a hundred tenants
+//! that have a policy. Agents, hosts and paths stand in records, never here. Who may read the figures is `admin`'s
 //! business.
 
 mod exemplar;
 mod state;
+mod tenants;
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -22,6 +23,7 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Metric, Registry, Unit};
 
 use crate::audit::{AuditEvent, AuditRecord};
+use crate::egress::TenantId;
 use crate::gate::ports::{Observation, Observe};
 use crate::limit::Shared;
 
@@ -29,6 +31,7 @@ use super::records::AuditLog;
 use super::redis::Redis;
 use exemplar::Exemplar;
 use state::State;
+use tenants::Tenants;
 
 /// The media type of [`Figures::encode`].
 pub const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -63,6 +66,7 @@ pub struct Figures {
     issuer_keys: Family<IssuerLabel, Gauge>,
     certificate_loads: Counter,
     certificate_refusals: Counter,
+    tenants: Tenants,
     state: Arc<State>,
 }
 
@@ -288,6 +292,7 @@ impl Figures {
             "The program",
             Info::new([("version", version.to_owned())]),
         );
+        let tenants = Tenants::enter(&mut to);
         let state = Arc::new(State::new());
         to.register_collector(Box::new(Arc::clone(&state)));
 
@@ -324,6 +329,7 @@ impl Figures {
             request_duration_seconds,
             tunnel_duration_seconds,
             certificate_expiry,
+            tenants,
             issuer_refreshes,
             issuer_keys,
             state,
@@ -354,6 +360,11 @@ impl Figures {
     /// So many revocations have been read; `None` where they cannot be.
     pub fn revocations_are(&self, count: Option<usize>) {
         self.state.revocations(count);
+    }
+
+    /// These tenants have documents in force.
+    pub fn tenants_are<'a>(&self, tenants: impl Iterator<Item = &'a TenantId>) {
+        self.tenants.have_documents(tenants);
     }
 
     /// The documents that are refused now, each with its tenant.
@@ -428,7 +439,7 @@ impl Figures {
             // It was counted when it was opened.
             AuditEvent::TunnelClosed => Some(&self.tunnel_duration_seconds),
             // Tokens have figures of their own.
-            AuditEvent::TokenIssued | AuditEvent::TokenRefused => None,
+            AuditEvent::TokenIssued | AuditEvent::TokenRefused => return,
             AuditEvent::Request | AuditEvent::Tunnel | AuditEvent::Repeated => {
                 let listener = Arc::clone(&record.listener);
                 self.requests
@@ -441,6 +452,7 @@ impl Figures {
                 (record.event == AuditEvent::Request).then_some(&self.request_duration_seconds)
             }
         };
+        self.tenants.finished(record, decision);
         if let Some(seconds) = took {
             let exemplar = record
                 .trace_id

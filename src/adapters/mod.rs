@@ -16,4 +16,5 @@ pub mod keyring;
 pub mod issuers;
 pub mod shared_file;
 pub mod revocations;
+pub mod agent_keys;
 pub mod host;

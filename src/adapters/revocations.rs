@@ -1,12 +1,15 @@
 //! Where revocations are kept, so that they outlive a gateway and all replicas
-//! see the same: a file, on a volume that they share.
+//! see the same: a file, on a volume that they share, or Redis.
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::identity::{Revocation, RevocationError, Revoked};
 
+use super::redis::{Redis, RedisFailure};
 use super::shared_file;
+use super::watch::Watch;
 
 /// The list tells nothing that opens a door, and a gateway that could not read
 /// it would go on without it.
@@ -32,6 +35,243 @@ pub enum StoreError {
     /// What was to be added cannot mean anything.
     #[error("{0}")]
     Entry(RevocationError),
+    /// Redis is away, or does not do what it is asked.
+    #[error("{0}")]
+    Redis(#[from] RedisFailure),
+}
+
+/// How often Redis is asked whether the list has changed: one GET by each
+/// gateway. A message on a channel could be lost where nobody would notice;
+/// a number that is asked for cannot.
+const ASK: Duration = Duration::from_millis(250);
+
+/// A list of revocations, wherever it is.
+#[derive(Clone, Debug)]
+pub enum RevocationStore {
+    /// In a file.
+    File(RevocationFile),
+    /// In Redis.
+    Redis(RedisRevocations),
+}
+
+/// Tells that the list may have changed.
+#[derive(Debug)]
+pub enum Changes {
+    /// Of a file.
+    File(Watch),
+    /// Of Redis: the version that was seen last; none while it is away.
+    Redis(RedisRevocations, Option<String>),
+}
+
+impl RevocationStore {
+    /// Every entry, ended ones included.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn list(&self) -> Result<Vec<Revocation>, StoreError> {
+        match self {
+            Self::File(file) => aside(file, |file| file.list()).await,
+            Self::Redis(redis) => redis.list().await,
+        }
+    }
+
+    /// As [`RevocationFile::add`].
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn add(&self, entry: Revocation, now: u64) -> Result<(), StoreError> {
+        match self {
+            Self::File(file) => aside(file, move |file| file.add(entry, now)).await,
+            Self::Redis(redis) => redis.add(entry, now).await,
+        }
+    }
+
+    /// As [`RevocationFile::remove`].
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn remove(&self, what: Revoked, now: u64) -> Result<bool, StoreError> {
+        match self {
+            Self::File(file) => aside(file, move |file| file.remove(&what, now)).await,
+            Self::Redis(redis) => redis.remove(&what).await,
+        }
+    }
+
+    /// Puts the list back where Redis has come back without it: it keeps
+    /// nothing over a restart where nobody has told it to, and who was revoked
+    /// would be let in again. Says whether it did.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn restore(&self, known: &[Revocation]) -> Result<bool, StoreError> {
+        match self {
+            // A file that is gone is an error, and not an empty list.
+            Self::File(_) => Ok(false),
+            Self::Redis(redis) => redis.restore(known).await,
+        }
+    }
+
+    /// Follows the list from now on.
+    ///
+    /// # Errors
+    /// Where a file cannot be watched.
+    pub fn follow(&self) -> io::Result<Changes> {
+        Ok(match self {
+            Self::File(file) => Changes::File(Watch::start(vec![file.path.clone()])?),
+            Self::Redis(redis) => Changes::Redis(redis.clone(), None),
+        })
+    }
+}
+
+impl Changes {
+    /// Comes back when the list may have changed, or cannot be asked for any
+    /// more.
+    pub async fn changed(&mut self) {
+        match self {
+            Self::File(watch) => {
+                if watch.changed().await.is_none() {
+                    std::future::pending::<()>().await;
+                }
+            }
+            Self::Redis(redis, seen) => loop {
+                tokio::time::sleep(ASK).await;
+                let now = redis.version().await.ok();
+                // Away, it is told again and again, and so noticed when it
+                // comes back with another list or none.
+                if now.is_none() || now != *seen {
+                    *seen = now;
+                    return;
+                }
+            },
+        }
+    }
+}
+
+async fn aside<T: Send + 'static>(
+    file: &RevocationFile,
+    work: impl FnOnce(&RevocationFile) -> Result<T, StoreError> + Send + 'static,
+) -> Result<T, StoreError> {
+    let file = file.clone();
+    match tokio::task::spawn_blocking(move || work(&file)).await {
+        Ok(done) => done,
+        Err(error) => Err(StoreError::System(io::Error::other(error))),
+    }
+}
+
+/// A list of revocations in Redis: a hash with an entry in each field, and a
+/// number that every change raises.
+#[derive(Clone, Debug)]
+pub struct RedisRevocations {
+    redis: Redis,
+}
+
+impl RedisRevocations {
+    /// The list behind this connection.
+    #[must_use]
+    pub fn new(redis: Redis) -> Self {
+        Self { redis }
+    }
+
+    fn entries_key(&self) -> String {
+        self.redis.key("revocations")
+    }
+
+    fn version_key(&self) -> String {
+        self.redis.key("revocations:version")
+    }
+
+    /// The number of the last change; `0` where there never was one.
+    async fn version(&self) -> Result<String, StoreError> {
+        let command = redis::Cmd::get(self.version_key());
+        let version: Option<String> = self.redis.ask(&command).await?;
+        Ok(version.unwrap_or_else(|| "0".to_owned()))
+    }
+
+    async fn list(&self) -> Result<Vec<Revocation>, StoreError> {
+        let lines: Vec<String> = self
+            .redis
+            .ask(&redis::Cmd::hvals(self.entries_key()))
+            .await?;
+        let mut entries = self.parse(&lines)?;
+        // A hash has no order of its own.
+        entries.sort_by_key(|entry| (entry.at, entry.what()));
+        Ok(entries)
+    }
+
+    async fn add(&self, mut entry: Revocation, now: u64) -> Result<(), StoreError> {
+        entry.check().map_err(StoreError::Entry)?;
+        let entries = self.list().await?;
+        if let Some(known) = entries.iter().find(|known| known.what() == entry.what())
+            && known.is_in_force(now)
+        {
+            entry.reach_as_far_as(known);
+        }
+        let mut change = redis::pipe();
+        change.atomic();
+        for ended in entries.iter().filter(|known| !known.is_in_force(now)) {
+            change
+                .hdel(self.entries_key(), field(&ended.what()))
+                .ignore();
+        }
+        change
+            .hset(self.entries_key(), field(&entry.what()), entry.line())
+            .ignore()
+            .incr(self.version_key(), 1)
+            .ignore();
+        self.run(&change).await
+    }
+
+    async fn remove(&self, what: &Revoked) -> Result<bool, StoreError> {
+        let removed: u64 = self
+            .redis
+            .ask(&redis::Cmd::hdel(self.entries_key(), field(what)))
+            .await?;
+        // Raised also where there was none: that makes gateways look, no more.
+        let raise = redis::Cmd::incr(self.version_key(), 1);
+        let _: i64 = self.redis.ask(&raise).await?;
+        Ok(removed > 0)
+    }
+
+    async fn restore(&self, known: &[Revocation]) -> Result<bool, StoreError> {
+        if known.is_empty() || self.version().await? != "0" {
+            return Ok(false);
+        }
+        let mut change = redis::pipe();
+        change.atomic();
+        for entry in known {
+            // Another gateway may have been here, or somebody has revoked anew.
+            change
+                .hset_nx(self.entries_key(), field(&entry.what()), entry.line())
+                .ignore();
+        }
+        change.incr(self.version_key(), 1).ignore();
+        self.run(&change).await?;
+        Ok(true)
+    }
+
+    async fn run(&self, change: &redis::Pipeline) -> Result<(), StoreError> {
+        let mut connection = self.redis.connection().ok_or_else(|| self.redis.away())?;
+        let done: Result<(), redis::RedisError> = change.query_async(&mut connection).await;
+        done.map_err(|error| StoreError::Redis(self.redis.failed(error)))
+    }
+
+    fn parse(&self, lines: &[String]) -> Result<Vec<Revocation>, StoreError> {
+        lines
+            .iter()
+            .map(|line| {
+                Revocation::parse(line).map_err(|error| StoreError::Content {
+                    place: format!("Redis, {}", self.entries_key()),
+                    error,
+                })
+            })
+            .collect()
+    }
+}
+
+/// The name of an entry's field: what it revokes.
+fn field(what: &Revoked) -> String {
+    let tenant = what.tenant.as_deref().unwrap_or("");
+    format!("{} {tenant} {}", what.kind, what.value)
 }
 
 /// A list of revocations in a file: one JSON object in each line.
@@ -95,12 +335,7 @@ impl RevocationFile {
                 .iter()
                 .position(|known| known.what() == entry.what())
             {
-                let known = entries.remove(at);
-                entry.at = entry.at.max(known.at);
-                entry.until = match (entry.until, known.until) {
-                    (Some(one), Some(other)) => Some(one.max(other)),
-                    (None, _) | (_, None) => None,
-                };
+                entry.reach_as_far_as(&entries.remove(at));
             }
             entries.push(entry);
             Ok((Some(lines(&entries)), ()))

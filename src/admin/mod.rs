@@ -1,6 +1,8 @@
 //! Health, figures and keys, for operators: the admin listener, and the few
 //! of its pages that the egress listener shows to anybody.
 
+pub mod revocation;
+
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
@@ -35,6 +37,7 @@ pub struct Readiness {
     keys: Mutex<Option<String>>,
     certificates: Mutex<Option<String>>,
     revocations: Mutex<Option<String>>,
+    agent_keys: Mutex<Option<String>>,
     draining: AtomicBool,
 }
 
@@ -79,13 +82,24 @@ impl Readiness {
             .clone()
     }
 
-    /// How the last reading of the revocations went.
-    pub fn revocations_are(&self, outcome: Result<(), String>) {
+    /// How the last reading of the revocations went. Says whether that is
+    /// news.
+    pub fn revocations_are(&self, outcome: Result<(), String>) -> bool {
         let mut revocations = self
             .revocations
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        *revocations = outcome.err();
+        let before = std::mem::replace(&mut *revocations, outcome.err());
+        before != *revocations
+    }
+
+    /// How the last reading of the agent keys went.
+    pub fn agent_keys_are(&self, outcome: Result<(), String>) {
+        let mut agent_keys = self
+            .agent_keys
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        *agent_keys = outcome.err();
     }
 
     /// The gateway is going down.
@@ -118,6 +132,7 @@ pub struct Admin {
     tokens: Arc<CachedVerifier>,
     issuers: Option<Arc<Issuers>>,
     redis: Option<Redis>,
+    more: Router,
 }
 
 /// The admin listener, bound.
@@ -186,6 +201,7 @@ impl Admin {
             tokens,
             issuers: None,
             redis: None,
+            more: Router::new(),
         }
     }
 
@@ -193,6 +209,13 @@ impl Admin {
     #[must_use]
     pub fn with_redis(mut self, redis: Option<Redis>) -> Self {
         self.redis = redis;
+        self
+    }
+
+    /// The same with more pages on the admin listener.
+    #[must_use]
+    pub fn with_router(mut self, router: Router) -> Self {
+        self.more = self.more.merge(router);
         self
     }
 
@@ -205,6 +228,7 @@ impl Admin {
 
     /// Serves the admin listener for ever.
     pub async fn serve(self, listener: BoundAdmin) {
+        let more = self.more.clone();
         let router = Router::new()
             .route("/health", get(page))
             .route("/healthz", get(page))
@@ -212,7 +236,8 @@ impl Admin {
             .route("/readyz", get(page))
             .route("/.well-known/jwks.json", get(page))
             .route("/metrics", get(metrics))
-            .with_state(self);
+            .with_state(self)
+            .merge(more);
         let served = match listener.0 {
             Socket::Tcp(listener) => axum::serve(listener, router).await,
             Socket::Unix(listener, path) => {
@@ -241,6 +266,12 @@ impl Admin {
     /// away: every limit says what it does then.
     fn ready(&self) -> Page {
         let (policy, keys) = self.readiness.problems();
+        let agent_keys = self
+            .readiness
+            .agent_keys
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
         let revocations = self
             .readiness
             .revocations
@@ -267,6 +298,7 @@ impl Admin {
                 "refused_documents": documents,
             },
             "keys": { "refused": keys },
+            "agent_keys": { "refused": agent_keys },
             "issuers": self.issuers(),
             "certificates": { "refused": self.readiness.certificates() },
             "revocations": { "failing": revocations },

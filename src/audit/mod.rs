@@ -53,6 +53,9 @@ pub struct AuditRecord {
     pub token_jti: Option<Arc<str>>,
     /// On whose behalf: the delegation chain, nearest actor first (RFC 8693).
     pub act: Option<Arc<[String]>>,
+    /// What proved the agent: `token`, `agent_key`, or `peer` for the user id at
+    /// the other end of a Unix socket.
+    pub credential: Option<&'static str>,
     /// The service account to which its token was issued, or that asks for one.
     pub service_account: Option<Arc<str>>,
     /// How long an issued token lives, in seconds. Stands in records of tokens
@@ -217,6 +220,7 @@ mod tests {
             token_jti: Some("j\"1\n".into()),
             act: None,
             service_account: None,
+            credential: None,
             token_ttl_s: None,
             listener: "egress".into(),
             client: None,

@@ -3,6 +3,7 @@
 //! Standard output is for what a command gives; what it has to say goes to
 //! standard error. Exit codes: 0 done, 1 refused or failed, 2 not understood.
 
+mod agent_key;
 mod config;
 mod connect;
 pub mod env;
@@ -63,6 +64,9 @@ enum Command {
     IssueToken(token::IssueArgs),
     /// Take back tokens, agents, tenants, keys and service accounts, on all gateways at once
     Revoke(revoke::RevokeArgs),
+    /// Make, list and revoke long-lived keys of agents
+    #[command(subcommand)]
+    AgentKey(agent_key::AgentKeyCommand),
     /// Make, show, rotate and retire signing keys
     #[command(subcommand)]
     Keys(keys::KeysCommand),
@@ -100,6 +104,7 @@ pub fn main() -> ExitCode {
         Command::Up(args) => up::up(&args),
         Command::IssueToken(args) => token::issue(&settings, &args),
         Command::Revoke(args) => revoke::revoke(&settings, args),
+        Command::AgentKey(command) => agent_key::run(&settings, &command),
         Command::Keys(command) => keys::run(&settings, &command),
         Command::Policy(command) => policy::run(&settings, &command),
         Command::Config(command) => config::run(&settings, &command),

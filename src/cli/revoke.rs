@@ -7,12 +7,16 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
 
-use crate::adapters::revocations::{RevocationFile, StoreError};
+use crate::adapters::revocations::{RevocationStore, StoreError};
 use crate::audit::Rfc3339;
-use crate::config::Purpose;
-use crate::identity::{MAX_LIFETIME, Revocation, Revoked, RevokedKind};
+use crate::config::{Config, Purpose, Switch};
+use crate::identity::{Revocation, Revoked, RevokedKind};
+use crate::server;
 
 use super::SettingsArgs;
+
+/// How long Redis is waited for.
+const REDIS: Duration = Duration::from_secs(10);
 
 #[derive(Args)]
 #[command(args_conflicts_with_subcommands = true)]
@@ -92,77 +96,77 @@ impl WhatArgs {
 
 pub(super) fn revoke(settings: &SettingsArgs, args: RevokeArgs) -> anyhow::Result<ExitCode> {
     let config = super::load(settings, Purpose::Command)?;
-    let Some(path) = &config.identity.revocations.file else {
-        bail!(
-            "there is no list of revocations: set identity.revocations.file, for the gateways and for this command"
-        );
-    };
-    let list = RevocationFile::new(path);
+    // What is not understood is said before anything is asked for.
+    let lasts = args
+        .lasts
+        .as_deref()
+        .map(|text| {
+            crate::config::parse_duration(text)
+                .map_err(|error| anyhow::anyhow!("--for {text}: {error}"))
+        })
+        .transpose()?;
+    if lasts.is_some_and(|lasts| lasts < Duration::from_secs(1)) {
+        bail!("--for: write at least 1s");
+    }
     let now = SystemTime::now()
         .duration_since(SystemTime::UNIX_EPOCH)
         .unwrap_or_default()
         .as_secs();
-    match args.command {
-        None => {
-            let what = args.what.revoked()?;
-            let entry = entry(what, now, args.lasts.as_deref(), args.reason)?;
-            list.add(entry.clone(), now)?;
-            super::say(&format!("revoked: {}", shown(&entry)));
-        }
-        Some(RevokeCommand::List { json }) => {
-            let entries = match list.list() {
-                Err(StoreError::Missing(_)) => Vec::new(),
-                other => other?,
-            };
-            for entry in entries.iter().filter(|entry| entry.is_in_force(now)) {
-                let line = if json { entry.line() } else { shown(entry) };
-                super::give(&format!("{line}\n"));
+    super::serve::install_provider();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    runtime.block_on(async {
+        match args.command {
+            None => {
+                let what = args.what.revoked()?;
+                let entry = Revocation::make(what, now, lasts, args.reason)
+                    .context("nothing is revoked")?;
+                let store = store(&config).await?;
+                store.add(entry.clone(), now).await?;
+                super::say(&format!("revoked: {}", shown(&entry)));
+            }
+            Some(RevokeCommand::List { json }) => {
+                let entries = match store(&config).await?.list().await {
+                    Err(StoreError::Missing(_)) => Vec::new(),
+                    other => other?,
+                };
+                for entry in entries.iter().filter(|entry| entry.is_in_force(now)) {
+                    let line = if json { entry.line() } else { shown(entry) };
+                    super::give(&format!("{line}\n"));
+                }
+            }
+            Some(RevokeCommand::Undo(what)) => {
+                let what = what.revoked()?;
+                if !store(&config).await?.remove(what.clone(), now).await? {
+                    bail!(
+                        "{} {} is not revoked: `agentport revoke list` prints what is",
+                        what.kind,
+                        what.value
+                    );
+                }
+                super::say(&format!("taken back: {} {}", what.kind, what.value));
             }
         }
-        Some(RevokeCommand::Undo(what)) => {
-            let what = what.revoked()?;
-            if !list.remove(&what, now)? {
-                bail!(
-                    "{} {} is not revoked: `agentport revoke list` prints what is",
-                    what.kind,
-                    what.value
-                );
-            }
-            super::say(&format!("taken back: {} {}", what.kind, what.value));
-        }
-    }
-    Ok(ExitCode::SUCCESS)
+        Ok(ExitCode::SUCCESS)
+    })
 }
 
-/// A key is revoked for good. Anything else until the last token that may be
-/// out there has ended: an entry that ends before it would let it in again.
-fn entry(
-    what: Revoked,
-    now: u64,
-    lasts: Option<&str>,
-    reason: Option<String>,
-) -> anyhow::Result<Revocation> {
-    let lasts = match lasts {
-        Some(text) => Some(
-            crate::config::parse_duration(text)
-                .map_err(|error| anyhow::anyhow!("--for {text}: {error}"))?,
-        ),
-        None if what.kind == RevokedKind::Key => None,
-        None => Some(MAX_LIFETIME),
+/// The list that the gateways of this configuration read.
+async fn store(config: &Config) -> anyhow::Result<RevocationStore> {
+    let redis = match &config.redis {
+        Some(written) if config.identity.revocations.redis == Switch::On => {
+            let redis = server::shared_redis(written);
+            // Where it does not come, the first command says why.
+            let _ = tokio::time::timeout(REDIS, redis.connected()).await;
+            Some(redis)
+        }
+        _ => None,
     };
-    if lasts.is_some_and(|lasts| lasts < Duration::from_secs(1)) {
-        bail!("--for: write at least 1s");
-    }
-    let entry = Revocation {
-        kind: what.kind,
-        value: what.value,
-        tenant: what.tenant,
-        at: now,
-        until: lasts.map(|lasts| now.saturating_add(lasts.as_secs())),
-        reason,
-    };
-    entry.check().context("nothing is revoked")?;
-    Ok(entry)
+    server::revocation_store(config, redis.as_ref()).context(
+        "there is no list of revocations: set identity.revocations.file or identity.revocations.redis, for the gateways and for this command",
+    )
 }
 
 fn shown(entry: &Revocation) -> String {

@@ -25,9 +25,9 @@ pub use settings::{
 };
 pub use value::{
     Alpn, AuditPath, AuthFailureStatus, BasicUser, ByteSize, CertificatePair, ClientCertificates,
-    Endpoint, Family, Fsync, Listener, LogFormat, LogLevel, Overflow, Plain, RedisAddress,
-    RedisUrl, RequiredProof, Secret, Threads, TlsVersion, TrustedKey, UnixMode, Verdict,
-    parse_duration,
+    Endpoint, Family, Fsync, Listener, LogFormat, LogLevel, Overflow, PeerCredential, Plain,
+    RedisAddress, RedisUrl, RequiredProof, Secret, Switch, Threads, TlsVersion, TrustedKey,
+    UnixMode, Verdict, parse_duration,
 };
 
 #[cfg(test)]

@@ -18,8 +18,9 @@ use super::issuer::OtherIssuer;
 use super::load::{Purpose, Reader};
 use super::value::{
     Alpn, AuditPath, AuthFailureStatus, BasicUser, ByteSize, CertificatePair, ClientCertificates,
-    Endpoint, Family, Fsync, Listener, LogFormat, LogLevel, Overflow, Plain, RedisAddress,
-    RedisUrl, RequiredProof, Secret, Threads, TlsVersion, TrustedKey, UnixMode, Verdict,
+    Endpoint, Family, Fsync, Listener, LogFormat, LogLevel, Overflow, PeerCredential, Plain,
+    RedisAddress, RedisUrl, RequiredProof, Secret, Switch, Threads, TlsVersion, TrustedKey,
+    UnixMode, Verdict,
 };
 
 /// The gateway's settings, all of them read and fitting together. Made by
@@ -86,8 +87,12 @@ pub struct Listen {
     pub proxy_protocol: Vec<IpNet>,
     /// The permissions of Unix sockets.
     pub unix_mode: UnixMode,
+    /// Whom the peers of Unix sockets are, each user id once.
+    pub peer_credentials: Vec<PeerCredential>,
     /// Metrics, health and readiness; `None` for no such listener.
     pub admin: Option<Listener>,
+    /// A file with the secret that revocation and introspection want.
+    pub admin_secret_file: Option<PathBuf>,
 }
 
 /// TLS on the listeners that speak it.
@@ -144,6 +149,8 @@ pub struct Identity {
     pub max_token: ByteSize,
     /// Tokens that held.
     pub cache: TokenCache,
+    /// The file of agent keys; `None` for none.
+    pub agent_keys: Option<PathBuf>,
     /// What is revoked.
     pub revocations: Revocations,
     /// Which user name may stand beside a token in Basic.
@@ -173,6 +180,8 @@ pub struct Identity {
 pub struct Revocations {
     /// The list; `None` where nothing can be revoked.
     pub file: Option<PathBuf>,
+    /// Whether the list is in Redis instead.
+    pub redis: Switch,
 }
 
 /// The cache of tokens that held.
@@ -286,6 +295,8 @@ pub struct TunnelDefaults {
     pub plain: Plain,
     /// Bytes that are neither TLS nor HTTP.
     pub opaque: Verdict,
+    /// Whether an open tunnel lives on when its token has expired.
+    pub outlive_token: bool,
 }
 
 /// The audit log.
@@ -430,6 +441,17 @@ pub(super) fn config(read: &mut Reader<'_>, purpose: Purpose) -> Option<Config> 
         warnings: Vec::new(),
         shown: String::new(),
     };
+    let revocations = &config.identity.revocations;
+    if revocations.redis == Switch::On {
+        if revocations.file.is_some() {
+            let message = "identity.revocations.file is written too: keep one of them";
+            read.mistake("identity.revocations.redis", message);
+        }
+        if config.redis.is_none() {
+            let message = "there is no Redis: write redis.url";
+            read.mistake("identity.revocations.redis", message);
+        }
+    }
     if config.identity.max_token > config.limits.header_bytes {
         let most = config.limits.header_bytes;
         let message = format!("more than limits.header_bytes: write at most {most}");
@@ -449,9 +471,24 @@ fn listen(read: &mut Reader<'_>) -> Option<Listen> {
             egress_tls,
             proxy_protocol,
             unix_mode,
-            admin
+            peer_credentials,
+            admin,
+            admin_secret_file
         }
     )?;
+    for (at, peer) in listen.peer_credentials.iter().enumerate() {
+        let earlier = &listen.peer_credentials[..at];
+        if earlier.iter().any(|other| other.uid == peer.uid) {
+            let key = format!("listen.peer_credentials[{at}]");
+            let message = format!("uid {} is named by an earlier entry: remove one", peer.uid);
+            read.mistake_at("listen.peer_credentials", key, message);
+        }
+    }
+    let unix = |listener: &Listener| matches!(listener, Listener::Unix(_));
+    if !listen.peer_credentials.is_empty() && !listen.egress.iter().any(unix) {
+        let message = "no listener is a Unix socket: write unix:/path in listen.egress";
+        read.mistake("listen.peer_credentials", message);
+    }
     if listen.egress.is_empty() && listen.egress_tls.is_empty() {
         let message = "the list is empty: write at least one, such as [\"127.0.0.1:8080\"]";
         read.mistake("listen.egress", message);
@@ -582,10 +619,10 @@ fn tls_fits(read: &mut Reader<'_>, config: &Config) {
 fn identity(read: &mut Reader<'_>) -> Option<Identity> {
     let secret = read.secret();
     let cache = section!(read, "identity.cache", TokenCache { ttl, entries });
-    let revocations = section!(read, "identity.revocations", Revocations { file });
+    let revocations = section!(read, "identity.revocations", Revocations { file, redis });
     let identity = section!(read, "identity", Identity {
-        require, secret_file, keys, issuers, issuer, audience, leeway, max_token, basic_user,
-        signing_key,
+        require, secret_file, keys, agent_keys, issuers, issuer, audience, leeway, max_token,
+        basic_user, signing_key,
         signing_keys, token_ttl, max_token_ttl, max_delegation, service_accounts, oauth_url;
         secret, cache, revocations
     })?;
@@ -805,7 +842,8 @@ fn tunnel(read: &mut Reader<'_>) -> Option<TunnelDefaults> {
             other_sni,
             ech,
             plain,
-            opaque
+            opaque,
+            outlive_token
         }
     )
 }

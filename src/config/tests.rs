@@ -1078,3 +1078,40 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn peers_of_unix_sockets_are_named_once_and_whole() {
+    let with = |peers: &str| {
+        format!("listen:\n  egress: [\"unix:/run/a.sock\"]\n  peer_credentials: {peers}\n")
+    };
+    let config = from_file(&with(
+        "[{uid: 1001, agent: bot-01, tenant: acme}, {uid: 0, agent: root-bot}]",
+    ));
+    let peers = &config.listen.peer_credentials;
+    assert_eq!((peers[0].uid, peers[0].agent.as_str()), (1001, "bot-01"));
+    assert_eq!(peers[0].tenant.as_ref().map(|t| t.as_str()), Some("acme"));
+    assert_eq!((peers[1].uid, peers[1].tenant.is_some()), (0, false));
+    for (case, peers, said) in [
+        (
+            "twice",
+            "[{uid: 1, agent: a}, {uid: 1, agent: b}]",
+            "is named by an earlier entry",
+        ),
+        ("no agent", "[{uid: 1}]", "agent is missing"),
+        ("no uid", "[{agent: a}]", "uid is missing"),
+        (
+            "a name for a uid",
+            "[{uid: root, agent: a}]",
+            "write a whole number",
+        ),
+        ("a bad agent", "[{uid: 1, agent: a b}]", "letters, digits"),
+        ("a slip", "[{uid: 1, agnet: a}]", "did you mean agent?"),
+        ("no mapping", "[1001]", "write {uid: 1001, agent: bot-01}"),
+    ] {
+        let errors = messages(load(&with(peers), &[], &[], Purpose::Command)).join("\n");
+        assert!(errors.contains(said), "{case}: {errors}");
+    }
+    let tcp = "listen: {peer_credentials: [{uid: 1, agent: a}]}\n";
+    let errors = messages(load(tcp, &[], &[], Purpose::Command)).join("\n");
+    assert!(errors.contains("no listener is a Unix socket"), "{errors}");
+}

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use crate::egress::{Authority, Destination, DnsName, Host};
+use crate::egress::{AgentId, Authority, Destination, DnsName, Host, TenantId};
 use crate::identity::ClientName;
 use crate::limit::{Quota, QuotaError, WhenAway};
 use crate::policy::Mode;
@@ -62,6 +62,17 @@ pub struct TrustedKey {
     pub issuer: Option<String>,
     /// What `aud` must hold; where absent, `identity.audience`.
     pub audience: Option<String>,
+}
+
+/// Whom the process at the other end of a Unix socket is.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct PeerCredential {
+    /// Its user id.
+    pub uid: u32,
+    /// The agent.
+    pub agent: AgentId,
+    /// The agent's tenant.
+    pub tenant: Option<TenantId>,
 }
 
 /// A certificate chain and its private key, both in PEM.
@@ -391,6 +402,46 @@ impl Setting for TrustedKey {
     }
 }
 
+impl Setting for PeerCredential {
+    fn read(node: &Node, key: &str, errors: &mut Vec<ConfigError>) -> Option<Self> {
+        const KEYS: [&str; 3] = ["uid", "agent", "tenant"];
+        let Value::Map(entries) = &node.value else {
+            let message = "write {uid: 1001, agent: bot-01}, with tenant: NAME where it has one";
+            push(errors, node, key, message.to_owned());
+            return None;
+        };
+        let before = errors.len();
+        let (mut uid, mut agent, mut tenant) = (None, None, None);
+        for entry in entries {
+            let place = format!("{key}.{}", entry.key);
+            match entry.key.as_str() {
+                "uid" => uid = u32::read(&entry.node, &place, errors),
+                "agent" => agent = AgentId::read(&entry.node, &place, errors),
+                "tenant" => tenant = TenantId::read(&entry.node, &place, errors),
+                other => errors.push(ConfigError {
+                    place: entry.place.clone(),
+                    message: match nearest(other, KEYS) {
+                        Some(known) => format!("unknown key: did you mean {known}?"),
+                        None => format!("unknown key: the keys here are {}", KEYS.join(", ")),
+                    },
+                    key: Some(place),
+                }),
+            }
+        }
+        for name in ["uid", "agent"] {
+            if !entries.iter().any(|entry| entry.key == name) {
+                push(errors, node, key, format!("{name} is missing: write it"));
+            }
+        }
+        (errors.len() == before).then_some(())?;
+        Some(Self {
+            uid: uid?,
+            agent: agent?,
+            tenant,
+        })
+    }
+}
+
 impl Setting for CertificatePair {
     fn read(node: &Node, key: &str, errors: &mut Vec<ConfigError>) -> Option<Self> {
         const SHAPE: &str = "write {certificate: PATH, key: PATH}";
@@ -421,6 +472,27 @@ impl Setting for CertificatePair {
             certificate: certificate?,
             key: private?,
         })
+    }
+}
+
+impl FromText for u32 {
+    fn from_text(raw: &str) -> Result<Self, String> {
+        match number_and_rest(raw) {
+            Some((number, "")) => Self::try_from(number).map_err(|_| "too large".into()),
+            _ => Err("write a whole number".into()),
+        }
+    }
+}
+
+impl FromText for AgentId {
+    fn from_text(raw: &str) -> Result<Self, String> {
+        Self::parse(raw).map_err(|error| error.to_string())
+    }
+}
+
+impl FromText for TenantId {
+    fn from_text(raw: &str) -> Result<Self, String> {
+        Self::parse(raw).map_err(|error| error.to_string())
     }
 }
 
@@ -773,6 +845,7 @@ words! {
     BasicUser: "any" => Any, "match" => Match;
     Family: "ipv6" => V6, "ipv4" => V4;
     Verdict: "refuse" => Refuse, "allow" => Allow;
+    Switch: "off" => Off, "on" => On;
     Plain: "judge" => Judge, "refuse" => Refuse;
     WhenAway: "local" => Local, "deny" => Deny;
     Overflow: "block" => Block, "deny" => Deny;
@@ -865,6 +938,15 @@ pub enum Verdict {
     Refuse,
     /// It goes on.
     Allow,
+}
+
+/// Whether something is used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Switch {
+    /// It is not.
+    Off,
+    /// It is.
+    On,
 }
 
 /// What happens to HTTP in clear inside a tunnel.

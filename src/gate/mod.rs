@@ -8,13 +8,14 @@
 mod denial;
 pub mod ports;
 mod quota;
+mod standing;
 mod storm;
 mod trail;
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 pub use denial::{Cause, Denial, POLICY_PATH, PSEUDONYM, TunnelEnd};
 pub use quota::{Budget, Standing, Way};
@@ -23,15 +24,15 @@ pub use trail::{AuditTrail, Opening};
 
 use crate::egress::{AgentId, Authority, EgressRequest, Host};
 use crate::identity::{
-    self, CachedVerifier, Certified, KeysNow, PeerCertificate, Principal, RevocationSet,
-    RevokedKind,
+    self, AgentKeys, CachedVerifier, Certified, CredentialKind, KeysNow, PeerCertificate,
+    Principal, RevocationSet, RevokedKind,
 };
 use crate::limit::{Ledger, Limit};
 use crate::policy::{Decision, DenyReason, Permit, PolicySet, Reach};
 
 use ports::{
-    AuditSink, Clock, IssuerKeys, KeyNews, Observation, Observe, PolicySource, Resolve,
-    ResolveError, RevocationSource, SharedLimits, SinkState, TrustsCertificates,
+    AgentKeySource, AuditSink, Clock, IssuerKeys, KeyNews, Observation, Observe, PolicySource,
+    Resolve, ResolveError, RevocationSource, SharedLimits, SinkState, TrustsCertificates,
 };
 use quota::{Quotas, Spending};
 use trail::TrailPorts;
@@ -160,6 +161,8 @@ pub struct GateParts {
     pub policy: Arc<dyn PolicySource>,
     /// The keys in force, and the tokens already checked.
     pub tokens: Arc<CachedVerifier>,
+    /// The agent keys in force.
+    pub agent_keys: Arc<dyn AgentKeySource>,
     /// What proves who asks.
     pub proof: Proof,
     /// Whom clients' certificates are trusted from; `None` where no listener
@@ -198,6 +201,7 @@ pub struct GateParts {
 pub struct Gate {
     policy: Arc<dyn PolicySource>,
     tokens: Arc<CachedVerifier>,
+    agent_keys: Arc<dyn AgentKeySource>,
     proof: Proof,
     certificates: Option<Arc<dyn TrustsCertificates>>,
     issuers: Option<Arc<dyn IssuerKeys>>,
@@ -217,6 +221,7 @@ impl Gate {
         Self {
             policy: parts.policy,
             tokens: parts.tokens,
+            agent_keys: parts.agent_keys,
             proof: parts.proof,
             certificates: parts.certificates,
             issuers: parts.issuers,
@@ -267,6 +272,19 @@ impl Gate {
         }
     }
 
+    /// How long this principal's credential is still good, the leeway included.
+    #[must_use]
+    pub fn time_left(&self, who: &Principal) -> Duration {
+        let leeway = self.tokens.verifier_settings().leeway;
+        let end = Duration::from_secs(who.expires_at()).saturating_add(leeway);
+        let now = self
+            .ports
+            .clock
+            .wall()
+            .duration_since(SystemTime::UNIX_EPOCH);
+        end.saturating_sub(now.unwrap_or_default())
+    }
+
     /// Room in the audit log: what cannot be recorded does not happen.
     ///
     /// # Errors
@@ -307,7 +325,7 @@ impl Gate {
         let leeway = self.tokens.verifier_settings().leeway.as_secs();
         let code = if now >= who.expires_at().saturating_add(leeway) {
             "expired"
-        } else if who.has_token() && !self.tokens.trusts(who, now) {
+        } else if !self.is_proven(who, now) {
             "unknown_key"
         } else if let Some(kind) = self.revoked(who) {
             return Err(self.bad_credential(REVOKED, revoked_detail(kind)));
@@ -326,7 +344,8 @@ impl Gate {
     }
 
     /// Who asks, by what the client's certificate says, where it has shown one,
-    /// and by the value of `Proxy-Authorization` (or what stands for it).
+    /// by the value of `Proxy-Authorization` (or what stands for it), and, where
+    /// there is none, by the peer of its socket.
     ///
     /// # Errors
     /// A [`Denial`]: no credential, one that is no good, a source that asks too
@@ -335,6 +354,7 @@ impl Gate {
         &self,
         certified: Option<&Certified>,
         credential: Option<&[u8]>,
+        peer: Option<&Arc<Principal>>,
         source: Option<IpAddr>,
         trail: &mut AuditTrail,
     ) -> Result<Arc<Principal>, Denial> {
@@ -346,7 +366,7 @@ impl Gate {
             holds(self.certificates.as_deref(), &shown.certificate, self.now())?;
         }
         match (self.proof, certified) {
-            (Proof::Token, _) => self.by_token(credential, trail).await,
+            (Proof::Token, _) => self.by_token(credential, peer, trail).await,
             (Proof::Certificate, shown) => self.by_certificate(shown, trail),
             (Proof::Either, Some(shown)) if credential.is_none() && shown.who.is_ok() => {
                 self.by_certificate(Some(shown), trail)
@@ -354,7 +374,7 @@ impl Gate {
             (Proof::Either, Some(shown)) if shown.who.is_ok() => {
                 self.by_both(shown, credential, trail).await
             }
-            (Proof::Either, _) => self.by_token(credential, trail).await,
+            (Proof::Either, _) => self.by_token(credential, peer, trail).await,
             (Proof::Both, Some(shown)) => self.by_both(shown, credential, trail).await,
             (Proof::Both, None) => Err(bad_certificate("no_certificate")),
         }
@@ -382,7 +402,7 @@ impl Gate {
         trail: &mut AuditTrail,
     ) -> Result<Arc<Principal>, Denial> {
         let named = self.by_certificate(Some(shown), trail)?;
-        let who = self.by_token(credential, trail).await?;
+        let who = self.by_token(credential, None, trail).await?;
         let tenants_fit = match (named.tenant(), who.tenant()) {
             (Some(named), tenant) => tenant == Some(named),
             (None, _) => true,
@@ -397,20 +417,29 @@ impl Gate {
     async fn by_token(
         &self,
         credential: Option<&[u8]>,
+        peer: Option<&Arc<Principal>>,
         trail: &mut AuditTrail,
     ) -> Result<Arc<Principal>, Denial> {
+        if let Some(verdict) = self.without_token(credential, peer, trail) {
+            return verdict;
+        }
         let Some(value) = credential else {
             return Err(Denial::new(Cause::NoCredential));
         };
         let started = self.ports.clock.monotonic();
         let mut checked = self.check_token(value);
+        // Waiting for an issuer is no cost of validation.
+        let mut waited = Duration::ZERO;
         if let Err(BadToken {
             of_issuer: Some(issuer),
             ..
         }) = &checked.outcome
             && let Some(issuers) = &self.issuers
         {
-            match issuers.unknown_key(issuer).await {
+            let asked = self.ports.clock.monotonic();
+            let news = issuers.unknown_key(issuer).await;
+            waited = self.ports.clock.monotonic().saturating_sub(asked);
+            match news {
                 KeyNews::None => {}
                 KeyNews::Asked => checked = self.check_token(value),
                 KeyNews::Unavailable => {
@@ -425,6 +454,7 @@ impl Gate {
             }
         }
         let took = self.ports.clock.monotonic().saturating_sub(started);
+        let took = took.saturating_sub(waited);
         let cached = checked.cached && checked.outcome.is_ok();
         let cost = if cached { Duration::ZERO } else { took };
         trail.validated(cost);
@@ -720,6 +750,7 @@ impl Gate {
     pub fn judge(&self) -> Judge {
         Judge {
             policy: self.policy.current(),
+            agent_keys: self.agent_keys.current(),
             revocations: self.revocations.current(),
             keys: self.tokens.keys_now(),
             now: trail::unix_seconds(self.ports.clock.wall()),
@@ -732,6 +763,7 @@ impl Gate {
 /// The policy, the keys and the revocations of one moment.
 pub struct Judge {
     policy: Arc<PolicySet>,
+    agent_keys: Arc<AgentKeys>,
     revocations: Arc<RevocationSet>,
     keys: KeysNow,
     now: u64,
@@ -750,7 +782,12 @@ impl Judge {
         request: &EgressRequest,
         dialled: Option<IpAddr>,
     ) -> Result<(), TunnelEnd> {
-        if who.has_token() && !self.keys.trusts(who, self.now) {
+        let proven = match who.kind() {
+            CredentialKind::Token => self.keys.trusts(who, self.now),
+            CredentialKind::AgentKey => self.agent_keys.still_proves(who, self.now),
+            CredentialKind::Certificate | CredentialKind::Peer => true,
+        };
+        if !proven {
             return Err(TunnelEnd::CredentialEnded);
         }
         if let Some(certificate) = who.certificate() {

@@ -8,8 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use crate::audit::AuditRecord;
 use crate::egress::DnsName;
-use crate::identity::PeerCertificate;
-use crate::identity::RevocationSet;
+use crate::identity::{AgentKeys, PeerCertificate, RevocationSet};
 use crate::policy::PolicySet;
 
 /// A future that a trait object may return.
@@ -25,6 +24,12 @@ pub trait PolicySource: Send + Sync {
 pub trait RevocationSource: Send + Sync {
     /// All of one moment.
     fn current(&self) -> Arc<RevocationSet>;
+}
+
+/// The agent keys in force.
+pub trait AgentKeySource: Send + Sync {
+    /// All of one moment.
+    fn current(&self) -> Arc<AgentKeys>;
 }
 
 /// Addresses of names.

@@ -57,6 +57,7 @@ impl AuditTrail {
                 token_jti: None,
                 act: None,
                 service_account: None,
+                credential: None,
                 token_ttl_s: None,
                 listener: opening.listener,
                 client: opening.client,
@@ -161,6 +162,7 @@ impl AuditTrail {
             record.agent_id = Some(who.agent().clone());
             record.tenant = who.tenant().cloned();
             record.token_jti = who.jti().cloned();
+            record.credential = Some(who.kind().as_str());
             record.act = who.act().cloned();
             record.service_account = who.client().cloned();
         });

@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use super::error::{Facts, TokenError};
 use super::json::{self, JsonError};
 use super::keys::{AgentClaim, TrustedIssuer};
-use super::principal::Principal;
+use super::principal::{CredentialKind, Principal};
 use crate::egress::{AgentId, Destination, TenantId};
 
 /// The most actors a delegation chain may have.
@@ -57,7 +57,7 @@ pub(super) fn judge(
         key_id: Arc::clone(key_id),
         issued_at,
         expires_at,
-        by_token: true,
+        kind: CredentialKind::Token,
         certificate: None,
     })
 }

@@ -9,6 +9,8 @@ use base64::Engine;
 use base64::alphabet::STANDARD;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 
+use super::agent_key::AgentKey;
+
 /// The most bytes a credential may have, as the header writes it.
 pub const MAX_CREDENTIAL_BYTES: usize = 32 * 1024;
 
@@ -203,9 +205,10 @@ fn header_text(value: &[u8]) -> Result<&str, CredentialError> {
     Ok(text.trim_matches([' ', '\t']))
 }
 
-/// Three segments, the first of which begins like a JSON object in base64url.
+/// An agent key; or three segments, the first of which begins like a JSON
+/// object in base64url.
 fn looks_like_token(text: &str) -> bool {
-    text.starts_with("ey") && text.split('.').count() == 3
+    AgentKey::is_one(text) || text.starts_with("ey") && text.split('.').count() == 3
 }
 
 #[cfg(test)]

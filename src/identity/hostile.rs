@@ -764,6 +764,54 @@ fn the_asymmetric_vectors_of_rfc_7515() {
     }
 }
 
+/// An ECDSA signature that holds has a second form, with the other root for
+/// `s`. Both are signatures of that key, honest signers write either, and a
+/// token is known by its `jti` and its claims and not by its bytes: so both are
+/// accepted. Whatever else looks like one is none.
+#[test]
+fn forms_of_an_ecdsa_signature() {
+    // The order of P-256 (SEC 2, 2.4.2).
+    const ORDER: [u8; 32] = [
+        0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xbc,
+        0xe6, 0xfa, 0xad, 0xa7, 0x17, 0x9e, 0x84, 0xf3, 0xb9, 0xca, 0xc2, 0xfc, 0x63, 0x25, 0x51,
+    ];
+    let jwk = r#"{"kty":"EC","crv":"P-256","x":"f83OJ3D2xF1Bg8vub9tLe1gHMzV76e8Tus9uPHvRVEU","y":"x_FEzRu9m36HLN_tue659LNpXW6pCyStikYjKIWI5a0"}"#;
+    let key = VerifyingKey::from_jwk(jwk).expect("a key");
+    let message = b"eyJhbGciOiJFUzI1NiJ9.eyJpc3MiOiJqb2UiLA0KICJleHAiOjEzMDA4MTkzODAsDQogImh0dHA6Ly9leGFtcGxlLmNvbS9pc19yb290Ijp0cnVlfQ";
+    let good = URL_SAFE_NO_PAD
+        .decode("DtEhU3ljbEg8L38VWAfUAqOyKAM6-Xx-F4GawxaepmXFCgfTjDxw5djxLa8ISlSApmWQxfKTUJqPP3-Kg6NU1Q")
+        .expect("base64");
+    let (r, s) = good.split_at(32);
+    let mut other_root = ORDER;
+    let mut borrow = 0;
+    for (digit, taken) in other_root.iter_mut().zip(s).rev() {
+        let left = 256 + i32::from(*digit) - i32::from(*taken) - borrow;
+        borrow = i32::from(left < 256);
+        *digit = u8::try_from(left % 256).expect("a byte");
+    }
+    // The top bits of both numbers are set, so that each has a leading zero.
+    let der = [&[0x30, 0x45, 0x02, 0x20][..], r, &[0x02, 0x21, 0x00], s].concat();
+    let padded = [&[0][..], r, &[0], s].concat();
+    for (case, signature, holds) in [
+        ("as it was made", good.clone(), true),
+        ("the other root", [r, &other_root].concat(), true),
+        ("DER", der, false),
+        ("numbers with a zero in front", padded, false),
+        ("a byte more", [&good[..], &[0]].concat(), false),
+        ("a byte less", good[..63].to_vec(), false),
+        ("nothing", Vec::new(), false),
+        ("r is zero", [&[0; 32], s].concat(), false),
+        ("s is zero", [r, &[0; 32]].concat(), false),
+        ("both are zero", vec![0; 64], false),
+        ("r is the order", [&ORDER, s].concat(), false),
+        ("s is the order", [r, &ORDER].concat(), false),
+        ("both are the order", [ORDER, ORDER].concat(), false),
+        ("r and s changed over", [s, r].concat(), false),
+    ] {
+        assert_eq!(key.confirms(message, &signature), holds, "{case}");
+    }
+}
+
 /// A 2048-bit key and its signatures over `header.claims`, made with OpenSSL
 /// 3: each holds under its own algorithm and no other.
 #[test]
@@ -1029,6 +1077,40 @@ fn which_key() {
 }
 
 #[test]
+fn a_key_is_good_until_its_end_and_no_longer() {
+    let until = NOW + 10;
+    let key = VerifyingKey::from_secret(SECRET).expect("a key");
+    let keys = VerifyingKeys::new()
+        .with(TrustedIssuer::default(), [key.clone().valid_until(until)])
+        .expect("keys");
+    let verifier = TokenVerifier::new(keys, VerifierSettings::default());
+    let token = forge(r#"{"alg":"HS256"}"#, &good_claims().to_string());
+    let named = json!({"alg": "HS256", "kid": key.id().as_ref()}).to_string();
+    let named = forge(&named, &good_claims().to_string());
+    let cached = CachedVerifier::new(verifier.clone(), CacheSettings::default());
+    let who = cached.verify(&token, NOW).expect("a principal").0;
+    for (case, now, holds) in [
+        ("its last second", until - 1, true),
+        ("its end", until, false),
+        ("later", until + 1000, false),
+    ] {
+        for token in [&token, &named] {
+            let alone = verifier.verify(token, now).map_err(|error| error.code());
+            assert_eq!(alone.is_ok(), holds, "{case}: {alone:?}");
+            assert!(holds || alone == Err("unknown_key"), "{case}");
+            // What is remembered is not remembered for longer.
+            assert_eq!(cached.verify(token, now).is_ok(), holds, "{case}");
+        }
+        assert_eq!(cached.trusts(&who, now), holds, "{case}");
+        assert_eq!(cached.keys_now().trusts(&who, now), holds, "{case}");
+    }
+    assert_eq!(cached.keys().next_end(NOW), Some(until));
+    assert_eq!(cached.keys().next_end(until), None);
+    assert!(!cached.keys().without_ended(until - 1).is_empty());
+    assert!(cached.keys().without_ended(until).is_empty());
+}
+
+#[test]
 fn issuers_do_not_speak_for_each_other() {
     let key = |secret: &str| {
         VerifyingKey::from_secret(secret)
@@ -1068,6 +1150,20 @@ fn issuers_do_not_speak_for_each_other() {
         (error.code(), error.to_string().as_str()),
         ("missing_claim", "the token has no azp claim")
     );
+
+    // A principal of the partner's key is none of ours, although both have the id.
+    let only_ours = VerifyingKeys::new()
+        .with(TrustedIssuer::default(), [key(SECRET)])
+        .expect("keys");
+    assert!(keys.trusts(&who, NOW));
+    assert!(!only_ours.trusts(&who, NOW));
+    let hidden = TrustedIssuer {
+        published: false,
+        ..partner.clone()
+    };
+    let published = only_ours.with(hidden, [key(&theirs)]).expect("keys");
+    assert_eq!(published.iter().count(), 2);
+    assert_eq!(published.published().count(), 1);
 
     let clash = |issuer: TrustedIssuer| {
         keys.clone()

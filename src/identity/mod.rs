@@ -14,6 +14,7 @@
 //! repeated members, an unknown `crit` and any `typ`. A third implementation
 //! serves the tests as a second opinion on all of it.
 
+mod agent_key;
 mod algorithm;
 mod cache;
 mod certificate;
@@ -35,6 +36,7 @@ mod provider;
 mod revocation;
 mod verify;
 
+pub use agent_key::{AgentKey, AgentKeyError, AgentKeys, BadAgentKey};
 pub use algorithm::Algorithm;
 pub use cache::{CacheSettings, CachedVerifier, KeysNow, Verdict};
 pub use certificate::{
@@ -53,7 +55,7 @@ pub use jwk::{KeySet, public_jwks};
 pub use key::{KeyError, MIN_SECRET_BYTES, VerifyingKey};
 pub use keys::{AgentClaim, TrustedIssuer, VerifyingKeys};
 pub use naming::{Naming, NamingError};
-pub use principal::Principal;
+pub use principal::{CredentialKind, Principal};
 pub use revocation::{Revocation, RevocationError, RevocationSet, Revoked, RevokedKind};
 pub use verify::{TokenVerifier, VerifierSettings, claimed_issuer};
 

@@ -6,8 +6,8 @@ use crate::egress::{AgentId, Destination, Subject, TenantId};
 
 use super::PeerCertificate;
 
-/// Who asks, as a verified token or a client's certificate says it. Only this
-/// module makes one.
+/// Who asks, as a verified token, an agent key or a client's certificate says
+/// it, or the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Principal {
     pub(super) agent: AgentId,
@@ -21,11 +21,65 @@ pub struct Principal {
     pub(super) key_id: Arc<str>,
     pub(super) issued_at: Option<u64>,
     pub(super) expires_at: u64,
-    pub(super) by_token: bool,
+    pub(super) kind: CredentialKind,
     pub(super) certificate: Option<Arc<PeerCertificate>>,
 }
 
+/// What proves a [`Principal`]. A certificate may stand beside a token or an
+/// agent key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CredentialKind {
+    /// A signed token.
+    Token,
+    /// A client's certificate alone.
+    Certificate,
+    /// A long-lived agent key.
+    AgentKey,
+    /// The kernel, by the user id at the other end of a Unix socket.
+    Peer,
+}
+
+impl CredentialKind {
+    /// The word in records.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Token => "token",
+            Self::Certificate => "certificate",
+            Self::AgentKey => "agent_key",
+            Self::Peer => "peer",
+        }
+    }
+}
+
 impl Principal {
+    /// Whom the operator has named for a user id at the other end of a Unix
+    /// socket. It has no end: who it is ends with the socket's connection.
+    #[must_use]
+    pub fn of_peer(uid: u32, agent: AgentId, tenant: Option<TenantId>) -> Self {
+        Self {
+            agent,
+            tenant,
+            destinations: None,
+            jti: None,
+            act: None,
+            scope: None,
+            client: None,
+            issuer: None,
+            key_id: format!("uid:{uid}").into(),
+            issued_at: None,
+            expires_at: u64::MAX,
+            kind: CredentialKind::Peer,
+            certificate: None,
+        }
+    }
+
+    /// What proves it.
+    #[must_use]
+    pub fn kind(&self) -> CredentialKind {
+        self.kind
+    }
+
     /// The agent that a certificate names, for as long as that lasts.
     pub(super) fn by_certificate(
         agent: AgentId,
@@ -44,7 +98,7 @@ impl Principal {
             expires_at: certificate.not_after(),
             client: None,
             scope: None,
-            by_token: false,
+            kind: CredentialKind::Certificate,
             certificate: Some(Arc::clone(certificate)),
         }
     }
@@ -65,10 +119,10 @@ impl Principal {
         self.certificate.as_ref()
     }
 
-    /// Whether a token proves it. Where none does, a certificate alone does.
+    /// Whether a token proves it.
     #[must_use]
     pub fn has_token(&self) -> bool {
-        self.by_token
+        self.kind == CredentialKind::Token
     }
 
     /// The agent.

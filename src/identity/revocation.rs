@@ -8,10 +8,12 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use super::claims::is_name;
+use super::issue::MAX_LIFETIME;
 use super::principal::Principal;
 use crate::egress::{AgentId, TenantId};
 
@@ -123,6 +125,46 @@ impl Revocation {
             value: self.value.clone(),
             tenant: self.tenant.clone(),
         }
+    }
+
+    /// An entry for this, made at `now` in seconds since 1970. Without `lasts`
+    /// a key is revoked for good, and anything else until the last token that
+    /// may be out there has ended: an entry that ends before it would let it in
+    /// again.
+    ///
+    /// # Errors
+    /// [`RevocationError::Entry`], with what to write.
+    pub fn make(
+        what: Revoked,
+        now: u64,
+        lasts: Option<Duration>,
+        reason: Option<String>,
+    ) -> Result<Self, RevocationError> {
+        let lasts = match (lasts, what.kind) {
+            (Some(lasts), _) => Some(lasts),
+            (None, RevokedKind::Key) => None,
+            (None, _) => Some(MAX_LIFETIME),
+        };
+        let entry = Self {
+            kind: what.kind,
+            value: what.value,
+            tenant: what.tenant,
+            at: now,
+            until: lasts.map(|lasts| now.saturating_add(lasts.as_secs())),
+            reason,
+        };
+        entry.check()?;
+        Ok(entry)
+    }
+
+    /// Takes in another entry for the same: the later date and the later end
+    /// count, so that nothing that is said now shortens what was said before.
+    pub fn reach_as_far_as(&mut self, other: &Self) {
+        self.at = self.at.max(other.at);
+        self.until = match (self.until, other.until) {
+            (Some(one), Some(other)) => Some(one.max(other)),
+            (None, _) | (_, None) => None,
+        };
     }
 
     /// Whether it has not ended at `now`, in seconds since 1970.
@@ -327,7 +369,7 @@ mod tests {
             key_id: "k1".into(),
             issued_at,
             expires_at: 2_000,
-            by_token: true,
+            kind: crate::identity::CredentialKind::Token,
             certificate: None,
         }
     }

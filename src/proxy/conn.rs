@@ -27,6 +27,7 @@ use crate::egress::{Authority, ChunkedBody, RequestTarget};
 use crate::gate::TunnelEnd;
 use crate::identity::{Certified, Principal};
 
+use super::http2::Http2Stream;
 use super::transport::Transport;
 
 /// How much is read at once while looking at first bytes.
@@ -41,6 +42,8 @@ pub(super) struct Connection {
     pub(super) listener: Arc<str>,
     /// Who connected; nobody by address on a Unix socket.
     pub(super) client: Option<SocketAddr>,
+    /// Whom the operator has named for the process at the other end.
+    pub(super) peer: Option<Arc<Principal>>,
     /// What the client's certificate says, where it has shown one.
     pub(super) certified: Option<Certified>,
     /// Whether the bytes are those inside a tunnel.
@@ -80,6 +83,7 @@ impl Connection {
         Self {
             listener,
             client,
+            peer: None,
             certified: None,
             tunnel,
             current: Mutex::new(None),
@@ -88,10 +92,27 @@ impl Connection {
         }
     }
 
+    /// The same, with whom the operator has named for its peer.
+    pub(super) fn with_peer(mut self, peer: Option<Arc<Principal>>) -> Self {
+        self.peer = peer;
+        self
+    }
+
     /// The same, of a client that has shown a certificate.
     pub(super) fn certified(mut self, certified: Option<Certified>) -> Self {
         self.certified = certified;
         self
+    }
+
+    /// One stream of the connection, which can be ended by itself.
+    pub(super) fn of_stream(&self) -> Self {
+        Self::new(
+            Arc::clone(&self.listener),
+            self.client,
+            self.tunnel.clone(),
+            Arc::default(),
+        )
+        .certified(self.certified.clone())
     }
 
     /// An answer of this length begins; `None` where its length is not known.
@@ -299,6 +320,14 @@ impl ConnIo {
     /// Whether the last reader has read all that was meant for it.
     pub(super) fn at_fence(&self) -> bool {
         matches!(self.fence, Fence::Open) || self.fence.is_reached()
+    }
+
+    /// The stream below, where it is one of HTTP/2 and its answer not text.
+    pub(super) fn http2_stream(&mut self) -> Option<&mut Http2Stream> {
+        match &mut self.transport {
+            Transport::Http2(stream) => Some(stream),
+            _ => None,
+        }
     }
 
     /// From here the bytes are HTTP/2.

@@ -8,6 +8,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use pingora::http::{RequestHeader, ResponseHeader};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
@@ -33,6 +34,31 @@ pub(super) struct ConnectHead {
 }
 
 impl ConnectHead {
+    /// Of an HTTP/2 request, which Pingora has read (RFC 9113 section 8.5).
+    ///
+    /// # Errors
+    /// A [`Denial`] where there are two credentials.
+    pub(super) fn of_http2(head: &RequestHeader) -> Result<Self, Denial> {
+        let owned = |name: &str| {
+            let value = head.headers.get(name);
+            value.map(|value| value.as_bytes().to_vec())
+        };
+        let credentials = head.headers.get_all(http::header::PROXY_AUTHORIZATION);
+        if credentials.iter().count() > 1 {
+            return Err(Denial::new(Cause::BadRequest(
+                "there are two Proxy-Authorization fields",
+            )));
+        }
+        let authority = head.uri.authority().map(http::uri::Authority::as_str);
+        Ok(Self {
+            target: authority.unwrap_or_default().to_owned(),
+            host: owned("host"),
+            credential: owned("proxy-authorization"),
+            trace: owned("traceparent"),
+            skill: owned(forward::SKILL_FIELD),
+        })
+    }
+
     pub(super) fn take(head: &Head<'_>) -> Self {
         let owned = |name: &str| head.field(name).map(<[u8]>::to_vec);
         Self {
@@ -129,6 +155,7 @@ async fn admit(
         .authenticate(
             io.connection().certified.as_ref(),
             head.credential.as_deref(),
+            io.connection().peer.as_ref(),
             source,
             trail,
         )
@@ -259,6 +286,10 @@ enum First {
 /// read is waited for as long as one that does not write.
 async fn begin(wire: &Wire, io: &mut ConnIo, upstream: &TcpStream, admission: &Admission) -> First {
     let answer = async {
+        if let Some(stream) = io.http2_stream() {
+            let header = ResponseHeader::build(200, Some(0)).map_err(std::io::Error::other)?;
+            return stream.answer(header, false);
+        }
         io.write_all(b"HTTP/1.1 200 Connection Established\r\n\r\n")
             .await?;
         io.flush().await

@@ -219,6 +219,7 @@ impl Forward {
                     .authenticate(
                         connection.certified.as_ref(),
                         current.credential.as_deref(),
+                        connection.peer.as_ref(),
                         source,
                         trail,
                     )
@@ -286,6 +287,7 @@ impl Forward {
                 .authenticate(
                     connection.certified.as_ref(),
                     credential.as_deref(),
+                    connection.peer.as_ref(),
                     source,
                     trail,
                 )
@@ -316,6 +318,7 @@ impl Forward {
             .authenticate(
                 connection.certified.as_ref(),
                 credential.as_deref(),
+                connection.peer.as_ref(),
                 source,
                 trail,
             )

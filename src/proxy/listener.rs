@@ -18,7 +18,7 @@ use crate::egress::RequestId;
 use crate::egress::proxy_header::{self, ProxyHeader, ProxyHeaderError, ProxyHeaderProgress};
 use crate::gate::ports::Observation;
 use crate::gate::{Cause, Denial, Opening, TunnelEnd};
-use crate::identity::Certified;
+use crate::identity::{Certified, Principal};
 use crate::limit::{ConcurrencyLimit, InFlight};
 
 use super::Wire;
@@ -389,7 +389,8 @@ async fn one(
     held: Held,
 ) {
     let ending = Arc::new(Ending::default());
-    let connection = Arc::new(connection(Arc::clone(&ending)));
+    let peer = peer(&wire, &transport);
+    let connection = Arc::new(connection(Arc::clone(&ending)).with_peer(peer));
     let gauge = Gauge::up(Arc::clone(&wire), Arc::clone(&connection.listener));
     let mut cut = wire.cut.subscribe();
     {
@@ -415,6 +416,19 @@ async fn one(
     }
     drop(gauge);
     drop(held);
+}
+
+/// Whom the operator has named for the process that has connected. The kernel
+/// has kept its user id from the moment of connecting (SO_PEERCRED).
+fn peer(wire: &Wire, transport: &Transport) -> Option<Arc<Principal>> {
+    let peers = &wire.shared.settings.peers;
+    match transport {
+        Transport::Unix(unix) if !peers.is_empty() => {
+            let found = unix.peer_cred().ok()?;
+            peers.get(&found.uid()).cloned()
+        }
+        _ => None,
+    }
 }
 
 /// How long a connection that is cut may take to end by itself.

@@ -10,6 +10,7 @@ mod conn;
 mod connect;
 mod dial;
 mod forward;
+mod http2;
 mod listener;
 mod local;
 mod refusal;
@@ -18,7 +19,9 @@ mod serve;
 mod tls;
 mod transport;
 mod tunnels;
+mod websocket;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -35,6 +38,7 @@ pub use tunnels::OpenTunnels;
 
 use crate::egress::Authority;
 use crate::gate::{Cause, Denial, Gate, TunnelEnd};
+use crate::identity::Principal;
 use crate::policy::{EchRule, SniRule, TlsRule, TlsUse};
 use forward::Forward;
 
@@ -79,6 +83,9 @@ pub struct Settings {
     pub upstream_ca: Option<String>,
     /// Worker threads.
     pub threads: usize,
+    /// Whom the operator has named for user ids at the other end of a Unix
+    /// socket.
+    pub peers: HashMap<u32, Arc<Principal>>,
     /// The agent behind the gateway.
     pub agent: Option<FrontedAgent>,
     /// What every tunnel may carry, whatever its rule says.
@@ -88,6 +95,8 @@ pub struct Settings {
     /// Whether clear-text HTTP in a tunnel is judged request by request, or
     /// refused.
     pub plain_in_tunnels: bool,
+    /// Whether an open tunnel lives on when its credential has expired.
+    pub tunnels_outlive_tokens: bool,
 }
 
 /// The refusal of the agent's name as a destination: the name means the agent
@@ -194,7 +203,7 @@ impl Wire {
         let shared = Arc::new(Shared {
             in_flight: Arc::new(Semaphore::new(settings.in_flight)),
             tunnel_slots: Arc::new(Semaphore::new(settings.tunnels)),
-            tunnels: OpenTunnels::default(),
+            tunnels: OpenTunnels::new(settings.tunnels_outlive_tokens),
             gate,
             settings,
             pages,
@@ -213,6 +222,11 @@ impl Wire {
         let mut h2 = H2Options::new();
         h2.max_header_list_size(u32::try_from(shared.settings.header_bytes).unwrap_or(u32::MAX));
         h2.max_concurrent_streams(256);
+        // A tunnel wants more than the 64 KiB of the protocol's default, and one
+        // whose destination does not read must not stop the others.
+        h2.initial_window_size(256 * 1024);
+        h2.initial_connection_window_size(4 * 1024 * 1024);
+        h2.enable_connect_protocol();
         proxy.h2_options = Some(h2);
         Self {
             shared,

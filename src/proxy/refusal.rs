@@ -17,6 +17,10 @@ const LONGEST: Duration = Duration::from_secs(5);
 
 /// Writes a refusal to a connection that is closed afterwards.
 pub(super) async fn write_raw(mut io: ConnIo, denial: &Denial, id: &RequestId) {
+    if io.http2_stream().is_some() {
+        let _ = tokio::time::timeout(LONGEST, write_stream(io, denial, id)).await;
+        return;
+    }
     let body = denial.body(id);
     let mut out = Vec::with_capacity(1024);
     out.extend_from_slice(
@@ -47,6 +51,28 @@ pub(super) async fn write_raw(mut io: ConnIo, denial: &Denial, id: &RequestId) {
     let _ = tokio::time::timeout(LONGEST, answer).await;
 }
 
+/// Writes a refusal as the answer to a CONNECT in a stream of HTTP/2.
+async fn write_stream(mut io: ConnIo, denial: &Denial, id: &RequestId) -> std::io::Result<()> {
+    let body = denial.body(id);
+    if let Some(stream) = io.http2_stream() {
+        let header = header(denial, id, body.len()).map_err(std::io::Error::other)?;
+        stream.answer(header, false)?;
+    }
+    io.write_all(&body).await?;
+    io.flush().await?;
+    AsyncWriteExt::shutdown(&mut io).await
+}
+
+fn header(denial: &Denial, id: &RequestId, length: usize) -> pingora::Result<ResponseHeader> {
+    let mut header = ResponseHeader::build(denial.status(), Some(10))?;
+    header.set_reason_phrase(Some(&denial.reason_phrase(id)))?;
+    for (name, value) in denial.fields(id) {
+        header.append_header(name, value)?;
+    }
+    header.insert_header("Content-Length", length.to_string())?;
+    Ok(header)
+}
+
 /// Writes a refusal as the answer to a request that Pingora has read.
 ///
 /// # Errors
@@ -58,12 +84,7 @@ pub(super) async fn write_session(
     close: bool,
 ) -> pingora::Result<()> {
     let body = denial.body(id);
-    let mut header = ResponseHeader::build(denial.status(), Some(10))?;
-    header.set_reason_phrase(Some(&denial.reason_phrase(id)))?;
-    for (name, value) in denial.fields(id) {
-        header.append_header(name, value)?;
-    }
-    header.insert_header("Content-Length", body.len().to_string())?;
+    let header = header(denial, id, body.len())?;
     if close {
         session.set_keepalive(None);
     }

@@ -7,7 +7,7 @@
 use std::pin::Pin;
 use std::sync::Arc;
 
-use pingora::apps::{HttpPersistentSettings, HttpServerApp, ServerApp};
+use pingora::apps::{HttpPersistentSettings, HttpServerApp};
 use pingora::protocols::http::ServerSession;
 
 use crate::egress::head::{self, BodyLength, Head, HeadError, HeadProgress};
@@ -17,7 +17,7 @@ use crate::egress::{
 use crate::gate::{AuditTrail, Cause, Denial, Opening};
 
 use super::conn::{ConnIo, CurrentRequest};
-use super::{Wire, connect, refusal};
+use super::{Wire, connect, http2, refusal};
 
 /// The first bytes of HTTP/2 with prior knowledge (RFC 9113 section 3.4).
 const H2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -51,12 +51,7 @@ pub(super) async fn serve(wire: &Arc<Wire>, mut io: ConnIo) -> Option<Tunnel> {
             }
             HeadRead::Complete(length) => length,
             HeadRead::Http2 => {
-                io.speak_http2();
-                let ending = Arc::clone(&io.connection().ending);
-                tokio::select! {
-                    _ = ServerApp::process_new(&wire.proxy, Box::new(io), &wire.shutdown) => {}
-                    _ = ending.ended() => {}
-                }
+                http2::serve(wire, io).await;
                 return None;
             }
             HeadRead::Refuse(denial) => {

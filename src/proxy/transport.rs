@@ -1,5 +1,5 @@
-//! What carries a client's bytes: a TCP connection, TLS over one, or a Unix
-//! socket.
+//! What carries a client's bytes: a TCP connection, TLS over one, a Unix
+//! socket, or a stream of HTTP/2.
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
@@ -10,6 +10,9 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::server::TlsStream;
 
+use super::http2::Http2Stream;
+use super::websocket::Http2WebSocket;
+
 /// The transport below a connection.
 pub(super) enum Transport {
     /// TCP in clear.
@@ -18,6 +21,10 @@ pub(super) enum Transport {
     Tls(Box<TlsStream<TcpStream>>),
     /// A Unix socket.
     Unix(UnixStream),
+    /// A stream of HTTP/2 that is a tunnel.
+    Http2(Box<Http2Stream>),
+    /// A stream of HTTP/2 that is a WebSocket.
+    WebSocket(Box<Http2WebSocket>),
 }
 
 impl Transport {
@@ -29,11 +36,13 @@ impl Transport {
         }
     }
 
+    /// The descriptor; a stream has none of its own.
     pub(super) fn descriptor(&self) -> RawFd {
         match self {
             Self::Tcp(tcp) => tcp.as_raw_fd(),
             Self::Tls(tls) => tls.get_ref().0.as_raw_fd(),
             Self::Unix(unix) => unix.as_raw_fd(),
+            Self::Http2(_) | Self::WebSocket(_) => -1,
         }
     }
 }
@@ -52,6 +61,14 @@ macro_rules! on {
             }
             Self::Unix(unix) => {
                 let $inner = Pin::new(unix);
+                $call
+            }
+            Self::Http2(stream) => {
+                let $inner = Pin::new(&mut **stream);
+                $call
+            }
+            Self::WebSocket(stream) => {
+                let $inner = Pin::new(&mut **stream);
                 $call
             }
         }

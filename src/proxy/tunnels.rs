@@ -6,6 +6,8 @@ use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use tokio::task::AbortHandle;
+
 use crate::egress::EgressRequest;
 use crate::gate::{Gate, TunnelEnd};
 use crate::identity::Principal;
@@ -13,8 +15,9 @@ use crate::identity::Principal;
 use super::conn::Ending;
 
 /// The tunnels that are open.
-#[derive(Default)]
 pub struct OpenTunnels {
+    /// Whether they live on when their credential has expired.
+    outlive: bool,
     next: AtomicU64,
     open: Arc<Mutex<HashMap<u64, OpenTunnel>>>,
 }
@@ -30,9 +33,20 @@ struct OpenTunnel {
 pub(super) struct Registered {
     number: u64,
     open: Arc<Mutex<HashMap<u64, OpenTunnel>>>,
+    /// Ends it with its credential, where it is to end so.
+    timer: Option<AbortHandle>,
 }
 
 impl OpenTunnels {
+    /// None yet.
+    pub(super) fn new(outlive: bool) -> Self {
+        Self {
+            outlive,
+            next: AtomicU64::new(0),
+            open: Arc::default(),
+        }
+    }
+
     /// Takes a place among the open. What came into force while it was being
     /// dialled is put to it here: before this, a reload could not see it.
     pub(super) fn register(
@@ -54,7 +68,16 @@ impl OpenTunnels {
         if let Err(why) = gate.judge().still(who, &request, dialled) {
             ending.end(why);
         }
+        let timer = (!self.outlive).then(|| {
+            let (left, ending) = (gate.time_left(who), Arc::clone(ending));
+            let timer = tokio::spawn(async move {
+                tokio::time::sleep(left).await;
+                ending.end(TunnelEnd::CredentialEnded);
+            });
+            timer.abort_handle()
+        });
         Registered {
+            timer,
             number,
             open: Arc::clone(&self.open),
         }
@@ -95,6 +118,9 @@ impl OpenTunnels {
 impl Drop for Registered {
     fn drop(&mut self) {
         lock(&self.open).remove(&self.number);
+        if let Some(timer) = &self.timer {
+            timer.abort();
+        }
     }
 }
 

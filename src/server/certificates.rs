@@ -14,7 +14,8 @@ use crate::config::Config;
 use crate::gate::ports::Clock;
 use crate::proxy::{ListenerTls, Wire};
 
-/// TLS as the configuration has it; `None` where no listener speaks it.
+/// TLS as the configuration has it, with what tells its files from others;
+/// `None` where no listener speaks it.
 ///
 /// # Errors
 /// Every file that gives nothing usable, and what to do.
@@ -22,7 +23,7 @@ pub(super) fn listener_tls(
     config: &Config,
     figures: &Figures,
     clock: &dyn Clock,
-) -> anyhow::Result<Option<Arc<ListenerTls>>> {
+) -> anyhow::Result<Option<(Arc<ListenerTls>, [u8; 32])>> {
     if config.listen.egress_tls.is_empty() {
         return Ok(None);
     }
@@ -33,7 +34,7 @@ pub(super) fn listener_tls(
     let tls = ListenerTls::new(loaded.parts)
         .map_err(anyhow::Error::msg)
         .context("tls")?;
-    Ok(Some(Arc::new(tls)))
+    Ok(Some((Arc::new(tls), loaded.digest)))
 }
 
 fn observe(figures: &Figures, loaded: &Loaded) {
@@ -47,6 +48,8 @@ fn observe(figures: &Figures, loaded: &Loaded) {
 pub(super) struct CertificateReloader {
     pub(super) config: Arc<Config>,
     pub(super) tls: Arc<ListenerTls>,
+    /// What is in force, by [`Loaded::digest`].
+    pub(super) in_force: [u8; 32],
     pub(super) wire: Arc<Wire>,
     pub(super) figures: Arc<Figures>,
     pub(super) readiness: Arc<Readiness>,
@@ -55,7 +58,7 @@ pub(super) struct CertificateReloader {
 
 impl CertificateReloader {
     /// Reloads when a file changes and on SIGHUP, for ever.
-    pub(super) fn run(self) -> anyhow::Result<impl Future<Output = ()> + Send + 'static> {
+    pub(super) fn run(mut self) -> anyhow::Result<impl Future<Output = ()> + Send + 'static> {
         let files = certificates::files(&self.config.tls);
         let mut watch = Watch::start(files).context("cannot watch the certificates")?;
         let mut hangup = signal(SignalKind::hangup())?;
@@ -72,11 +75,15 @@ impl CertificateReloader {
         })
     }
 
-    async fn reload(&self) {
+    async fn reload(&mut self) {
         let (config, now) = (Arc::clone(&self.config), self.clock.wall());
         let loaded =
             tokio::task::spawn_blocking(move || certificates::load(&config.tls, now)).await;
         let outcome = match loaded {
+            Ok(Ok(loaded)) if loaded.digest == self.in_force => {
+                self.readiness.certificates_are(Ok(()));
+                return;
+            }
             Ok(Ok(loaded)) => self.put_in_force(loaded),
             Ok(Err(errors)) => Err(errors.join("\n")),
             Err(error) => Err(format!("reading the certificates failed: {error}")),
@@ -94,8 +101,9 @@ impl CertificateReloader {
     }
 
     /// Gives how many tunnels have lost what let them be opened.
-    fn put_in_force(&self, loaded: Loaded) -> Result<usize, String> {
+    fn put_in_force(&mut self, loaded: Loaded) -> Result<usize, String> {
         self.tls.replace(loaded.parts.clone())?;
+        self.in_force = loaded.digest;
         observe(&self.figures, &loaded);
         Ok(self.wire.judge_again())
     }

@@ -3,6 +3,7 @@
 
 mod certificates;
 mod documents;
+mod agent_keys;
 pub mod load;
 mod reload;
 mod revocation;
@@ -16,6 +17,7 @@ use anyhow::{Context, bail};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 
+use crate::adapters::agent_keys::AgentKeyFile;
 use crate::adapters::clock::SystemClock;
 use crate::adapters::figures::Figures;
 use crate::adapters::host;
@@ -26,6 +28,7 @@ use crate::adapters::records::{
 };
 use crate::adapters::redis::{Redis, RedisSettings};
 use crate::adapters::shared_limits::{self, Asking};
+use crate::admin::revocation::RevocationPages;
 use crate::admin::{Admin, Readiness};
 use crate::config::{
     self, AuditPath, BasicUser, Config, Endpoint, Fsync, Listener, Overflow, RequiredProof,
@@ -33,7 +36,7 @@ use crate::config::{
 };
 use crate::gate::ports::{Clock, SharedLimits};
 use crate::gate::{Gate, GateParts, OwnListeners, Proof, StormSettings};
-use crate::identity::{CacheSettings, CachedVerifier, TokenVerifier, VerifierSettings};
+use crate::identity::{CacheSettings, CachedVerifier, Principal, TokenVerifier, VerifierSettings};
 use crate::limit::Ledger;
 use crate::policy::{EchRule, SniRule, TlsRule, TlsUse};
 use crate::proxy::{
@@ -44,6 +47,8 @@ use certificates::CertificateReloader;
 use documents::Documents;
 use reload::{PolicyInForce, Reloader};
 use revocation::{RevocationsInForce, Revoking};
+
+pub(crate) use revocation::store as revocation_store;
 
 /// How many owners of each kind limits remember.
 const LIMIT_KEYS: usize = 100_000;
@@ -59,6 +64,7 @@ pub struct Gateway {
     issuers: Arc<Issuers>,
     certificates: Option<CertificateReloader>,
     revoking: Option<Revoking>,
+    agent_keys: Option<(AgentKeyFile, Arc<agent_keys::AgentKeysInForce>)>,
     readiness: Arc<Readiness>,
     stop: watch::Sender<bool>,
     asking: Option<Asking>,
@@ -110,7 +116,7 @@ impl Gateway {
         if let Some(bundle) = &config.upstream_ca {
             check_bundle(bundle)?;
         }
-        let tls = certificates::listener_tls(&config, &figures, &*clock)?;
+        let (tls, tls_files) = certificates::listener_tls(&config, &figures, &*clock)?.unzip();
         let log = Arc::new(open_log(&config)?);
         figures.follow(Arc::clone(&log));
 
@@ -158,6 +164,7 @@ impl Gateway {
             own.sockets.push(SocketAddr::new(address, agent.port));
         }
         figures.policy_loaded(policy.digest(), clock.wall());
+        figures.tenants_are(policy.tenants());
         let in_force = Arc::new(PolicyInForce::new(policy));
         let verifier = TokenVerifier::new(
             keys.clone(),
@@ -184,6 +191,8 @@ impl Gateway {
         if let Some(shared) = ledger.shared() {
             figures.follow_limits(Arc::clone(shared));
         }
+        let agent_keys = Arc::new(agent_keys::AgentKeysInForce::default());
+        let agent_key_file = agent_keys::open(&config, &agent_keys)?;
         let issuers = Arc::new(Issuers::new(
             &config.identity.issuers,
             &config.identity.audience,
@@ -193,10 +202,24 @@ impl Gateway {
             Arc::clone(&figures),
         ));
         let revocations = Arc::new(RevocationsInForce::default());
-        let revocation_file = revocation::open(&config, &revocations, &figures)?;
+        let revocation_store = revocation::store(&config, redis.as_ref());
+        if let Some(store) = &revocation_store {
+            revocation::open(store, redis.as_ref(), &revocations, &figures).await?;
+        }
+        let (read_now, asked) = mpsc::channel(16);
+        let revocation_pages = RevocationPages {
+            store: revocation_store.clone(),
+            read_now,
+            tokens: Arc::clone(&tokens),
+            agent_keys: Arc::clone(&agent_keys) as _,
+            revocations: Arc::clone(&revocations) as _,
+            clock: Arc::clone(&clock),
+            secret_file: config.listen.admin_secret_file.clone(),
+        };
         let gate = Gate::new(GateParts {
             policy: Arc::clone(&in_force) as _,
             tokens: Arc::clone(&tokens),
+            agent_keys: Arc::clone(&agent_keys) as _,
             issuers: (!issuers.is_empty()).then(|| Arc::clone(&issuers) as _),
             proof: match config.identity.require {
                 RequiredProof::Token => Proof::Token,
@@ -227,6 +250,7 @@ impl Gateway {
             Arc::clone(&tokens),
         )
         .with_redis(redis.clone())
+        .with_router(revocation_pages.router())
         .with_issuers(Arc::clone(&issuers));
         let wire = Arc::new(Wire::new(
             gate,
@@ -238,14 +262,14 @@ impl Gateway {
         let certificates = tls.map(|tls: Arc<ListenerTls>| CertificateReloader {
             config: Arc::clone(&config),
             tls,
+            in_force: tls_files.unwrap_or_default(),
             wire: Arc::clone(&wire),
             figures: Arc::clone(&figures),
             readiness: Arc::clone(&readiness),
             clock: Arc::clone(&clock),
         });
-        let (_read_now, asked) = mpsc::channel(16);
-        let revoking = revocation_file.map(|file| Revoking {
-            file,
+        let revoking = revocation_store.map(|store| Revoking {
+            store,
             in_force: revocations,
             tokens: Arc::clone(&tokens),
             wire: Arc::clone(&wire),
@@ -276,6 +300,7 @@ impl Gateway {
             issuers,
             certificates,
             revoking,
+            agent_keys: agent_key_file.map(|file| (file, agent_keys)),
             readiness,
             stop,
             asking,
@@ -316,6 +341,7 @@ impl Gateway {
             issuers,
             certificates,
             revoking,
+            agent_keys,
             readiness,
             stop,
             asking,
@@ -323,6 +349,10 @@ impl Gateway {
         let pid_file = write_pid_file(config.pid_file.as_deref())?;
         let reloading = tokio::spawn(reloader.run(Arc::clone(&log))?);
         let mut background = JoinSet::new();
+        if let Some((file, in_force)) = agent_keys {
+            let (wire, readiness) = (Arc::clone(&wire), Arc::clone(&readiness));
+            background.spawn(agent_keys::keep(file, in_force, wire, readiness)?);
+        }
         if let Some(revoking) = revoking {
             background.spawn(revoking.run()?);
         }
@@ -489,7 +519,7 @@ fn limits(
     }
 }
 
-fn shared_redis(written: &config::Redis) -> Redis {
+pub(crate) fn shared_redis(written: &config::Redis) -> Redis {
     Redis::start(RedisSettings {
         url: written.url.clone(),
         password: written.password.clone(),
@@ -543,6 +573,15 @@ fn settings(config: &Config) -> Settings {
             .as_ref()
             .map(|path| path.display().to_string()),
         threads: threads(config),
+        peers: config
+            .listen
+            .peer_credentials
+            .iter()
+            .map(|peer| {
+                let who = Principal::of_peer(peer.uid, peer.agent.clone(), peer.tenant.clone());
+                (peer.uid, Arc::new(who))
+            })
+            .collect(),
         agent: config.agent.upstream.as_ref().map(|upstream| FrontedAgent {
             name: config.agent.name.clone(),
             endpoint: match upstream {
@@ -571,6 +610,7 @@ fn settings(config: &Config) -> Settings {
         },
         ipv4_first: config.resolver.prefer == config::Family::V4,
         plain_in_tunnels: config.tunnel.plain == config::Plain::Judge,
+        tunnels_outlive_tokens: config.tunnel.outlive_token,
     }
 }
 

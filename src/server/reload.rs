@@ -183,6 +183,7 @@ impl Reloader {
             Ok(Ok(loaded)) => {
                 let version = Arc::clone(loaded.policy.digest());
                 let changed = version != *self.policy.current().digest();
+                self.figures.tenants_are(loaded.policy.tenants());
                 if changed {
                     self.policy.0.store(Arc::new(loaded.policy));
                     self.figures.policy_loaded(&version, self.clock.wall());

@@ -2,16 +2,17 @@
 //! force at once, and put to what is open.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use arc_swap::ArcSwap;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::adapters::figures::Figures;
-use crate::adapters::revocations::{RevocationFile, StoreError};
-use crate::adapters::watch::Watch;
+use crate::adapters::redis::Redis;
+use crate::adapters::revocations::{RedisRevocations, RevocationFile, RevocationStore};
 use crate::admin::Readiness;
-use crate::config::Config;
+use crate::config::{Config, Switch};
 use crate::gate::ports::RevocationSource;
 use crate::identity::{CachedVerifier, Revocation, RevocationSet};
 use crate::proxy::Wire;
@@ -26,33 +27,53 @@ impl RevocationSource for RevocationsInForce {
     }
 }
 
-/// The list that a configuration names, read for the first time.
+/// How long Redis is waited for at the start.
+const FIRST: Duration = Duration::from_secs(10);
+
+/// The list that a configuration names; `redis` is the shared connection.
+#[must_use]
+pub(crate) fn store(config: &Config, redis: Option<&Redis>) -> Option<RevocationStore> {
+    let written = &config.identity.revocations;
+    match (&written.file, redis) {
+        (Some(path), _) => Some(RevocationStore::File(RevocationFile::new(path))),
+        (None, Some(redis)) if written.redis == Switch::On => {
+            Some(RevocationStore::Redis(RedisRevocations::new(redis.clone())))
+        }
+        (None, _) => None,
+    }
+}
+
+/// Reads the list for the first time.
 ///
 /// # Errors
 /// A list that cannot be read, or made where there is none: a gateway that
 /// starts without what was revoked would let it in again.
-pub(super) fn open(
-    config: &Config,
+pub(super) async fn open(
+    store: &RevocationStore,
+    redis: Option<&Redis>,
     in_force: &RevocationsInForce,
     figures: &Figures,
-) -> anyhow::Result<Option<RevocationFile>> {
-    let Some(path) = &config.identity.revocations.file else {
-        return Ok(None);
-    };
-    let file = RevocationFile::new(path);
-    file.create()
-        .and_then(|()| file.list())
-        .map(|entries| {
-            in_force.0.store(Arc::new(RevocationSet::new(&entries)));
-            figures.revocations_are(Some(entries.len()));
-        })
-        .context("identity.revocations.file")?;
-    Ok(Some(file))
+) -> anyhow::Result<()> {
+    match (store, redis) {
+        (RevocationStore::File(file), _) => file.create().context("identity.revocations.file")?,
+        (RevocationStore::Redis(_), Some(redis)) => {
+            // Where it does not come, the reading says why.
+            let _ = tokio::time::timeout(FIRST, redis.connected()).await;
+        }
+        (RevocationStore::Redis(_), None) => {}
+    }
+    let entries = store
+        .list()
+        .await
+        .context("identity.revocations: what is revoked is not known, so nobody is let in")?;
+    in_force.0.store(Arc::new(RevocationSet::new(&entries)));
+    figures.revocations_are(Some(entries.len()));
+    Ok(())
 }
 
 /// Keeps the revocations in force what the list says.
 pub(super) struct Revoking {
-    pub(super) file: RevocationFile,
+    pub(super) store: RevocationStore,
     pub(super) in_force: Arc<RevocationsInForce>,
     pub(super) tokens: Arc<CachedVerifier>,
     pub(super) wire: Arc<Wire>,
@@ -67,30 +88,42 @@ impl Revoking {
     /// # Errors
     /// Where the list cannot be watched.
     pub(super) fn run(mut self) -> anyhow::Result<impl Future<Output = ()> + Send + 'static> {
-        let path = self.file.path().to_owned();
-        let mut watch = Watch::start(vec![path]).context("cannot watch the revocations")?;
+        let mut changes = self
+            .store
+            .follow()
+            .context("cannot watch the revocations")?;
         Ok(async move {
             // What was written between the first reading and the watch.
             let mut last = None;
             self.read(&mut last).await;
             loop {
                 tokio::select! {
-                    Some(()) = watch.changed() => self.read(&mut last).await,
+                    () = changes.changed() => self.read(&mut last).await,
                     Some(answer) = self.asked.recv() => {
                         self.read(&mut last).await;
                         // Where nobody waits any more, nobody is told.
                         let _ = answer.send(());
                     }
-                    else => std::future::pending().await,
                 }
             }
         })
     }
 
     async fn read(&self, last: &mut Option<Vec<Revocation>>) {
-        let file = self.file.clone();
-        let read = tokio::task::spawn_blocking(move || file.list()).await;
-        match read.unwrap_or_else(|error| Err(StoreError::System(std::io::Error::other(error)))) {
+        let known = last.as_deref().unwrap_or_default();
+        let read = match self.store.restore(known).await {
+            Ok(restored) => {
+                if restored {
+                    tracing::warn!(
+                        revocations = known.len(),
+                        "Redis came back without the revocations, and has been given them again"
+                    );
+                }
+                self.store.list().await
+            }
+            Err(error) => Err(error),
+        };
+        match read {
             Ok(entries) => {
                 self.readiness.revocations_are(Ok(()));
                 self.figures.revocations_are(Some(entries.len()));
@@ -102,8 +135,10 @@ impl Revoking {
             }
             Err(error) => {
                 self.figures.revocations_are(None);
-                self.readiness.revocations_are(Err(error.to_string()));
-                tracing::error!(%error, "the revocations cannot be read; the last known ones stay in force");
+                // Said once, and not at every attempt.
+                if self.readiness.revocations_are(Err(error.to_string())) {
+                    tracing::error!(%error, "the revocations cannot be read; the last known ones stay in force");
+                }
             }
         }
     }

@@ -136,10 +136,14 @@ impl Pki {
 }
 
 /// Puts a file in its place at once, so that nobody reads half of it.
-fn write(path: &Path, text: &str) {
+pub(crate) fn replace(path: &Path, bytes: &[u8]) {
     let new = path.with_extension("new");
-    std::fs::write(&new, text).expect("written");
+    std::fs::write(&new, bytes).expect("written");
     std::fs::rename(new, path).expect("renamed");
+}
+
+fn write(path: &Path, text: &str) {
+    replace(path, text.as_bytes());
 }
 
 fn validity(params: &mut CertificateParams, valid: Valid) {

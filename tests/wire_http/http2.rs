@@ -298,3 +298,273 @@ fn fields_of_a_proxy_do_not_go_on_from_http2() {
     assert!(head.field("proxy-status").is_none(), "{head:?}");
     assert_eq!(head.field("x-kept"), Some("1"));
 }
+
+/// Sends these bytes in a stream and reads as many. With `half` the stream is
+/// closed as soon as they are sent, otherwise when all have come.
+async fn exchange(
+    mut send: h2::SendStream<Bytes>,
+    mut receive: h2::RecvStream,
+    bytes: Bytes,
+    half: bool,
+) -> Vec<u8> {
+    let count = bytes.len();
+    let sending = async move {
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            send.reserve_capacity(rest.len());
+            let count = std::future::poll_fn(|cx| send.poll_capacity(cx)).await;
+            let count = count.expect("open").expect("capacity").min(rest.len());
+            send.send_data(rest.split_to(count), false).expect("sent");
+        }
+        if half {
+            send.send_data(Bytes::new(), true).expect("closed");
+        }
+        send
+    };
+    let receiving = async move {
+        let mut got = Vec::new();
+        while got.len() < count || half {
+            let Some(part) = receive.data().await else {
+                break;
+            };
+            let part = part.expect("data");
+            let flow = receive.flow_control();
+            flow.release_capacity(part.len()).expect("released");
+            got.extend_from_slice(&part);
+        }
+        got
+    };
+    let (mut send, got) = tokio::join!(sending, receiving);
+    if !half {
+        send.send_data(Bytes::new(), true).expect("closed");
+    }
+    got
+}
+
+#[test]
+fn a_connect_is_a_tunnel_in_its_stream() {
+    let policy = format!("{}    tls: any\n", crate::support::gateway::LOOPBACK_POLICY);
+    let gateway = Gateway::start(&policy, &[]);
+    let echo = Origin::echo();
+    let untouched = Untouched::listen();
+    let sent: Bytes = (0..250_000u32).flat_map(u32::to_le_bytes).collect();
+    run(async {
+        let sender = connect(gateway.egress()).await;
+        // Two tunnels and a request at once, on one connection.
+        let mut tunnels = tokio::task::JoinSet::new();
+        for agent in ["one", "two"] {
+            let uri = format!("a.test:{}", echo.port());
+            let ask = request(Method::CONNECT, &uri, Some(agent))
+                .body(())
+                .expect("a request");
+            let mut sender = sender.clone().ready().await.expect("ready");
+            let sent = sent.clone();
+            tunnels.spawn(async move {
+                let (answer, send) = sender.send_request(ask, false).expect("sent");
+                let answer = answer.await.expect("an answer");
+                assert_eq!(answer.status(), 200);
+                // RFC 9110 section 9.3.6.
+                assert!(!answer.headers().contains_key("content-length"));
+                let got = exchange(send, answer.into_body(), sent.clone(), true).await;
+                assert!(got == sent, "{agent}: {} bytes came back", got.len());
+            });
+        }
+        while let Some(done) = tunnels.join_next().await {
+            done.expect("it has ended");
+        }
+        for (case, uri, agent, status, word) in [
+            (
+                "no credential",
+                format!("a.test:{}", untouched.port()),
+                None,
+                407,
+                "no_credential",
+            ),
+            (
+                "no rule",
+                format!("b.example:{}", untouched.port()),
+                Some("bot"),
+                403,
+                "no_rule",
+            ),
+            (
+                "the gateway",
+                format!("a.test:{}", gateway.egress().port()),
+                Some("bot"),
+                403,
+                "own_listener",
+            ),
+            (
+                "a decimal address",
+                "2130706433:80".to_owned(),
+                Some("bot"),
+                400,
+                "bad_request",
+            ),
+        ] {
+            let ask = request(Method::CONNECT, &uri, agent)
+                .body(())
+                .expect("a request");
+            let mut sender = sender.clone().ready().await.expect("ready");
+            let (answer, _send) = sender.send_request(ask, false).expect("sent");
+            let answer = answer
+                .await
+                .unwrap_or_else(|error| panic!("{case}: {error}"));
+            assert_eq!(answer.status().as_u16(), status, "{case}");
+            let reason = answer.headers().get("x-agentport-reason").cloned();
+            assert_eq!(reason.expect("a reason"), word, "{case}");
+            let mut body = answer.into_body();
+            let mut text = Vec::new();
+            while let Some(part) = body.data().await {
+                text.extend_from_slice(&part.expect("data"));
+            }
+            let body: serde_json::Value = serde_json::from_slice(&text).expect("JSON");
+            assert_eq!(body["error"], word, "{case}");
+        }
+    });
+    let records = gateway.stop();
+    assert_eq!(
+        records.len(),
+        8,
+        "one for each refusal, two for each tunnel: {records:#?}"
+    );
+    let closed: Vec<_> = records
+        .iter()
+        .filter(|record| record["event"] == "tunnel_closed")
+        .collect();
+    assert_eq!(closed.len(), 2);
+    for record in closed {
+        assert_eq!(record["reason"], "ok", "{record}");
+        assert_eq!(record["bytes_up"], 1_000_000, "{record}");
+        assert_eq!(record["bytes_down"], 1_000_000, "{record}");
+    }
+}
+
+#[test]
+fn a_stream_that_contradicts_itself_is_refused_and_recorded() {
+    let gateway = Gateway::open();
+    let untouched = Untouched::listen();
+    run(async {
+        let sender = connect(gateway.egress()).await;
+        let uri = format!("http://a.test:{}/", untouched.port());
+        let get = request(Method::GET, &uri, Some("bot"))
+            .header("host", "b.test")
+            .body(())
+            .expect("a request");
+        let answer = send(&sender, get, b"").await.expect("an answer");
+        assert_eq!(answer.status, 400);
+        let ask = request(
+            Method::CONNECT,
+            &format!("a.test:{}", untouched.port()),
+            Some("bot"),
+        )
+        .header("host", "b.test")
+        .body(())
+        .expect("a request");
+        let mut sender = sender.ready().await.expect("ready");
+        let (answer, _send) = sender.send_request(ask, false).expect("sent");
+        assert_eq!(answer.await.expect("an answer").status(), 400);
+    });
+    let records = gateway.stop();
+    assert_eq!(records.len(), 2, "{records:#?}");
+    for record in records {
+        assert_eq!(record["status"], 400, "{record}");
+        assert_eq!(record["action_allowed"], false, "{record}");
+    }
+}
+
+#[test]
+fn a_websocket_goes_through_a_stream() {
+    let gateway = Gateway::open();
+    let echo = Origin::serve(|mut conn, _| {
+        let head = conn.head().expect("a request");
+        assert_eq!(head.start, "GET /ws?a=b HTTP/1.1");
+        assert_eq!(head.field("upgrade"), Some("websocket"));
+        assert_eq!(head.field("sec-websocket-version"), Some("13"));
+        assert_eq!(head.field("sec-websocket-key").map(str::len), Some(24));
+        assert!(head.field("proxy-authorization").is_none());
+        conn.send("HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: x\r\nSec-WebSocket-Protocol: chat\r\n\r\n");
+        let (early, stream) = conn.into_parts();
+        std::io::Write::write_all(&mut &stream, &early).expect("written");
+        let _ = std::io::copy(&mut &stream, &mut &stream);
+        let _ = stream.shutdown(std::net::Shutdown::Write);
+    });
+    let refuses = Origin::http(|_, _| b"HTTP/1.1 404 No\r\nContent-Length: 4\r\n\r\nnone".to_vec());
+    let untouched = Untouched::listen();
+    let sent: Bytes = (0..50_000u32).flat_map(u32::to_le_bytes).collect();
+    run(async {
+        let sender = connect(gateway.egress()).await;
+        // Section 3: only where the server has said that it knows this.
+        while !sender.is_extended_connect_protocol_enabled() {
+            tokio::task::yield_now().await;
+        }
+        let open = |uri: String, agent: Option<&str>, protocol: &'static str| {
+            let mut ask = request(Method::CONNECT, &uri, agent)
+                .header("sec-websocket-version", "13")
+                .header("sec-websocket-protocol", "chat")
+                .body(())
+                .expect("a request");
+            let protocol = h2::ext::Protocol::from_static(protocol);
+            ask.extensions_mut().insert(protocol);
+            let sender = sender.clone();
+            async move {
+                let mut sender = sender.ready().await.expect("ready");
+                let (answer, send) = sender.send_request(ask, false).expect("sent");
+                (answer.await.expect("an answer"), send)
+            }
+        };
+        let uri = |port: u16| format!("http://a.test:{port}/ws?a=b");
+        let (answer, send) = open(uri(echo.port()), Some("bot"), "websocket").await;
+        assert_eq!(answer.status(), 200);
+        assert_eq!(answer.headers()["sec-websocket-protocol"], "chat");
+        assert!(!answer.headers().contains_key("sec-websocket-accept"));
+        assert!(!answer.headers().contains_key("upgrade"));
+        let got = exchange(send, answer.into_body(), sent.clone(), false).await;
+        assert!(got == sent, "{} bytes came back", got.len());
+
+        let (answer, _send) = open(uri(refuses.port()), Some("bot"), "websocket").await;
+        assert_eq!(answer.status(), 404);
+        let body = answer
+            .into_body()
+            .data()
+            .await
+            .expect("a body")
+            .expect("data");
+        assert_eq!(&body[..], b"none");
+        for (case, uri, agent, protocol, status) in [
+            (
+                "no credential",
+                uri(untouched.port()),
+                None,
+                "websocket",
+                407,
+            ),
+            (
+                "no rule",
+                format!("http://b.example:{}/", untouched.port()),
+                Some("bot"),
+                "websocket",
+                403,
+            ),
+            (
+                "over TLS",
+                format!("https://a.test:{}/", untouched.port()),
+                Some("bot"),
+                "websocket",
+                400,
+            ),
+            (
+                "another protocol",
+                uri(untouched.port()),
+                Some("bot"),
+                "connect-udp",
+                400,
+            ),
+        ] {
+            let (answer, _send) = open(uri, agent, protocol).await;
+            assert_eq!(answer.status().as_u16(), status, "{case}");
+        }
+    });
+    let records = gateway.stop();
+    assert_eq!(records.len(), 6, "one record each: {records:#?}");
+}

@@ -27,6 +27,7 @@ fn record(number: u128) -> AuditRecord {
         token_jti: None,
         act: None,
         service_account: None,
+        credential: None,
         token_ttl_s: None,
         listener: "egress".into(),
         client: None,

@@ -1,0 +1,491 @@
+//! Revocation and introspection over HTTP, on the admin listener alone:
+//! RFC 7009 and RFC 7662 for the tokens of others' clients, and the list
+//! itself for operators.
+//!
+//! All of it wants the admin secret, also on loopback: who may revoke can shut
+//! an agent out, and an introspection that anybody may ask tells good tokens
+//! from bad ones (RFC 7662, 2.1).
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::{DefaultBodyLimit, RawQuery, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use ring::digest;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use subtle::ConstantTimeEq;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::adapters::revocations::{RevocationStore, StoreError};
+use crate::gate::ports::{AgentKeySource, Clock, RevocationSource};
+use crate::identity::{
+    AgentKey, CachedVerifier, Principal, Revocation, Revoked, RevokedKind, TokenError,
+};
+
+/// The fewest bytes that the admin secret may have.
+const MIN_SECRET_BYTES: usize = 32;
+/// The most bytes of a request's body.
+const MAX_BODY_BYTES: usize = 64 * 1024;
+
+/// Asks for the list to be read now; the answer comes when it is in force.
+pub type ReadNow = mpsc::Sender<oneshot::Sender<()>>;
+
+/// What the pages need.
+pub struct RevocationPages {
+    /// The list; `None` where nothing can be revoked.
+    pub store: Option<RevocationStore>,
+    /// Puts it in force on this gateway before the answer.
+    pub read_now: ReadNow,
+    /// Tells good tokens from bad ones.
+    pub tokens: Arc<CachedVerifier>,
+    /// The agent keys in force.
+    pub agent_keys: Arc<dyn AgentKeySource>,
+    /// The revocations in force.
+    pub revocations: Arc<dyn RevocationSource>,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+    /// The file with the admin secret, read for each request so that it may be
+    /// rotated. Without one every request is refused.
+    pub secret_file: Option<PathBuf>,
+}
+
+type Pages = Arc<RevocationPages>;
+
+/// Why a request is refused: status, `error` and `error_description` as in
+/// RFC 6749, 5.2.
+struct Refusal(StatusCode, &'static str, String);
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        let Self(status, error, description) = self;
+        let mut answer = answer(
+            status,
+            &json!({ "error": error, "error_description": description }),
+        );
+        if status == StatusCode::UNAUTHORIZED {
+            let challenge = header::HeaderValue::from_static("Bearer realm=\"agentport admin\"");
+            answer
+                .headers_mut()
+                .insert(header::WWW_AUTHENTICATE, challenge);
+        }
+        answer
+    }
+}
+
+impl From<StoreError> for Refusal {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Entry(error) => bad_request(error.to_string()),
+            other => Self(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "temporarily_unavailable",
+                format!("the list of revocations cannot be changed: {other}"),
+            ),
+        }
+    }
+}
+
+fn bad_request(description: impl Into<String>) -> Refusal {
+    Refusal(
+        StatusCode::BAD_REQUEST,
+        "invalid_request",
+        description.into(),
+    )
+}
+
+fn answer(status: StatusCode, body: &Value) -> Response {
+    (
+        status,
+        [
+            (header::CONTENT_TYPE, "application/json"),
+            (header::CACHE_CONTROL, "no-store"),
+        ],
+        format!("{body}\n"),
+    )
+        .into_response()
+}
+
+impl RevocationPages {
+    /// The pages.
+    pub fn router(self) -> Router {
+        Router::new()
+            .route("/oauth/revoke", post(revoke))
+            .route("/oauth/introspect", post(introspect))
+            .route("/v1/revocations", get(list).post(add).delete(undo))
+            .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
+            .with_state(Arc::new(self))
+    }
+
+    fn now(&self) -> u64 {
+        self.clock
+            .wall()
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap_or_default()
+            .as_secs()
+    }
+
+    /// Whether the request has the admin secret: as a Bearer token, or as the
+    /// password of Basic, beside any user name.
+    async fn authorize(&self, headers: &HeaderMap) -> Result<(), Refusal> {
+        let Some(path) = &self.secret_file else {
+            return Err(Refusal(
+                StatusCode::FORBIDDEN,
+                "access_denied",
+                "there is no admin secret: set listen.admin_secret_file to a file with `openssl rand -hex 32`".into(),
+            ));
+        };
+        let unusable = |why: String| {
+            tracing::error!(path = %path.display(), "listen.admin_secret_file: {why}");
+            let why = "the admin secret cannot be used: the gateway's log says why";
+            Refusal(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "temporarily_unavailable",
+                why.into(),
+            )
+        };
+        let text = tokio::fs::read_to_string(path)
+            .await
+            .map_err(|error| unusable(error.to_string()))?;
+        let secret = text.trim_end_matches(['\r', '\n']);
+        if secret.len() < MIN_SECRET_BYTES {
+            return Err(unusable(format!(
+                "it has {} bytes and needs {MIN_SECRET_BYTES}",
+                secret.len()
+            )));
+        }
+        let sent = headers
+            .get(header::AUTHORIZATION)
+            .and_then(|value| value.to_str().ok())
+            .and_then(sent_secret);
+        // Their hashes, so that not even the length shows.
+        let hash = |text: &str| digest::digest(&digest::SHA256, text.as_bytes());
+        let good =
+            sent.is_some_and(|sent| bool::from(hash(&sent).as_ref().ct_eq(hash(secret).as_ref())));
+        if good {
+            return Ok(());
+        }
+        Err(Refusal(
+            StatusCode::UNAUTHORIZED,
+            "invalid_client",
+            "send the admin secret: Authorization: Bearer SECRET".into(),
+        ))
+    }
+
+    fn store(&self) -> Result<&RevocationStore, Refusal> {
+        self.store.as_ref().ok_or_else(|| {
+            let why = "there is no list of revocations: set identity.revocations.file or identity.revocations.redis";
+            Refusal(StatusCode::NOT_IMPLEMENTED, "unsupported", why.into())
+        })
+    }
+
+    /// In force on this gateway when it comes back; the others see it within a
+    /// second.
+    async fn put_in_force(&self) {
+        let (done, wait) = oneshot::channel();
+        if self.read_now.send(done).await.is_ok() {
+            let _ = wait.await;
+        }
+    }
+
+    /// Whose this credential is; `None` where it is nobody's, or ended.
+    fn whose(&self, token: &str, now: u64) -> Result<Arc<Principal>, Option<TokenError>> {
+        if AgentKey::is_one(token) {
+            let keys = self.agent_keys.current();
+            return keys.verify(token, now).map_err(|_| None);
+        }
+        self.tokens
+            .verify(token, now)
+            .map(|(who, _)| who)
+            .map_err(Some)
+    }
+}
+
+fn sent_secret(value: &str) -> Option<String> {
+    let (scheme, rest) = value.split_once(' ')?;
+    let rest = rest.trim();
+    if scheme.eq_ignore_ascii_case("Bearer") {
+        return Some(rest.to_owned());
+    }
+    if !scheme.eq_ignore_ascii_case("Basic") {
+        return None;
+    }
+    let pair = String::from_utf8(STANDARD.decode(rest).ok()?).ok()?;
+    pair.split_once(':').map(|(_, secret)| secret.to_owned())
+}
+
+/// RFC 7009: a token that its client needs no more. One that is not good, or
+/// has ended, is revoked already (2.2).
+async fn revoke(
+    State(pages): State<Pages>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Result<Response, Refusal> {
+    pages.authorize(&headers).await?;
+    let token = token_of(&body)?;
+    let store = pages.store()?;
+    let now = pages.now();
+    let Ok(who) = pages.whose(&token, now) else {
+        return Ok(answer(StatusCode::OK, &json!({})));
+    };
+    let (kind, value) = match who.jti() {
+        Some(jti) => (RevokedKind::Jti, jti.to_string()),
+        None if AgentKey::is_one(&token) => (RevokedKind::Key, who.key_id().to_string()),
+        None => {
+            return Err(Refusal(
+                StatusCode::BAD_REQUEST,
+                "unsupported_token_type",
+                "the token has no jti: revoke its agent instead, by POST /v1/revocations".into(),
+            ));
+        }
+    };
+    let leeway = pages.tokens.verifier_settings().leeway.as_secs();
+    // As long as the token itself, and a second for the rounding.
+    let ends = who.expires_at().saturating_add(leeway).saturating_add(1);
+    let entry = Revocation {
+        kind,
+        value,
+        tenant: None,
+        at: now,
+        until: (kind == RevokedKind::Jti).then_some(ends.max(now + 1)),
+        reason: Some("revoked by its client".to_owned()),
+    };
+    store.add(entry.clone(), now).await?;
+    pages.put_in_force().await;
+    tracing::info!(kind = %entry.kind, value = %entry.value, "revoked over HTTP");
+    Ok(answer(StatusCode::OK, &json!({})))
+}
+
+/// RFC 7662: whether a token is good on this gateway now, and whose it is.
+async fn introspect(
+    State(pages): State<Pages>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Result<Response, Refusal> {
+    pages.authorize(&headers).await?;
+    let token = token_of(&body)?;
+    let now = pages.now();
+    let inactive = || answer(StatusCode::OK, &json!({ "active": false }));
+    let Ok(who) = pages.whose(&token, now) else {
+        return Ok(inactive());
+    };
+    if pages.revocations.current().revokes(&who, now).is_some() {
+        return Ok(inactive());
+    }
+    let mut said = json!({
+        "active": true,
+        "token_type": "Bearer",
+        "sub": who.agent().as_str(),
+        "agent_id": who.agent().as_str(),
+    });
+    let mut add = |name: &str, value: Option<Value>| {
+        if let Some(value) = value {
+            said[name] = value;
+        }
+    };
+    add("tenant", who.tenant().map(|tenant| tenant.as_str().into()));
+    add("jti", who.jti().map(|jti| jti.as_ref().into()));
+    add("iss", who.issuer().map(|issuer| issuer.as_ref().into()));
+    add(
+        "client_id",
+        who.client().map(|client| client.as_ref().into()),
+    );
+    add("scope", who.scope().map(|scope| scope.as_ref().into()));
+    add("iat", who.issued_at().map(Value::from));
+    let ends = who.expires_at();
+    add("exp", (ends != u64::MAX).then(|| ends.into()));
+    let destinations = who.destinations().map(|list| {
+        let list = list.iter().map(ToString::to_string);
+        Value::from(list.collect::<Vec<_>>())
+    });
+    add("allowed_destinations", destinations);
+    // The chain as the token has it: each actor holds the one before it.
+    let chain = who.act().map(|actors| {
+        actors.iter().rev().fold(Value::Null, |inner, actor| {
+            let mut act = json!({ "sub": actor });
+            if !inner.is_null() {
+                act["act"] = inner;
+            }
+            act
+        })
+    });
+    add("act", chain);
+    Ok(answer(StatusCode::OK, &said))
+}
+
+/// An entry as an operator writes it.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Wanted {
+    kind: RevokedKind,
+    value: String,
+    #[serde(default)]
+    tenant: Option<String>,
+    #[serde(default, rename = "for")]
+    lasts: Option<String>,
+    #[serde(default)]
+    reason: Option<String>,
+}
+
+async fn list(State(pages): State<Pages>, headers: HeaderMap) -> Result<Response, Refusal> {
+    pages.authorize(&headers).await?;
+    let now = pages.now();
+    let mut entries = pages.store()?.list().await?;
+    entries.retain(|entry| entry.is_in_force(now));
+    Ok(answer(StatusCode::OK, &json!({ "revocations": entries })))
+}
+
+async fn add(
+    State(pages): State<Pages>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Result<Response, Refusal> {
+    pages.authorize(&headers).await?;
+    let store = pages.store()?;
+    let wanted: Wanted = serde_json::from_slice(&body).map_err(|error| {
+        bad_request(format!(
+            "{error}: write {{\"kind\":\"agent\",\"value\":\"bot-01\"}}, with tenant, for and reason where they are wanted"
+        ))
+    })?;
+    let lasts = wanted
+        .lasts
+        .as_deref()
+        .map(|text| {
+            crate::config::parse_duration(text)
+                .map_err(|error| bad_request(format!("for: {text:?}: {error}")))
+        })
+        .transpose()?;
+    let what = Revoked {
+        kind: wanted.kind,
+        value: wanted.value,
+        tenant: wanted.tenant,
+    };
+    let now = pages.now();
+    let entry = Revocation::make(what, now, lasts, wanted.reason)
+        .map_err(|error| bad_request(error.to_string()))?;
+    store.add(entry.clone(), now).await?;
+    pages.put_in_force().await;
+    tracing::info!(kind = %entry.kind, value = %entry.value, "revoked over HTTP");
+    Ok(answer(StatusCode::CREATED, &json!(entry)))
+}
+
+async fn undo(
+    State(pages): State<Pages>,
+    headers: HeaderMap,
+    RawQuery(query): RawQuery,
+) -> Result<Response, Refusal> {
+    pages.authorize(&headers).await?;
+    let store = pages.store()?;
+    let form = form(query.unwrap_or_default().as_bytes())?;
+    let of = |name: &str| {
+        let found = form.iter().find(|(known, _)| known == name);
+        found.map(|(_, value)| value.clone())
+    };
+    let shape = || bad_request("write ?kind=agent&value=bot-01, with tenant where it has one");
+    let kind: RevokedKind = of("kind")
+        .and_then(|kind| serde_json::from_value(kind.into()).ok())
+        .ok_or_else(shape)?;
+    let what = Revoked {
+        kind,
+        value: of("value").ok_or_else(shape)?,
+        tenant: of("tenant"),
+    };
+    if !store.remove(what.clone(), pages.now()).await? {
+        return Err(Refusal(
+            StatusCode::NOT_FOUND,
+            "not_found",
+            format!("{} {} is not revoked", what.kind, what.value),
+        ));
+    }
+    pages.put_in_force().await;
+    tracing::info!(kind = %what.kind, value = %what.value, "a revocation was taken back over HTTP");
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+/// The one `token` of a form; what else is there, such as a hint of its type,
+/// changes nothing.
+fn token_of(body: &[u8]) -> Result<String, Refusal> {
+    let form = form(body)?;
+    let mut tokens = form.into_iter().filter(|(name, _)| name == "token");
+    match (tokens.next(), tokens.next()) {
+        (Some((_, token)), None) if !token.is_empty() => Ok(token),
+        (Some(_), Some(_)) => Err(bad_request("there are several tokens: send one")),
+        _ => Err(bad_request("there is no token: send the form token=TOKEN")),
+    }
+}
+
+/// `application/x-www-form-urlencoded`.
+fn form(body: &[u8]) -> Result<Vec<(String, String)>, Refusal> {
+    let bad = || bad_request("the request is not a form (application/x-www-form-urlencoded)");
+    let text = std::str::from_utf8(body).map_err(|_| bad())?;
+    text.split('&')
+        .filter(|pair| !pair.is_empty())
+        .map(|pair| {
+            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+            Ok((
+                decoded(name).ok_or_else(bad)?,
+                decoded(value).ok_or_else(bad)?,
+            ))
+        })
+        .collect()
+}
+
+fn decoded(text: &str) -> Option<String> {
+    let mut out = Vec::with_capacity(text.len());
+    let mut bytes = text.bytes();
+    while let Some(byte) = bytes.next() {
+        out.push(match byte {
+            b'+' => b' ',
+            b'%' => {
+                let digit = |byte: u8| char::from(byte).to_digit(16);
+                let (high, low) = (digit(bytes.next()?)?, digit(bytes.next()?)?);
+                u8::try_from(high * 16 + low).ok()?
+            }
+            other => other,
+        });
+    }
+    String::from_utf8(out).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn forms_are_read_strictly() {
+        let read = |text: &str| form(text.as_bytes()).ok();
+        let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        assert_eq!(
+            read("token=a%2Bb+c&&hint="),
+            Some(vec![pair("token", "a+b c"), pair("hint", "")])
+        );
+        for bad in ["token=%", "token=%2", "token=%zz", "token=%ff"] {
+            assert_eq!(read(bad), None, "{bad}");
+        }
+        assert_eq!(token_of(b"a=b&token=t").ok().as_deref(), Some("t"));
+        for bad in ["", "token=", "token=a&token=b", "a=b"] {
+            assert!(token_of(bad.as_bytes()).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_secret_comes_by_bearer_or_as_a_password() {
+        for (value, secret) in [
+            ("Bearer s", Some("s")),
+            ("bearer  s", Some("s")),
+            ("Basic YWRtaW46czp0", Some("s:t")),
+            ("Basic !", None),
+            ("Digest s", None),
+            ("s", None),
+        ] {
+            assert_eq!(sent_secret(value).as_deref(), secret, "{value}");
+        }
+    }
+}
