@@ -12,6 +12,7 @@ pub mod redis;
 pub mod shared_limits;
 pub mod figures;
 pub mod watch;
+pub mod service_accounts;
 pub mod keyring;
 pub mod issuers;
 pub mod shared_file;
