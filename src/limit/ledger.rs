@@ -13,7 +13,7 @@ use super::concurrency::{ConcurrencyLimit, InFlight};
 use super::lease::Room;
 use super::measure::{Amount, Limit, Owner, Per};
 use super::quota::Quota;
-use super::rate::{Allowance, RateLimiter, Throttled};
+use super::rate::{Allowance, Buckets, Throttled};
 use super::shared::{Held, Shared};
 
 /// When to come again where too many are open at once: nobody knows.
@@ -22,7 +22,7 @@ const A_MOMENT: Duration = Duration::from_secs(1);
 /// All accounts.
 #[derive(Debug)]
 pub struct Ledger {
-    rates: [RateLimiter<u128>; Per::COUNT],
+    rates: [Buckets<u128>; Per::COUNT],
     at_once: [ConcurrencyLimit<u128>; Per::COUNT],
     shared: Option<Arc<Shared>>,
     hashers: (RandomState, RandomState),
@@ -74,7 +74,7 @@ impl Ledger {
     #[must_use]
     pub fn new(max_keys: usize) -> Self {
         Self {
-            rates: std::array::from_fn(|_| RateLimiter::new(max_keys)),
+            rates: std::array::from_fn(|_| Buckets::new(max_keys)),
             at_once: std::array::from_fn(|_| ConcurrencyLimit::new(max_keys)),
             shared: None,
             hashers: (RandomState::new(), RandomState::new()),
@@ -195,7 +195,7 @@ impl Ledger {
         place.map(|place| Some(PlaceHeld { _place: place }))
     }
 
-    fn rates(&self, account: &Account) -> &RateLimiter<u128> {
+    fn rates(&self, account: &Account) -> &Buckets<u128> {
         &self.rates[account.limit.per().at()]
     }
 }

@@ -18,12 +18,51 @@ const SWEEP_AFTER: usize = 64;
 /// or after so many nanoseconds.
 const SWEEP_EVERY: u128 = 1_000_000_000;
 
+/// Holds every key to one quota.
+#[derive(Debug)]
+pub struct RateLimiter<K> {
+    quota: Quota,
+    buckets: Buckets<K>,
+}
+
+impl<K: Eq + Hash + Clone> RateLimiter<K> {
+    /// Remembers at most about `max_keys` keys, 32 at least. A key whose bucket
+    /// is full is forgotten without loss; where none is, a new key is refused.
+    #[must_use]
+    pub fn new(quota: Quota, max_keys: usize) -> Self {
+        Self {
+            quota,
+            buckets: Buckets::new(max_keys),
+        }
+    }
+
+    /// The quota.
+    #[must_use]
+    pub fn quota(&self) -> Quota {
+        self.quota
+    }
+
+    /// Takes one unit.
+    ///
+    /// # Errors
+    /// [`Throttled`], and then nothing is taken.
+    pub fn check(&self, key: &K, now: Duration) -> Result<Allowance, Throttled> {
+        self.buckets.take(key, &self.quota, 1, now)
+    }
+
+    /// Takes units that have been used already, though they make a debt: the
+    /// key is refused until it is paid.
+    pub fn charge_used(&self, key: &K, units: u64, now: Duration) {
+        self.buckets.charge_used(key, &self.quota, units, now);
+    }
+}
+
 /// Holds every key to the quota that is named with it, always the same one.
 /// Time is what the caller says: any clock that does not go back, counted from
 /// any moment. It is kept in whole nanoseconds, rounded so that nobody gets
 /// more than the quota.
 #[derive(Debug)]
-pub struct RateLimiter<K> {
+pub(super) struct Buckets<K> {
     keys_per_shard: usize,
     shards: Box<[Mutex<Shard<K>>]>,
     hasher: RandomState,
@@ -58,7 +97,7 @@ struct Shard<K> {
     swept_at: u128,
 }
 
-impl<K: Eq + Hash> RateLimiter<K> {
+impl<K: Eq + Hash> Buckets<K> {
     /// Remembers at most about `max_keys` keys, 32 at least. A key whose bucket
     /// is full is forgotten without loss; where none is, a new key is refused.
     #[must_use]
@@ -249,7 +288,7 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     /// A limiter and the one quota that is held here.
-    struct Held(RateLimiter<u32>, Quota);
+    struct Held(Buckets<u32>, Quota);
 
     impl Held {
         fn check(&self, key: &u32, now: Duration) -> Result<Allowance, Throttled> {
@@ -266,7 +305,7 @@ mod tests {
     }
 
     fn limiter(quota: &str, keys: usize) -> Held {
-        Held(RateLimiter::new(keys), Quota::parse(quota).expect(quota))
+        Held(Buckets::new(keys), Quota::parse(quota).expect(quota))
     }
 
     #[test]
@@ -406,7 +445,7 @@ mod tests {
         ) {
             // Counts that divide a second, so that neither rounds.
             let quota = Quota::new(count, SECOND, burst).expect("a quota");
-            let limiter = Held(RateLimiter::new(100), quota);
+            let limiter = Held(Buckets::new(100), quota);
             let mut bucket = Bucket { quota, parts: u128::from(burst) * SECOND.as_nanos(), at: 0 };
             let mut now = Duration::ZERO;
             for (wait, units) in steps {
@@ -438,7 +477,7 @@ mod tests {
             steps in prop::collection::vec(0u64..50_000, 1..300),
         ) {
             let quota = Quota::new(count, Duration::from_nanos(period), burst).expect("a quota");
-            let limiter = Held(RateLimiter::new(100), quota);
+            let limiter = Held(Buckets::new(100), quota);
             let mut bucket = Bucket { quota, parts: u128::from(burst) * u128::from(period), at: 0 };
             let mut now = Duration::ZERO;
             for wait in steps {
