@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use agentport::egress::{AgentId, Ask, Authority, EgressRequest, Subject};
 use agentport::limit::{Quota, RateLimiter};
-use agentport::policy::{Decision, Format, Mode, PolicyDocument, PolicySet, SourceName};
+use agentport::policy::{
+    CheckedDocument, Decision, Format, Mode, PolicyDocument, PolicySet, SourceName,
+};
 use criterion::{Criterion, criterion_group, criterion_main};
 
 fn text(rules: usize) -> String {
@@ -102,6 +104,85 @@ fn reload(c: &mut Criterion) {
     group.finish();
 }
 
+/// 10,000 rules among 1,000 tenants, and a denylist of 100,000 for all: one
+/// tenant's document changes, or the denylist does. What did not change is not
+/// parsed again, as the gateway keeps it by file.
+fn tenants(c: &mut Criterion) {
+    let denylist = |first: usize| {
+        let mut text = "version: 1\ndenylist:\n".to_owned();
+        for n in first..first + 100_000 {
+            text += &format!("  - bad{n}.example\n");
+        }
+        text
+    };
+    let tenant = |name: usize, first: usize| {
+        let mut text = format!("version: 1\ntenant: tenant-{name}\nrules:\n");
+        for n in first..first + 10 {
+            text += &format!(
+                "  - {{name: rule-{n}, action: allow, agents: [bot], hosts: [api{n}.example.com]}}\n"
+            );
+        }
+        text
+    };
+    let check = |name: &str, text: &str| {
+        let document = parse(text);
+        CheckedDocument::check(&SourceName::from(name), &document, Mode::Enforce)
+            .expect("a document")
+    };
+    let assemble = |documents: &[CheckedDocument], previous: Option<&PolicySet>| {
+        PolicySet::assemble(documents.to_vec(), false, Mode::Enforce, previous).expect("a policy")
+    };
+    let before = resident();
+    let mut documents: Vec<_> = (0..1000)
+        .map(|n| check(&format!("{n}.yaml"), &tenant(n, n * 10)))
+        .collect();
+    let first = assemble(&documents, None);
+    say("1,000 tenants with 10 rules each", 10_000, before);
+    let before = resident();
+    documents.push(check("all.yaml", &denylist(0)));
+    let set = assemble(&documents, Some(&first));
+    say("a denylist of 100,000", 100_000, before);
+
+    let mut group = c.benchmark_group("reload/1000 tenants, 10000 rules, 100000 denied");
+    group.sample_size(10);
+    let changed = tenant(7, 1_000_000);
+    group.bench_function("one tenant changes", |b| {
+        b.iter(|| {
+            let mut documents = documents.clone();
+            documents[7] = check("7.yaml", black_box(&changed));
+            assemble(&documents, Some(&set))
+        });
+    });
+    let changed = denylist(50_000);
+    group.bench_function("the denylist changes", |b| {
+        b.iter(|| {
+            let mut documents = documents.clone();
+            documents[1000] = check("all.yaml", black_box(&changed));
+            assemble(&documents, Some(&set))
+        });
+    });
+    group.bench_function("all is indexed anew", |b| {
+        b.iter(|| assemble(black_box(&documents), None));
+    });
+    group.finish();
+}
+
+/// Bytes that the process holds; 0 where the system does not tell.
+fn resident() -> usize {
+    let text = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    let pages = text
+        .split(' ')
+        .nth(1)
+        .and_then(|field| field.parse::<usize>().ok());
+    pages.unwrap_or_default() * 4096
+}
+
+#[expect(clippy::print_stderr, reason = "a figure beside criterion's")]
+fn say(what: &str, count: usize, before: usize) {
+    let each = resident().saturating_sub(before) / count;
+    eprintln!("memory: {what}: {each} bytes for each entry");
+}
+
 fn limit(c: &mut Criterion) {
     let quota = Quota::parse("1000000/s").expect("a quota");
     let limiter: RateLimiter<u64> = RateLimiter::new(quota, 100_000);
@@ -116,5 +197,5 @@ fn limit(c: &mut Criterion) {
     });
 }
 
-criterion_group!(benches, decide, reload, limit);
+criterion_group!(benches, decide, reload, tenants, limit);
 criterion_main!(benches);

@@ -159,6 +159,18 @@ fn a_broken_document_is_its_tenants_own_affair() {
     assert_eq!(said["tenant"], "acme", "{said}");
     assert_eq!(gateway.page("/ready").status, 200);
 
+    for (tenant, decision) in [("acme", "allow"), ("other", "deny"), ("none", "deny")] {
+        let series = format!(
+            "agentport_tenant_requests_total{{tenant=\"{tenant}\",decision=\"{decision}\"}}"
+        );
+        let counted = gateway.figure(&series).unwrap_or(0.0);
+        assert!(
+            counted >= 1.0,
+            "{series}: {}",
+            gateway.page("/metrics").text()
+        );
+    }
+
     // Mended, and then gone.
     replace(
         &folder.join("acme.yaml"),
@@ -507,7 +519,7 @@ fn agents_ask_what_they_may_reach() {
         assert_eq!(json["otherwise"], "refused");
         assert_eq!(json["policy_version"], gateway.ready()["policy"]["version"]);
         assert!(
-            json["token_expires_at"]
+            json["expires_at"]
                 .as_str()
                 .is_some_and(|at| at.ends_with('Z')),
             "{json}"

@@ -2,12 +2,13 @@
 //! counting and the OpenMetrics text are `prometheus-client`'s.
 //!
 //! Labels take their values from bounded sets only: codes of the program, names
-//! of listeners and certificates from the configuration. Agents, hosts and
-//! paths stand in records, never here. Who may read the figures is `admin`'s
+//! of listeners and certificates from the configuration, and a hundred tenants
+//! that have a policy. Agents, hosts and paths stand in records, never here. Who may read the figures is `admin`'s
 //! business.
 
 mod exemplar;
 mod state;
+mod tenants;
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -22,12 +23,14 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Metric, Registry, Unit};
 
 use crate::audit::{AuditEvent, AuditRecord};
+use crate::egress::TenantId;
 use crate::gate::ports::{Observation, Observe};
 
 use super::records::AuditLog;
 use super::redis::Redis;
 use exemplar::Exemplar;
 use state::State;
+use tenants::Tenants;
 
 /// The media type of [`Figures::encode`].
 pub const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -57,11 +60,14 @@ pub struct Figures {
     bytes_down: Counter,
     policy_loads: Counter,
     policy_refusals: Counter,
+    tokens: Family<IssuedLabels, Counter>,
+    accounts_reloads: Family<OutcomeLabel, Counter>,
     certificate_expiry: Family<CertificateLabel, Gauge>,
     issuer_refreshes: Family<IssuerLabels, Counter>,
     issuer_keys: Family<IssuerLabel, Gauge>,
     certificate_loads: Counter,
     certificate_refusals: Counter,
+    tenants: Tenants,
     state: Arc<State>,
 }
 
@@ -85,6 +91,12 @@ struct DecisionLabels {
 struct TokenLabels {
     outcome: &'static str,
     algorithm: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct IssuedLabels {
+    grant: &'static str,
+    outcome: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -258,6 +270,18 @@ impl Figures {
             "Attempts to load a policy; a refused one changes nothing",
             Family::<OutcomeLabel, Counter>::default(),
         );
+        let tokens = counted(
+            &mut to,
+            "agentport_tokens",
+            "Requests to the token endpoint, by grant and what came of them",
+            Family::<IssuedLabels, Counter>::default(),
+        );
+        let accounts_reloads = counted(
+            &mut to,
+            "agentport_service_accounts_reloads",
+            "Readings of the file of service accounts; a refused one changes nothing",
+            Family::<OutcomeLabel, Counter>::default(),
+        );
         let issuer_refreshes = counted(
             &mut to,
             "agentport_issuer_refreshes",
@@ -287,6 +311,7 @@ impl Figures {
             "The program",
             Info::new([("version", version.to_owned())]),
         );
+        let tenants = Tenants::enter(&mut to);
         let state = Arc::new(State::new());
         to.register_collector(Box::new(Arc::clone(&state)));
 
@@ -306,6 +331,8 @@ impl Figures {
             bytes_down: direction("down"),
             policy_loads: outcome("loaded"),
             policy_refusals: outcome("refused"),
+            tokens,
+            accounts_reloads,
             certificate_loads: certificates("loaded"),
             certificate_refusals: certificates("refused"),
             registry: to,
@@ -323,6 +350,7 @@ impl Figures {
             request_duration_seconds,
             tunnel_duration_seconds,
             certificate_expiry,
+            tenants,
             issuer_refreshes,
             issuer_keys,
             state,
@@ -340,6 +368,21 @@ impl Figures {
         self.policy_refusals.inc();
     }
 
+    /// The token endpoint has answered. Both are codes of the program.
+    pub fn token(&self, grant: &'static str, outcome: &'static str) {
+        self.tokens
+            .get_or_create(&IssuedLabels { grant, outcome })
+            .inc();
+    }
+
+    /// The file of service accounts was read again.
+    pub fn accounts_read(&self, loaded: bool) {
+        let outcome = if loaded { "loaded" } else { "refused" };
+        self.accounts_reloads
+            .get_or_create(&OutcomeLabel { outcome })
+            .inc();
+    }
+
     /// Certificates have come into force.
     pub fn certificates_loaded(&self) {
         self.certificate_loads.inc();
@@ -353,6 +396,11 @@ impl Figures {
     /// So many revocations have been read; `None` where they cannot be.
     pub fn revocations_are(&self, count: Option<usize>) {
         self.state.revocations(count);
+    }
+
+    /// These tenants have documents in force.
+    pub fn tenants_are<'a>(&self, tenants: impl Iterator<Item = &'a TenantId>) {
+        self.tenants.have_documents(tenants);
     }
 
     /// The documents that are refused now, each with its tenant.
@@ -422,7 +470,7 @@ impl Figures {
             // It was counted when it was opened.
             AuditEvent::TunnelClosed => Some(&self.tunnel_duration_seconds),
             // Tokens have figures of their own.
-            AuditEvent::TokenIssued | AuditEvent::TokenRefused => None,
+            AuditEvent::TokenIssued | AuditEvent::TokenRefused => return,
             AuditEvent::Request | AuditEvent::Tunnel | AuditEvent::Repeated => {
                 let listener = Arc::clone(&record.listener);
                 self.requests
@@ -435,6 +483,7 @@ impl Figures {
                 (record.event == AuditEvent::Request).then_some(&self.request_duration_seconds)
             }
         };
+        self.tenants.finished(record, decision);
         if let Some(seconds) = took {
             let exemplar = record
                 .trace_id

@@ -66,14 +66,14 @@ pub trait LocalPages: Send + Sync {
     fn page(&self, path: &str) -> Option<Page>;
 }
 
-/// What an agent may reach, and until when its token holds: as Markdown where
+/// What an agent may reach, and until when its credential holds: as Markdown where
 /// `accept` prefers text to JSON, which is what there is otherwise.
 pub(super) fn policy_page(reach: &Reach, who: &Principal, accept: Option<&str>) -> Page {
     #[derive(Serialize)]
     struct Told<'a> {
         #[serde(flatten)]
         reach: &'a Reach,
-        token_expires_at: String,
+        expires_at: String,
     }
     let ends = SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(who.expires_at()));
     let ends = ends.map_or_else(String::new, |ends| Rfc3339(ends).to_string());
@@ -82,12 +82,12 @@ pub(super) fn policy_page(reach: &Reach, who: &Principal, accept: Option<&str>) 
         "application/json" => {
             let told = Told {
                 reach,
-                token_expires_at: ends,
+                expires_at: ends,
             };
             // Texts, lists and numbers: they cannot fail to be written.
             serde_json::to_vec(&told).unwrap_or_default()
         }
-        _ => format!("{reach}The token holds until {ends}.").into_bytes(),
+        _ => format!("{reach}The credential holds until {ends}.").into_bytes(),
     };
     body.push(b'\n');
     Page::new(200, media_type, body)

@@ -130,6 +130,43 @@ fn observed() -> Figures {
 }
 
 #[test]
+fn tenants_make_a_bounded_number_of_series() {
+    let figures = Figures::new("0.1.0");
+    let tenants: Vec<TenantId> = (0..300)
+        .map(|n| TenantId::parse(&format!("t{n:03}")).expect("a name"))
+        .collect();
+    figures.tenants_are(tenants.iter());
+    figures.tenants_are(tenants.iter().rev());
+    let by = |tenant: Option<&TenantId>, allowed| AuditRecord {
+        tenant: tenant.cloned(),
+        action_allowed: allowed,
+        reason: if allowed { "ok" } else { "no_rule" },
+        ..record(AuditEvent::Request)
+    };
+    for tenant in &tenants {
+        figures.observe(Observation::Finished {
+            record: &by(Some(tenant), true),
+        });
+    }
+    figures.observe(Observation::Finished {
+        record: &by(None, false),
+    });
+    let text = figures.encode();
+    for line in [
+        "agentport_tenant_requests_total{tenant=\"t000\",decision=\"allow\"} 1",
+        "agentport_tenant_requests_total{tenant=\"t099\",decision=\"allow\"} 1",
+        "agentport_tenant_requests_total{tenant=\"other\",decision=\"allow\"} 200",
+        "agentport_tenant_requests_total{tenant=\"none\",decision=\"deny\"} 1",
+        "agentport_tenant_bytes_total{tenant=\"t000\",direction=\"up\"} 10",
+    ] {
+        assert!(text.lines().any(|found| found == line), "{line}\n{text}");
+    }
+    assert!(!text.contains("t100"), "{text}");
+    let series = text.matches("agentport_tenant_requests_total{").count();
+    assert_eq!(series, 102);
+}
+
+#[test]
 fn events_become_figures() {
     let text = observed().encode();
     for line in [

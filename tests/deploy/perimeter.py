@@ -1,0 +1,121 @@
+"""The perimeter, started for real: either gateway is killed under load."""
+
+import json
+import re
+import subprocess
+import time
+
+from engine import Broken, Engine, Stack, until
+from sidecar import expect
+
+NAME = "perimeter: shared keys and revocations, and either gateway may be killed"
+# In the agent's container: a request every few milliseconds, each by a new
+# connection, until the file is there. One line for each: when it began and
+# ended, and what it got.
+LOAD = r"""
+import http.client, os, sys, time
+token = sys.argv[1]
+while not os.path.exists("/tmp/stop"):
+    began = time.time()
+    try:
+        c = http.client.HTTPConnection("gateway", 8080, timeout=20)
+        c.set_tunnel("api.openai.com", 443, {"Proxy-Authorization": "Bearer " + token})
+        c.connect()
+        got = "ok"
+        c.close()
+    except Exception as error:
+        got = repr(error)
+    print(began, time.time(), got, flush=True)
+    time.sleep(0.01)
+"""
+
+
+def checks(engine: Engine):
+    yield NAME, lambda: perimeter(engine)
+
+
+def perimeter(engine: Engine) -> None:
+    for tag in ("nginx:1.28", "redis:7.2"):
+        engine.docker("tag", "local/base:1", tag)
+    with Stack(engine, "compose/perimeter", environment={"AGENTPORT_NOFILE": "4096"}) as stack:
+        secrets = stack.directory / "secrets"
+        secrets.mkdir(mode=0o700)
+        (secrets / "redis_password").write_text("cd" * 32 + "\n")
+        stack.compose("run", "--rm", "admin", "keys", "generate", "--folder", "/var/lib/agentport/keys")
+        stack.compose("up", "-d", "--wait", "--no-build")
+        token = a_token(stack, "bot-01")
+        health = engine.on_host("curl", "-s", "-m", "5", "http://127.0.0.1:8080/health")
+        expect("status", json.loads(health)["status"], "up")
+        for gateway in ("gateway-a", "gateway-b"):
+            figures = metrics(engine, stack, gateway)
+            expect(f"{gateway}: Redis", re.search(r"^agentport_redis_connected(?:{[^}]*})? (\d)", figures, re.M)[1], "1")
+        for line in ("inner", "agents"):
+            expect(f"{line} is internal", json.loads(engine.docker("network", "inspect", f"agentport_{line}"))[0]["Internal"], True)
+        agent = engine.docker("run", "-d", "--rm", "--network", "agentport_agents", "--dns", "127.0.0.1", "--entrypoint", "python3",
+                              "--cap-drop", "ALL", "openclaw/openclaw:0.1.0", "-c", LOAD, token).strip()
+        try:
+            under_load(engine, stack, agent)
+        finally:
+            engine.try_docker("rm", "-f", agent)
+        revoked(engine, stack, token)
+
+
+def under_load(engine: Engine, stack: Stack, agent: str) -> None:
+    """Kills one, brings it back, kills the other; then stops one gently."""
+    def lines() -> list[tuple[float, float, str]]:
+        return [(float(b), float(e), got) for b, e, got in (x.split(" ", 2) for x in engine.docker("logs", agent).splitlines())]
+
+    until("the load runs", lambda: len(lines()) > 20)
+    for gateway, signal in (("gateway-a", "KILL"), ("gateway-b", "KILL"), ("gateway-a", "TERM")):
+        # Both are in use before, and the other carries on after.
+        before = {g: requests(engine, stack, g) for g in ("gateway-a", "gateway-b")}
+        until("both serve", lambda: all(requests(engine, stack, g) > before[g] for g in before))
+        seen = len(lines())
+        described = stack.container(gateway)["Id"]
+        began = time.time()
+        if signal == "KILL":
+            engine.docker("kill", "-s", signal, described)
+        else:
+            engine.docker("stop", "-t", "30", described)
+        struck = time.time()
+        until("the other carries on", lambda: len([x for x in lines() if x[0] > struck and x[2] == "ok"]) > 50)
+        # What was under way when it was struck may have ended with it.
+        under_way = [x for x in lines()[seen:] if x[0] <= struck and x[1] >= began] if signal == "KILL" else []
+        failed = [x for x in lines()[seen:] if x[2] != "ok" and x not in under_way]
+        if failed:
+            raise Broken(f"{signal} to {gateway}: requests failed that were not in flight: {failed[:5]} of {len(lines())}")
+        # What failed with it belongs to this round.
+        if len([x for x in under_way if x[2] != "ok"]) > 4:
+            raise Broken(f"{signal} to {gateway}: more failed than one agent has in flight: {under_way}")
+        stack.compose("up", "-d", "--wait", "--no-build")
+    engine.docker("exec", agent, "touch", "/tmp/stop")
+
+
+def revoked(engine: Engine, stack: Stack, token: str) -> None:
+    """One command, and both refuse the agent within a second."""
+    stack.compose("run", "--rm", "admin", "revoke", "--agent", "bot-01")
+    for gateway in ("172.30.240.11", "172.30.240.12"):
+        until("the token is refused", lambda gateway=gateway: refused(engine, gateway, token), 10)
+
+
+def refused(engine: Engine, gateway: str, token: str) -> bool:
+    done = subprocess.run(["nsenter", f"--net=/run/netns/{engine.name}h", "curl", "-ks", "-m", "10", "-o", "/dev/null", "-w", "%{http_connect}",
+                           "-x", f"http://x:{token}@{gateway}:8080", "https://api.openai.com/"], text=True, capture_output=True)
+    return done.stdout == "403"
+
+
+def metrics(engine: Engine, stack: Stack, gateway: str) -> str:
+    """The admin listener is on the container's loopback: asked from within it."""
+    pid = stack.container(gateway)["State"]["Pid"]
+    return subprocess.run(["nsenter", "-n", "-t", str(pid), "curl", "-s", "-m", "5", "http://127.0.0.1:9090/metrics"], text=True, capture_output=True).stdout
+
+
+def requests(engine: Engine, stack: Stack, gateway: str) -> int:
+    return sum(int(x) for x in re.findall(r"^agentport_requests_total{[^}]*} (\d+)", metrics(engine, stack, gateway), re.M))
+
+
+def a_token(stack: Stack, agent: str) -> str:
+    out = stack.compose("run", "--rm", "admin", "issue-token", f"--agent-id={agent}", "--ttl", "1h")
+    if not re.fullmatch(r"[\w-]+\.[\w-]+\.[\w-]+\r?\n", out):
+        raise Broken(f"issue-token printed more than a token: {out!r}")
+    return out.strip()
