@@ -143,6 +143,10 @@ fn becomes_revoked(gateway: &Gateway, token: &Token, origin: &Origin, case: &str
     );
 }
 
+/// What is revoked by which words: a token that it reaches, one that it does
+/// not, and one that is issued later.
+type Case<'w> = (&'w str, Vec<&'w str>, Token, Option<Token>, Token);
+
 #[test]
 fn each_kind_stops_what_it_names_and_leaves_the_rest() {
     let start = gateway(OPEN);
@@ -155,7 +159,7 @@ fn each_kind_stops_what_it_names_and_leaves_the_rest() {
     let key = key.verifying_key().id().to_string();
     let jti = token("bot-jti", None, -5);
     let number = jti.jti.clone();
-    let cases: [(&str, Vec<&str>, Token, Option<Token>, Token); 5] = [
+    let cases: [Case<'_>; 5] = [
         (
             "a token",
             vec!["--jti", &number],

@@ -60,6 +60,8 @@ pub struct Figures {
     bytes_down: Counter,
     policy_loads: Counter,
     policy_refusals: Counter,
+    tokens: Family<IssuedLabels, Counter>,
+    accounts_reloads: Family<OutcomeLabel, Counter>,
     certificate_expiry: Family<CertificateLabel, Gauge>,
     issuer_refreshes: Family<IssuerLabels, Counter>,
     issuer_keys: Family<IssuerLabel, Gauge>,
@@ -89,6 +91,12 @@ struct DecisionLabels {
 struct TokenLabels {
     outcome: &'static str,
     algorithm: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct IssuedLabels {
+    grant: &'static str,
+    outcome: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -262,6 +270,18 @@ impl Figures {
             "Attempts to load a policy; a refused one changes nothing",
             Family::<OutcomeLabel, Counter>::default(),
         );
+        let tokens = counted(
+            &mut to,
+            "agentport_tokens",
+            "Requests to the token endpoint, by grant and what came of them",
+            Family::<IssuedLabels, Counter>::default(),
+        );
+        let accounts_reloads = counted(
+            &mut to,
+            "agentport_service_accounts_reloads",
+            "Readings of the file of service accounts; a refused one changes nothing",
+            Family::<OutcomeLabel, Counter>::default(),
+        );
         let issuer_refreshes = counted(
             &mut to,
             "agentport_issuer_refreshes",
@@ -311,6 +331,8 @@ impl Figures {
             bytes_down: direction("down"),
             policy_loads: outcome("loaded"),
             policy_refusals: outcome("refused"),
+            tokens,
+            accounts_reloads,
             certificate_loads: certificates("loaded"),
             certificate_refusals: certificates("refused"),
             registry: to,
@@ -344,6 +366,21 @@ impl Figures {
     /// A policy was refused, and the old one stays.
     pub fn policy_refused(&self) {
         self.policy_refusals.inc();
+    }
+
+    /// The token endpoint has answered. Both are codes of the program.
+    pub fn token(&self, grant: &'static str, outcome: &'static str) {
+        self.tokens
+            .get_or_create(&IssuedLabels { grant, outcome })
+            .inc();
+    }
+
+    /// The file of service accounts was read again.
+    pub fn accounts_read(&self, loaded: bool) {
+        let outcome = if loaded { "loaded" } else { "refused" };
+        self.accounts_reloads
+            .get_or_create(&OutcomeLabel { outcome })
+            .inc();
     }
 
     /// Certificates have come into force.

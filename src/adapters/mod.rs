@@ -11,6 +11,7 @@ pub mod records;
 pub mod redis;
 pub mod figures;
 pub mod watch;
+pub mod service_accounts;
 pub mod keyring;
 pub mod issuers;
 pub mod shared_file;

@@ -194,7 +194,7 @@ impl RedisRevocations {
             .await?;
         let mut entries = self.parse(&lines)?;
         // A hash has no order of its own.
-        entries.sort_by(|a, b| (a.at, a.what()).cmp(&(b.at, b.what())));
+        entries.sort_by_key(|entry| (entry.at, entry.what()));
         Ok(entries)
     }
 

@@ -1,6 +1,7 @@
 //! Health, figures and keys, for operators: the admin listener, and the few
 //! of its pages that the egress listener shows to anybody.
 
+pub mod oauth;
 pub mod revocation;
 
 use std::net::SocketAddr;
@@ -132,6 +133,7 @@ pub struct Admin {
     tokens: Arc<CachedVerifier>,
     issuers: Option<Arc<Issuers>>,
     redis: Option<Redis>,
+    endpoint: Option<Arc<oauth::TokenEndpoint>>,
     more: Router,
 }
 
@@ -201,6 +203,7 @@ impl Admin {
             tokens,
             issuers: None,
             redis: None,
+            endpoint: None,
             more: Router::new(),
         }
     }
@@ -210,6 +213,19 @@ impl Admin {
     pub fn with_redis(mut self, redis: Option<Redis>) -> Self {
         self.redis = redis;
         self
+    }
+
+    /// The same with a token endpoint.
+    #[must_use]
+    pub fn with_tokens(mut self, endpoint: Option<Arc<oauth::TokenEndpoint>>) -> Self {
+        self.endpoint = endpoint;
+        self
+    }
+
+    /// The token endpoint, where there is one.
+    #[must_use]
+    pub fn tokens(&self) -> Option<&Arc<oauth::TokenEndpoint>> {
+        self.endpoint.as_ref()
     }
 
     /// The same with more pages on the admin listener.
@@ -228,7 +244,10 @@ impl Admin {
 
     /// Serves the admin listener for ever.
     pub async fn serve(self, listener: BoundAdmin) {
-        let more = self.more.clone();
+        let mut more = self.more.clone();
+        if let Some(endpoint) = self.endpoint.clone() {
+            more = more.merge(endpoint.router());
+        }
         let router = Router::new()
             .route("/health", get(page))
             .route("/healthz", get(page))
@@ -239,7 +258,10 @@ impl Admin {
             .with_state(self)
             .merge(more);
         let served = match listener.0 {
-            Socket::Tcp(listener) => axum::serve(listener, router).await,
+            Socket::Tcp(listener) => {
+                let router = router.into_make_service_with_connect_info::<SocketAddr>();
+                axum::serve(listener, router).await
+            }
             Socket::Unix(listener, path) => {
                 let served = axum::serve(listener, router).await;
                 let _ = std::fs::remove_file(path);
@@ -298,6 +320,10 @@ impl Admin {
                 "refused_documents": documents,
             },
             "keys": { "refused": keys },
+            "service_accounts": self.endpoint.as_ref().map(|endpoint| {
+                let (accounts, refused) = endpoint.state();
+                json!({ "accounts": accounts, "refused": refused })
+            }),
             "agent_keys": { "refused": agent_keys },
             "issuers": self.issuers(),
             "certificates": { "refused": self.readiness.certificates() },

@@ -13,6 +13,7 @@ mod policy;
 mod revoke;
 mod run;
 mod serve;
+mod service_account;
 mod token;
 mod up;
 
@@ -70,6 +71,9 @@ enum Command {
     /// Make, show, rotate and retire signing keys
     #[command(subcommand)]
     Keys(keys::KeysCommand),
+    /// Say who may have tokens issued over HTTP
+    #[command(subcommand)]
+    ServiceAccount(service_account::ServiceAccountCommand),
     /// Check policies, and ask them
     #[command(subcommand)]
     Policy(policy::PolicyCommand),
@@ -103,6 +107,7 @@ pub fn main() -> ExitCode {
         Command::Serve => serve::serve(&settings),
         Command::Up(args) => up::up(&args),
         Command::IssueToken(args) => token::issue(&settings, &args),
+        Command::ServiceAccount(command) => service_account::run(&settings, &command),
         Command::Revoke(args) => revoke::revoke(&settings, args),
         Command::AgentKey(command) => agent_key::run(&settings, &command),
         Command::Keys(command) => keys::run(&settings, &command),

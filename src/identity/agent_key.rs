@@ -346,7 +346,10 @@ mod tests {
     fn a_list_is_read_whole_or_not_at_all() {
         let (_, kept) = key("bot-01", None);
         let list = format!("{}\n\n", kept.line());
-        assert_eq!(AgentKey::parse_list(&list).expect("a list"), [kept.clone()]);
+        assert_eq!(
+            AgentKey::parse_list(&list).expect("a list"),
+            vec![kept.clone()]
+        );
         for (case, change) in [
             (
                 "an id",

@@ -52,6 +52,12 @@ impl Algorithm {
         }
     }
 
+    /// Whether the key that verifies also signs.
+    #[must_use]
+    pub fn is_symmetric(self) -> bool {
+        matches!(self, Self::Hs256)
+    }
+
     /// Whether an RSA key can be for it.
     #[must_use]
     pub fn is_rsa(self) -> bool {

@@ -16,14 +16,19 @@
 
 mod agent_key;
 mod algorithm;
+mod assertion;
 mod cache;
 mod certificate;
 mod claims;
 mod compact;
 mod credential;
+mod date;
+mod delegation;
 mod discovery;
 mod error;
+mod exchange;
 mod folder;
+mod grant;
 mod issue;
 mod json;
 mod jwk;
@@ -34,10 +39,12 @@ mod pem;
 mod principal;
 mod provider;
 mod revocation;
+mod service_account;
 mod verify;
 
 pub use agent_key::{AgentKey, AgentKeyError, AgentKeys, BadAgentKey};
 pub use algorithm::Algorithm;
+pub use assertion::{AssertionRefused, MAX_ASSERTION_LIFETIME, UsedAssertions, claimed_account};
 pub use cache::{CacheSettings, CachedVerifier, KeysNow, Verdict};
 pub use certificate::{
     CertificateError, Certified, ClientName, ClientNameError, MAX_CERTIFICATE_NAMES,
@@ -45,9 +52,15 @@ pub use certificate::{
 };
 pub use claims::MAX_ACTORS;
 pub use credential::{Credential, CredentialError, MAX_CREDENTIAL_BYTES};
+pub use date::rfc3339;
+pub use delegation::{covers, first_outside, meet};
 pub use discovery::{DiscoveryError, discovered_keys};
 pub use error::{Facts, TokenError};
+pub use exchange::exchange;
 pub use folder::{FolderError, FolderKey, KeyFolder, KeyState};
+pub use grant::{
+    ACCESS_TOKEN, ClientCredential, Grant, GrantError, MAX_FORM_BYTES, Terms, TokenRequest,
+};
 pub use issue::{
     IssueError, IssueRequest, MAX_LIFETIME, SigningKey, TokenIssuer, generate_ed25519,
 };
@@ -57,6 +70,11 @@ pub use keys::{AgentClaim, TrustedIssuer, VerifyingKeys};
 pub use naming::{Naming, NamingError};
 pub use principal::{CredentialKind, Principal};
 pub use revocation::{Revocation, RevocationError, RevocationSet, Revoked, RevokedKind};
+pub use service_account::{
+    AccountDocument, AccountsDocument, AccountsError, Any, AnyOrList, KeyCheck, KeyDocument,
+    KeyRefused, MAX_ACCOUNTS_BYTES, NewKey, ServiceAccount, ServiceAccounts, is_account_id,
+    parse_lifetime,
+};
 pub use verify::{TokenVerifier, VerifierSettings, claimed_issuer};
 
 #[cfg(test)]

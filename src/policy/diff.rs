@@ -651,19 +651,14 @@ fn admitted(permit: &Permit, addresses: &[(String, IpAddr)]) -> Vec<String> {
 
 /// Whether anything in `a` is looser than in `b`.
 fn looser(a: TlsRule, b: TlsRule) -> bool {
-    let rank = |tls: TlsRule| {
-        (
-            tls.tls == TlsUse::Any,
-            match tls.sni {
-                SniRule::Match => 0,
-                SniRule::Optional => 1,
-                SniRule::Any => 2,
-            },
-            tls.ech == EchRule::Allow,
-        )
+    let sni = |tls: TlsRule| match tls.sni {
+        SniRule::Match => 0,
+        SniRule::Optional => 1,
+        SniRule::Any => 2,
     };
-    let (a, b) = (rank(a), rank(b));
-    a.0 > b.0 || a.1 > b.1 || a.2 > b.2
+    (a.tls == TlsUse::Any && b.tls == TlsUse::Strict)
+        || sni(a) > sni(b)
+        || (a.ech == EchRule::Allow && b.ech == EchRule::Refuse)
 }
 
 fn tls_words(tls: TlsRule) -> String {

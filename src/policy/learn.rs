@@ -1,6 +1,7 @@
 //! From audit records to a policy that allows what was seen, small enough to be
 //! read before it is enforced. The same records give the same text, whatever
-//! their order. What a record does not show to be wanted is left out, and said.
+//! their order, unless they are more than is kept. What a record does not show
+//! to be wanted is left out, and said.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -25,6 +26,8 @@ const MAX_PAIRS: usize = 100_000;
 /// How many paths, first segments, ports, methods and addresses are kept of one
 /// pair, before they become `any` or are left out.
 const MAX_EACH: usize = 64;
+/// How many bytes of paths are kept in all; after that paths become `any`.
+const MAX_PATH_BYTES: usize = 64 * 1024 * 1024;
 /// How many different things that were left out are named.
 const MAX_LEFT_OUT: usize = 1_000;
 
@@ -62,6 +65,7 @@ pub struct Learner {
     unreadable: u64,
     first_unreadable: Option<String>,
     span: Span,
+    path_bytes: usize,
 }
 
 /// What was learned.
@@ -228,6 +232,25 @@ impl<T: Ord + Clone> Few<T> {
     }
 }
 
+impl Few<String> {
+    /// Adds a text while there is room for it beside so many bytes, and says
+    /// how many it takes.
+    fn add_within(&mut self, text: String, bytes: usize) -> usize {
+        match self {
+            Self::These(set) if !set.contains(&text) => {
+                let needed = text.len();
+                if bytes + needed > MAX_PATH_BYTES {
+                    *self = Self::Many;
+                    return 0;
+                }
+                self.add(text);
+                needed
+            }
+            _ => 0,
+        }
+    }
+}
+
 impl<T> Default for Few<T> {
     fn default() -> Self {
         Self::These(BTreeSet::new())
@@ -247,6 +270,7 @@ impl Learner {
             unreadable: 0,
             first_unreadable: None,
             span: Span::default(),
+            path_bytes: 0,
         }
     }
 
@@ -336,9 +360,14 @@ impl Learner {
         seen.ports.add(request.authority.port);
         if let Ask::Request { method, path, .. } = &request.ask {
             seen.methods.add(method.as_str().to_owned());
-            seen.paths.add(path.as_str().to_owned());
             let first = path.as_str().split('/').nth(1).unwrap_or_default();
-            seen.segments.add(format!("/{first}/**"));
+            let added = seen
+                .paths
+                .add_within(path.as_str().to_owned(), self.path_bytes)
+                + seen
+                    .segments
+                    .add_within(format!("/{first}/**"), self.path_bytes);
+            self.path_bytes += added;
         }
     }
 
@@ -504,8 +533,8 @@ fn rules_of(pairs: &BTreeMap<Pair, Seen>, max_paths: usize) -> Vec<LearnedRule> 
             .insert(&pair.host, &seen.span);
     }
     type Hosts<'a> = BTreeMap<&'a str, Span>;
-    let mut together: BTreeMap<(Terms, Vec<&str>), (BTreeSet<&AgentId>, Hosts<'_>)> =
-        BTreeMap::new();
+    type Agents<'a> = BTreeSet<&'a AgentId>;
+    let mut together: BTreeMap<(Terms, Vec<&str>), (Agents<'_>, Hosts<'_>)> = BTreeMap::new();
     for ((agent, terms), hosts) in by_agent {
         let names: Vec<&str> = hosts.keys().copied().collect();
         let (agents, spans) = together.entry((terms, names)).or_default();
@@ -746,7 +775,8 @@ fn allows_all(text: &str, seen: &BTreeMap<Pair, Seen>) -> Result<(), LearnError>
             tenant: pair.tenant.as_ref(),
             destinations: None,
         };
-        for port in seen.ports.list().unwrap_or_default() {
+        // What was too much to be kept is `any`, and anything is an example of it.
+        for port in seen.ports.list().unwrap_or_else(|| vec![80]) {
             for ask in asks(pair.inside, seen) {
                 let request = EgressRequest {
                     authority: Authority {
@@ -768,17 +798,26 @@ fn asks(inside: Inside, seen: &Seen) -> Vec<Ask> {
         Inside::Clear => Scheme::Http,
         Inside::Tls => Scheme::Https,
     };
-    let methods: Vec<_> = seen
+    let methods = seen
         .methods
         .list()
-        .unwrap_or_default()
+        .unwrap_or_else(|| vec!["GET".to_owned()]);
+    let methods: Vec<_> = methods
         .iter()
         .filter_map(|method| http::Method::from_bytes(method.as_bytes()).ok())
         .collect();
-    let paths: Vec<_> = seen
-        .paths
-        .list()
-        .unwrap_or_default()
+    let below = || {
+        let prefixes = seen.segments.list()?;
+        Some(
+            prefixes
+                .iter()
+                .map(|prefix| prefix.replace("**", "x"))
+                .collect(),
+        )
+    };
+    let paths = seen.paths.list().or_else(below);
+    let paths: Vec<_> = paths
+        .unwrap_or_else(|| vec!["/".to_owned()])
         .iter()
         .filter_map(|path| RequestPath::parse(path).ok())
         .collect();

@@ -7,6 +7,7 @@ mod agent_keys;
 pub mod load;
 mod reload;
 mod revocation;
+mod tokens;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -246,6 +247,17 @@ impl Gateway {
             Arc::clone(&tokens),
         )
         .with_redis(redis.clone())
+        .with_tokens(tokens::endpoint(
+            &config,
+            admin_listener
+                .as_ref()
+                .and_then(crate::admin::BoundAdmin::address),
+            &tokens,
+            &revocations,
+            &log,
+            &figures,
+            &clock,
+        )?)
         .with_router(revocation_pages.router())
         .with_issuers(Arc::clone(&issuers));
         let wire = Arc::new(Wire::new(
@@ -284,7 +296,8 @@ impl Gateway {
             Arc::clone(&readiness),
             clock,
             names,
-        );
+        )
+        .with_tokens(admin.tokens().cloned());
         reloader.refused(loaded.refused);
         Ok(Self {
             config,
@@ -351,6 +364,9 @@ impl Gateway {
             background.spawn(revoking.run()?);
         }
         if let Some((listener, admin)) = admin {
+            if let Some(endpoint) = admin.tokens() {
+                background.spawn(tokens::run(Arc::clone(&config), Arc::clone(endpoint))?);
+            }
             background.spawn(admin.serve(listener));
         }
         background.spawn(write_repeated(Arc::clone(&wire)));

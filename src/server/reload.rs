@@ -14,6 +14,7 @@ use crate::adapters::names::Resolver;
 use crate::adapters::records::AuditLog;
 use crate::adapters::watch::Watch;
 use crate::admin::Readiness;
+use crate::admin::oauth::TokenEndpoint;
 use crate::config::{Config, KeySource};
 use crate::gate::ports::{Clock, PolicySource};
 use crate::identity::CachedVerifier;
@@ -21,7 +22,7 @@ use crate::policy::PolicySet;
 use crate::proxy::Wire;
 
 use super::documents::{Documents, RefusedDocument};
-use super::load;
+use super::{load, tokens};
 
 /// The policy in force.
 pub(super) struct PolicyInForce(ArcSwap<PolicySet>);
@@ -51,6 +52,7 @@ pub(super) struct Reloader {
     readiness: Arc<Readiness>,
     clock: Arc<dyn Clock>,
     names: Arc<Resolver>,
+    endpoint: Option<Arc<TokenEndpoint>>,
 }
 
 impl Reloader {
@@ -82,7 +84,14 @@ impl Reloader {
             readiness,
             clock,
             names,
+            endpoint: None,
         }
+    }
+
+    /// The same, so that the token endpoint signs with new keys too.
+    pub(super) fn with_tokens(mut self, endpoint: Option<Arc<TokenEndpoint>>) -> Self {
+        self.endpoint = endpoint;
+        self
     }
 
     /// Reloads when a file changes and on SIGHUP, for ever.
@@ -237,6 +246,9 @@ impl Reloader {
             Ok(Ok(keys)) => {
                 self.issuers.replace_own(keys);
                 self.readiness.keys_are(Ok(()));
+                if let Some(endpoint) = &self.endpoint {
+                    tokens::renew_signer(&self.config, endpoint);
+                }
                 let ended = self.wire.judge_again();
                 tracing::info!(ended_tunnels = ended, "new keys are in force");
             }

@@ -1,0 +1,919 @@
+//! Tokens over HTTP: the real gateway, its token endpoint over real sockets,
+//! and what is issued there used at the proxy.
+
+#![cfg(feature = "gateway")]
+
+#[expect(dead_code, reason = "each file of tests uses a part")]
+mod support;
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use agentport::identity::{SigningKey, generate_ed25519, public_jwks};
+use base64::Engine;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use ring::signature::Ed25519KeyPair;
+use serde_json::{Value, json};
+use support::conn::{Conn, Response};
+use support::gateway::{Gateway, LOOPBACK_POLICY, token_with};
+use support::origin::{Origin, Untouched};
+use support::wait_for;
+
+const EXCHANGE: &str = "urn:ietf:params:oauth:grant-type:token-exchange";
+const ACCESS_TOKEN: &str = "urn:ietf:params:oauth:token-type:access_token";
+const JWT_BEARER: &str = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer";
+
+/// A file of accounts, written by the program's own command.
+struct Accounts {
+    folder: tempfile::TempDir,
+}
+
+impl Accounts {
+    fn new() -> Self {
+        Self {
+            folder: tempfile::tempdir().expect("a folder"),
+        }
+    }
+
+    fn path(&self) -> PathBuf {
+        self.folder.path().join("accounts.yaml")
+    }
+
+    fn run(&self, arguments: &[&str]) -> Output {
+        let file = format!("--file={}", self.path().display());
+        Command::new(env!("CARGO_BIN_EXE_agentport"))
+            .arg("service-account")
+            .args(arguments)
+            .arg(file)
+            .env_clear()
+            .output()
+            .expect("the program runs")
+    }
+
+    /// Runs a command that must succeed, and gives the line that it prints.
+    fn key(&self, arguments: &[&str]) -> String {
+        let output = self.run(arguments);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{arguments:?}: {said}");
+        String::from_utf8(output.stdout)
+            .expect("text")
+            .trim_end()
+            .to_owned()
+    }
+
+    /// An account that may have anything.
+    fn open(&self, id: &str) -> String {
+        self.key(&["create", id, "--agent=any", "--allow=any"])
+    }
+
+    fn gateway(&self) -> Gateway {
+        self.gateway_with(&[])
+    }
+
+    fn gateway_with(&self, settings: &[(&str, &str)]) -> Gateway {
+        let path = self.path().display().to_string();
+        let mut all = vec![("identity.service_accounts", path.as_str())];
+        all.extend_from_slice(settings);
+        Gateway::start(LOOPBACK_POLICY, &all)
+    }
+}
+
+/// Sends a form to the token endpoint.
+fn post(gateway: &Gateway, fields: &str, form: &[(&str, &str)]) -> Response {
+    let body: Vec<String> = form
+        .iter()
+        .map(|(name, value)| format!("{name}={}", escaped(value)))
+        .collect();
+    let body = body.join("&");
+    let mut conn = Conn::to(gateway.admin());
+    conn.send(format!(
+        "POST /oauth/token HTTP/1.1\r\nHost: admin\r\nContent-Type: application/x-www-form-urlencoded\r\nContent-Length: {}\r\n{fields}Connection: close\r\n\r\n{body}",
+        body.len()
+    ));
+    conn.response_to("POST")
+}
+
+fn escaped(value: &str) -> String {
+    value
+        .bytes()
+        .map(|b| match b {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' => {
+                char::from(b).to_string()
+            }
+            b => format!("%{b:02X}"),
+        })
+        .collect()
+}
+
+fn basic(id: &str, key: &str) -> String {
+    let pair = STANDARD.encode(format!("{id}:{key}"));
+    format!("Authorization: Basic {pair}\r\n")
+}
+
+/// Asks for a token by the account's key.
+fn ask(gateway: &Gateway, id: &str, key: &str, form: &[(&str, &str)]) -> Response {
+    let grant = [("grant_type", "client_credentials")];
+    post(gateway, &basic(id, key), &[&grant, form].concat())
+}
+
+/// The token in an answer that is one.
+fn token_in(answer: &Response) -> String {
+    assert_eq!(answer.status, 200, "{}", answer.json());
+    let token = answer.json()["access_token"].clone();
+    token.as_str().expect("a token").to_owned()
+}
+
+/// Status, `error` and `error_description` of an answer that is none.
+fn refused(answer: &Response) -> (u16, String, String) {
+    let body = answer.json();
+    let text = |name: &str| body[name].as_str().unwrap_or_default().to_owned();
+    assert_eq!(answer.field("cache-control"), Some("no-store"));
+    assert!(body.get("access_token").is_none(), "{body}");
+    (answer.status, text("error"), text("error_description"))
+}
+
+fn claims(token: &str) -> Value {
+    let claims = token.split('.').nth(1).expect("claims");
+    let claims = URL_SAFE_NO_PAD.decode(claims).expect("base64url");
+    serde_json::from_slice(&claims).expect("JSON")
+}
+
+/// What the proxy answers to a GET with this token.
+fn through(gateway: &Gateway, token: &str, host: &str, port: u16) -> Response {
+    let mut conn = gateway.connect();
+    conn.send(format!(
+        "GET http://{host}:{port}/ HTTP/1.1\r\nHost: {host}:{port}\r\nProxy-Authorization: Bearer {token}\r\nConnection: close\r\n\r\n"
+    ));
+    conn.response()
+}
+
+fn now() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.expect("after 1970").as_secs()
+}
+
+#[test]
+fn an_account_gets_a_token_that_the_proxy_takes_and_the_record_says_so() {
+    let accounts = Accounts::new();
+    let key = accounts.key(&[
+        "create",
+        "ci",
+        "--agent=ci-*",
+        "--tenant=acme",
+        "--allow=*.a.test,10.0.0.0/8",
+        "--scope=read write",
+        "--max-ttl=1h",
+    ]);
+    assert!(key.starts_with("apsa_ci_"), "{key}");
+    let gateway = accounts.gateway();
+    let (origin, other) = (Origin::ok(), Untouched::listen());
+    let answer = ask(
+        &gateway,
+        "ci",
+        &key,
+        &[("agent_id", "ci-7"), ("scope", "read"), ("ttl", "5m")],
+    );
+    assert_eq!(answer.field("cache-control"), Some("no-store"));
+    let body = answer.json();
+    assert_eq!(body["token_type"], "Bearer", "{body}");
+    assert_eq!(body["expires_in"], 300);
+    assert_eq!(body["scope"], "read");
+    let token = token_in(&answer);
+    let says = claims(&token);
+    assert_eq!(says["agent_id"], "ci-7");
+    assert_eq!(says["tenant"], "acme", "the only one");
+    assert_eq!(says["client_id"], "ci");
+    assert_eq!(
+        says["allowed_destinations"],
+        json!(["*.a.test", "10.0.0.0/8"]),
+        "the account's bound, since none was asked for"
+    );
+    let answer = through(&gateway, &token, "x.a.test", origin.port());
+    assert_eq!(answer.status, 200);
+    assert_eq!(
+        gateway.record_of(&answer)["service_account"],
+        "ci",
+        "whose token it is"
+    );
+    let answer = through(&gateway, &token, "b.test", other.port());
+    assert_eq!(answer.status, 403, "outside the account's bound");
+    let record = gateway.record("the token", |record| record["event"] == "token_issued");
+    assert_eq!(record["agent_id"], "ci-7");
+    assert_eq!(record["tenant"], "acme");
+    assert_eq!(record["service_account"], "ci");
+    assert_eq!(record["token_jti"], says["jti"]);
+    assert_eq!(record["token_ttl_s"], 300);
+    assert!(
+        gateway
+            .metrics()
+            .contains("agentport_tokens_total{grant=\"client_credentials\",outcome=\"issued\"} 1")
+    );
+    let written = format!("{:?}{:?}", gateway.records(), gateway.said());
+    assert!(!written.contains(&key) && !written.contains(&token));
+}
+
+#[test]
+fn what_an_account_may_not_have() {
+    let accounts = Accounts::new();
+    let bounded = accounts.key(&[
+        "create",
+        "ci",
+        "--agent=ci-1,ci-2",
+        "--allow=*.a.test",
+        "--scope=read",
+        "--max-ttl=1h",
+    ]);
+    let gateway = accounts.gateway();
+    let agent = ("agent_id", "ci-1");
+    for (case, form, status, error, says) in [
+        (
+            "no agent, of two",
+            &[][..],
+            400,
+            "invalid_request",
+            "agent_id is missing",
+        ),
+        (
+            "another agent",
+            &[("agent_id", "root")],
+            400,
+            "unauthorized_client",
+            "agent_id",
+        ),
+        (
+            "a tenant",
+            &[agent, ("tenant", "acme")],
+            400,
+            "unauthorized_client",
+            "tenant",
+        ),
+        (
+            "a host outside",
+            &[agent, ("allowed_destinations", "x.a.test b.test")],
+            400,
+            "invalid_target",
+            "b.test is not within",
+        ),
+        (
+            "the whole suffix",
+            &[agent, ("allowed_destinations", "*")],
+            400,
+            "invalid_target",
+            "* is not within",
+        ),
+        (
+            "a host that is none",
+            &[agent, ("allowed_destinations", "https://x.a.test")],
+            400,
+            "invalid_request",
+            "allowed_destinations: 'https://x.a.test': write the host only",
+        ),
+        (
+            "a word of scope",
+            &[agent, ("scope", "read admin")],
+            400,
+            "invalid_scope",
+            "admin",
+        ),
+        (
+            "a longer life",
+            &[agent, ("ttl", "2h")],
+            400,
+            "invalid_request",
+            "ttl: write at most 3600",
+        ),
+        (
+            "no time",
+            &[agent, ("ttl", "soon")],
+            400,
+            "invalid_request",
+            "ttl: write a lifetime",
+        ),
+        (
+            "another audience",
+            &[agent, ("audience", "elsewhere")],
+            400,
+            "invalid_target",
+            "audience",
+        ),
+    ] {
+        let answer = refused(&ask(&gateway, "ci", &bounded, form));
+        assert_eq!(
+            (answer.0, answer.1.as_str()),
+            (status, error),
+            "{case}: {answer:?}"
+        );
+        assert!(answer.2.contains(says), "{case}: {answer:?}");
+    }
+    let record = gateway.record("a refusal", |record| {
+        record["event"] == "token_refused" && record["reason"] == "invalid_scope"
+    });
+    assert_eq!(record["service_account"], "ci");
+    assert_eq!(record["action_allowed"], false);
+}
+
+#[test]
+fn requests_that_are_none() {
+    let accounts = Accounts::new();
+    let key = accounts.open("ci");
+    let gateway = accounts.gateway();
+    let by = basic("ci", &key);
+    let grant = ("grant_type", "client_credentials");
+    let agent = ("agent_id", "bot");
+    for (case, fields, form, status, error) in [
+        ("nothing", "", &[][..], 400, "invalid_request"),
+        ("no client", "", &[grant, agent], 401, "invalid_client"),
+        (
+            "a name alone",
+            "",
+            &[grant, agent, ("client_id", "ci")],
+            401,
+            "invalid_client",
+        ),
+        (
+            "a bearer",
+            "Authorization: Bearer x\r\n",
+            &[grant, agent],
+            401,
+            "invalid_client",
+        ),
+        (
+            "another grant",
+            &by,
+            &[("grant_type", "password"), agent],
+            400,
+            "unsupported_grant_type",
+        ),
+        (
+            "two grants",
+            &by,
+            &[grant, grant, agent],
+            400,
+            "invalid_request",
+        ),
+        (
+            "two ways at once",
+            &by,
+            &[grant, agent, ("client_secret", "x"), ("client_id", "ci")],
+            400,
+            "invalid_request",
+        ),
+        (
+            "another name beside Basic",
+            &by,
+            &[grant, agent, ("client_id", "cd")],
+            400,
+            "invalid_request",
+        ),
+        (
+            "Basic twice",
+            &by.repeat(2),
+            &[grant, agent],
+            400,
+            "invalid_request",
+        ),
+        (
+            "an exchange of nothing",
+            &by,
+            &[("grant_type", EXCHANGE)],
+            400,
+            "invalid_request",
+        ),
+    ] {
+        let answer = post(&gateway, fields, form);
+        if status == 401 {
+            assert!(answer.field("www-authenticate").is_some(), "{case}");
+        }
+        let answer = refused(&answer);
+        assert_eq!(
+            (answer.0, answer.1.as_str()),
+            (status, error),
+            "{case}: {answer:?}"
+        );
+    }
+    // By form, and under the other name of the endpoint.
+    let form = [grant, agent, ("client_id", "ci"), ("client_secret", &key)];
+    token_in(&post(&gateway, "", &form));
+    for (case, head, status) in [
+        (
+            "JSON",
+            "POST /v1/token HTTP/1.1\r\nContent-Type: application/json\r\nContent-Length: 2",
+            400,
+        ),
+        ("a GET", "GET /oauth/token HTTP/1.1", 405),
+        (
+            "too long",
+            "POST /oauth/token HTTP/1.1\r\nContent-Type: application/x-www-form-urlencoded\r\nContent-Length: 70000",
+            400,
+        ),
+    ] {
+        let mut conn = Conn::to(gateway.admin());
+        conn.send_lossy(format!(
+            "{head}\r\nHost: admin\r\nConnection: close\r\n\r\n{{}}{}",
+            "x".repeat(70_000)
+        ));
+        assert_eq!(conn.response_to("POST").status, status, "{case}");
+    }
+    // Agents have no such endpoint.
+    let mut conn = gateway.connect();
+    conn.send("POST /oauth/token HTTP/1.1\r\nHost: egress\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+    assert_ne!(conn.response_to("POST").status, 200);
+}
+
+#[test]
+fn wrong_keys_look_alike_and_are_throttled_before_any_hash() {
+    let accounts = Accounts::new();
+    let key = accounts.open("ci");
+    let other = accounts.open("other");
+    let gateway = accounts.gateway();
+    let agent = [("agent_id", "bot")];
+    let wrong = format!("{}{}", &key[..key.len() - 64], "0".repeat(64));
+    let nobody = wrong.replace("_ci_", "_nobody_");
+    let first = refused(&ask(&gateway, "ci", &wrong, &agent));
+    assert_eq!((first.0, first.1.as_str()), (401, "invalid_client"));
+    let unknown = refused(&ask(&gateway, "nobody", &nobody, &agent));
+    assert_eq!(first, unknown, "nobody learns which accounts there are");
+    let throttled = wait_for("the throttle", || {
+        let answer = ask(&gateway, "ci", &wrong, &agent);
+        (answer.status == 429).then_some(answer)
+    });
+    let seconds = throttled.field("retry-after").expect("when to come again");
+    assert!((1..10).contains(&seconds.parse::<u64>().expect("seconds")));
+    assert_eq!(refused(&throttled).1, "slow_down");
+    token_in(&ask(&gateway, "other", &other, &agent));
+    let record = gateway.record("a wrong key", |record| record["reason"] == "invalid_client");
+    assert_eq!(record["service_account"], Value::Null, "it was not proven");
+    assert!(
+        record["detail"]
+            .as_str()
+            .is_some_and(|detail| detail.contains("\"ci\""))
+    );
+    assert!(gateway.metrics().contains("outcome=\"slow_down\""));
+}
+
+#[test]
+fn an_account_has_as_many_tokens_as_its_rate_says() {
+    let accounts = Accounts::new();
+    let key = accounts.key(&["create", "ci", "--agent=bot", "--allow=any", "--rate=2/h"]);
+    let gateway = accounts.gateway();
+    // Its one agent need not be named.
+    for _ in 0..2 {
+        assert_eq!(
+            claims(&token_in(&ask(&gateway, "ci", &key, &[])))["agent_id"],
+            "bot"
+        );
+    }
+    // What is refused costs none.
+    let answer = ask(&gateway, "ci", &key, &[]);
+    assert_eq!(refused(&answer).0, 429);
+    assert!(answer.field("retry-after").is_some());
+}
+
+#[test]
+fn an_exchange_narrows_and_never_widens() {
+    let accounts = Accounts::new();
+    let key = accounts.key(&[
+        "create",
+        "broker",
+        "--agent=any",
+        "--allow=*.a.test",
+        "--tenant=any",
+    ]);
+    let gateway = accounts.gateway_with(&[("identity.max_delegation", "2")]);
+    let (origin, other) = (Origin::ok(), Untouched::listen());
+    let parent = token_with("planner", None, Some(&["*.a.test", "b.test"]));
+    let helper = token_with("helper", None, None);
+    let exchange = |fields: &str, subject: &str, more: &[(&str, &str)]| {
+        let form = [
+            ("grant_type", EXCHANGE),
+            ("subject_token", subject),
+            ("subject_token_type", ACCESS_TOKEN),
+        ];
+        post(&gateway, fields, &[&form[..], more].concat())
+    };
+    let acting = [
+        ("actor_token", helper.as_str()),
+        ("actor_token_type", ACCESS_TOKEN),
+    ];
+
+    let answer = exchange(
+        "",
+        &parent,
+        &[
+            &acting[..],
+            &[("allowed_destinations", "x.a.test"), ("ttl", "60")],
+        ]
+        .concat(),
+    );
+    assert_eq!(
+        answer.json()["issued_token_type"],
+        ACCESS_TOKEN,
+        "{}",
+        answer.json()
+    );
+    let child = token_in(&answer);
+    let says = claims(&child);
+    assert_eq!(says["agent_id"], "planner", "on whose behalf");
+    assert_eq!(says["act"], json!({"sub": "helper"}), "who acts");
+    assert_eq!(says["allowed_destinations"], json!(["x.a.test"]));
+    let answer = through(&gateway, &child, "x.a.test", origin.port());
+    assert_eq!(answer.status, 200);
+    assert_eq!(gateway.record_of(&answer)["act"], json!(["helper"]));
+    assert_eq!(
+        through(&gateway, &child, "b.test", other.port()).status,
+        403,
+        "the parent's, and not the child's"
+    );
+
+    // Never past the parent's end, whatever is asked for.
+    let grandchild = token_in(&exchange(
+        "",
+        &child,
+        &[&acting[..], &[("ttl", "1h")]].concat(),
+    ));
+    let heir = claims(&grandchild);
+    assert!(
+        heir["exp"].as_u64() <= says["exp"].as_u64(),
+        "{heir} {says}"
+    );
+    assert_eq!(
+        heir["act"],
+        json!({"sub": "helper", "act": {"sub": "helper"}})
+    );
+    assert_eq!(heir["allowed_destinations"], json!(["x.a.test"]));
+
+    // By an account, its bounds hold too.
+    let by = basic("broker", &key);
+    let brokered = claims(&token_in(&exchange(&by, &parent, &[])));
+    assert_eq!(
+        brokered["allowed_destinations"],
+        json!(["*.a.test"]),
+        "what both have"
+    );
+    assert_eq!(brokered["client_id"], "broker");
+    assert!(brokered.get("act").is_none(), "nobody acts but the agent");
+
+    let stranger = token_with("helper", Some("acme"), None);
+    for (case, subject, more, error, says) in [
+        (
+            "wider",
+            parent.as_str(),
+            &[("allowed_destinations", "c.test")][..],
+            "invalid_target",
+            "subject token",
+        ),
+        (
+            "another agent",
+            &parent,
+            &[("agent_id", "root")],
+            "invalid_request",
+            "agent_id",
+        ),
+        (
+            "a tenant",
+            &parent,
+            &[("tenant", "acme")],
+            "invalid_request",
+            "tenant",
+        ),
+        (
+            "a scope it has not",
+            &parent,
+            &[("scope", "read")],
+            "invalid_scope",
+            "read",
+        ),
+        (
+            "another audience",
+            &parent,
+            &[("audience", "x")],
+            "invalid_target",
+            "audience",
+        ),
+        (
+            "too long a chain",
+            &grandchild,
+            &acting,
+            "invalid_request",
+            "identity.max_delegation",
+        ),
+        (
+            "an actor that is acted for",
+            &parent,
+            &[
+                ("actor_token", child.as_str()),
+                ("actor_token_type", ACCESS_TOKEN),
+            ],
+            "invalid_request",
+            "delegated",
+        ),
+        (
+            "an actor of another tenant",
+            &parent,
+            &[
+                ("actor_token", stranger.as_str()),
+                ("actor_token_type", ACCESS_TOKEN),
+            ],
+            "invalid_request",
+            "tenant",
+        ),
+        ("no token", "abc", &[], "invalid_request", "subject_token"),
+        (
+            "a token of nobody's",
+            &format!("{}x", &parent[..parent.len() - 4]),
+            &[],
+            "invalid_request",
+            "subject_token",
+        ),
+    ] {
+        let answer = refused(&exchange("", subject, more));
+        assert_eq!(
+            (answer.0, answer.1.as_str()),
+            (400, error),
+            "{case}: {answer:?}"
+        );
+        assert!(answer.2.contains(says), "{case}: {answer:?}");
+    }
+    let answer = refused(&exchange(
+        &by,
+        &parent,
+        &[("allowed_destinations", "b.test")],
+    ));
+    assert!(answer.2.contains("service account"), "{answer:?}");
+}
+
+#[test]
+fn a_signed_assertion_opens_once() {
+    let accounts = Accounts::new();
+    let pem = generate_ed25519().expect("a key");
+    let public = SigningKey::from_pem(&pem).expect("a key");
+    let jwks = accounts.folder.path().join("public.json");
+    std::fs::write(&jwks, public_jwks([public.verifying_key()])).expect("it is written");
+    let printed = accounts.key(&[
+        "create",
+        "signer",
+        "--agent=bot",
+        "--allow=any",
+        &format!("--public-key={}", jwks.display()),
+    ]);
+    assert_eq!(printed, "", "there is no key to print");
+    accounts.open("keyed");
+    let gateway = accounts.gateway_with(&[("identity.oauth_url", "https://tokens.example")]);
+    let sign = |claims: Value| {
+        let header = json!({"alg": "EdDSA", "typ": "JWT"});
+        let message = format!(
+            "{}.{}",
+            URL_SAFE_NO_PAD.encode(header.to_string()),
+            URL_SAFE_NO_PAD.encode(claims.to_string())
+        );
+        let der = pem
+            .lines()
+            .filter(|line| !line.starts_with('-'))
+            .collect::<String>();
+        let der = STANDARD.decode(der).expect("base64");
+        let pair = Ed25519KeyPair::from_pkcs8_maybe_unchecked(&der).expect("a key");
+        let signature = pair.sign(message.as_bytes());
+        format!("{message}.{}", URL_SAFE_NO_PAD.encode(signature.as_ref()))
+    };
+    let good = |jti: &str| {
+        json!({
+            "iss": "signer", "sub": "signer", "aud": "https://tokens.example/oauth/token",
+            "exp": now() + 60, "iat": now(), "jti": jti,
+        })
+    };
+    let show = |assertion: &str| {
+        post(
+            &gateway,
+            "",
+            &[
+                ("grant_type", "client_credentials"),
+                ("client_assertion_type", JWT_BEARER),
+                ("client_assertion", assertion),
+            ],
+        )
+    };
+    let with = |name: &str, value: Value| {
+        let mut claims = good(name);
+        claims[name] = value;
+        sign(claims)
+    };
+    let first = sign(good("1"));
+    assert_eq!(claims(&token_in(&show(&first)))["client_id"], "signer");
+    let replayed = refused(&show(&first));
+    assert_eq!((replayed.0, replayed.1.as_str()), (401, "invalid_client"));
+    gateway.record("a replay", |record| {
+        record["detail"]
+            .as_str()
+            .is_some_and(|detail| detail.contains("used before"))
+    });
+    token_in(&show(&with("aud", json!(["x", "agentport"]))));
+    for (case, assertion) in [
+        (
+            "for somebody else",
+            with("aud", json!("https://elsewhere.example")),
+        ),
+        ("of another subject", with("sub", json!("keyed"))),
+    ] {
+        let answer = refused(&show(&assertion));
+        assert_eq!(
+            (answer.0, answer.1.as_str()),
+            (401, "invalid_client"),
+            "{case}"
+        );
+    }
+    // An account without such keys has none that confirms.
+    let mut foreign = good("7");
+    foreign["iss"] = "keyed".into();
+    foreign["sub"] = "keyed".into();
+    assert_eq!(refused(&show(&sign(foreign))).0, 401);
+}
+
+#[test]
+fn a_change_of_the_file_is_in_force_at_once_on_two_gateways() {
+    let accounts = Accounts::new();
+    let first = accounts.open("ci");
+    let gateways = [accounts.gateway(), accounts.gateway()];
+    let agent = [("agent_id", "bot")];
+    for gateway in &gateways {
+        token_in(&ask(gateway, "ci", &first, &agent));
+    }
+    // A second key beside the first, and then the first one goes.
+    let second = accounts.key(&["add-key", "ci", "--expires=90d"]);
+    for gateway in &gateways {
+        wait_for("the second key", || {
+            (ask(gateway, "ci", &second, &agent).status == 200).then_some(())
+        });
+        token_in(&ask(gateway, "ci", &first, &agent));
+    }
+    let id = first.split('_').nth(2).expect("the key's id");
+    accounts.key(&["revoke", "ci", &format!("--key={id}")]);
+    for gateway in &gateways {
+        wait_for("the first key to go", || {
+            (ask(gateway, "ci", &first, &agent).status == 401).then_some(())
+        });
+        wait_for("the second key to stay", || {
+            (ask(gateway, "ci", &second, &agent).status == 200).then_some(())
+        });
+    }
+    // A broken file changes nothing, and is told.
+    let good = std::fs::read(accounts.path()).expect("the file");
+    replace(&accounts.path(), b"version: 1\naccounts: [{id: ci}]\n");
+    for gateway in &gateways {
+        let error = wait_for("the refusal", || {
+            let ready = gateway.ask_admin("/ready").json();
+            ready["service_accounts"]["refused"]
+                .as_str()
+                .map(str::to_owned)
+        });
+        assert!(
+            error.contains("accounts.yaml") && error.contains("agents"),
+            "{error}"
+        );
+        assert!(
+            gateway
+                .metrics()
+                .contains("agentport_service_accounts_reloads_total{outcome=\"refused\"} 1")
+        );
+        wait_for("the second key to stay", || {
+            (ask(gateway, "ci", &second, &agent).status == 200).then_some(())
+        });
+    }
+    replace(&accounts.path(), &good);
+    accounts.key(&["revoke", "ci"]);
+    for gateway in &gateways {
+        wait_for("the account to go", || {
+            (ask(gateway, "ci", &second, &agent).status == 401).then_some(())
+        });
+    }
+}
+
+fn replace(path: &Path, contents: &[u8]) {
+    let new = path.with_extension("new");
+    std::fs::write(&new, contents).expect("it is written");
+    std::fs::rename(&new, path).expect("it is renamed");
+}
+
+#[test]
+fn a_key_past_its_end_opens_nothing() {
+    let accounts = Accounts::new();
+    let key = accounts.open("ci");
+    let text = std::fs::read_to_string(accounts.path()).expect("the file");
+    let at = text.find("    created:").expect("a key");
+    let ended = format!(
+        "{}    expires: 2020-01-01T00:00:00Z\n{}",
+        &text[..at],
+        &text[at..]
+    );
+    std::fs::write(accounts.path(), ended).expect("it is written");
+    let gateway = accounts.gateway();
+    let answer = refused(&ask(&gateway, "ci", &key, &[("agent_id", "bot")]));
+    assert_eq!(answer.0, 401);
+    assert!(
+        answer.2.contains("expired"),
+        "the key was right: {answer:?}"
+    );
+}
+
+#[test]
+fn the_endpoint_describes_itself() {
+    let accounts = Accounts::new();
+    accounts.open("ci");
+    let gateway = accounts.gateway_with(&[("identity.oauth_url", "https://tokens.example")]);
+    let answer = gateway.ask_admin("/.well-known/oauth-authorization-server");
+    let body = answer.json();
+    assert_eq!(body["issuer"], "https://tokens.example");
+    assert_eq!(body["token_endpoint"], "https://tokens.example/oauth/token");
+    assert_eq!(
+        body["jwks_uri"],
+        "https://tokens.example/.well-known/jwks.json"
+    );
+    assert!(
+        body["grant_types_supported"]
+            .as_array()
+            .is_some_and(|all| all.contains(&json!(EXCHANGE)))
+    );
+    let gateway = Gateway::open();
+    assert_eq!(
+        gateway.ask_admin("/oauth/token").status,
+        404,
+        "off where no accounts are set"
+    );
+    assert_eq!(
+        gateway
+            .ask_admin("/.well-known/oauth-authorization-server")
+            .status,
+        404
+    );
+}
+
+#[test]
+fn the_commands_say_what_is_wrong_and_list_what_is_there() {
+    let accounts = Accounts::new();
+    let create = |arguments: &[&str]| accounts.run(&[&["create"], arguments].concat());
+    for (case, arguments, says) in [
+        (
+            "a bad name",
+            &["A_b", "--agent=any", "--allow=any"][..],
+            "lower-case",
+        ),
+        ("no agents", &["a", "--allow=any"], "--agent"),
+        ("no destinations", &["a", "--agent=any"], "--allow"),
+        (
+            "a bad host",
+            &["a", "--agent=any", "--allow=https://a.test"],
+            "accounts[0].destinations[0]",
+        ),
+        (
+            "a bad rate",
+            &["a", "--agent=any", "--allow=any", "--rate=fast"],
+            "accounts[0].rate",
+        ),
+        (
+            "a bad end",
+            &["a", "--agent=any", "--allow=any", "--expires=soon"],
+            "--expires soon",
+        ),
+    ] {
+        let output = create(arguments);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(
+            !output.status.success() && output.stdout.is_empty(),
+            "{case}"
+        );
+        assert!(said.contains(says), "{case}: {said}");
+        assert!(!accounts.path().exists(), "{case}: nothing is written");
+    }
+    let key = accounts.key(&[
+        "create",
+        "a",
+        "--agent=ci-*",
+        "--allow=any",
+        "--expires=90d",
+        "--rate=60/m",
+    ]);
+    let again = create(&["a", "--agent=any", "--allow=any"]);
+    assert!(String::from_utf8_lossy(&again.stderr).contains("add-key"));
+    let id = key.split('_').nth(2).expect("the key's id");
+    let only = accounts.run(&["revoke", "a", "--key", id]);
+    assert!(String::from_utf8_lossy(&only.stderr).contains("its only key"));
+    let list = accounts.key(&["list"]);
+    for part in [
+        "a\n",
+        "agents: ci-*",
+        "destinations: any",
+        "rate: 60/m",
+        id,
+        "expires 20",
+    ] {
+        assert!(list.contains(part), "{part}: {list}");
+    }
+    assert!(
+        !list.contains(&key[key.len() - 64..]) && !list.contains("argon2"),
+        "{list}"
+    );
+    accounts.key(&["revoke", "a"]);
+    assert!(accounts.key(&["list"]).starts_with("a (revoked)"));
+    let written = std::fs::read_to_string(accounts.path()).expect("the file");
+    assert!(!written.contains(&key[key.len() - 64..]), "only hashes");
+}
