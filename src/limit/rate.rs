@@ -101,7 +101,7 @@ impl<K: Eq + Hash> Buckets<K> {
     /// Remembers at most about `max_keys` keys, 32 at least. A key whose bucket
     /// is full is forgotten without loss; where none is, a new key is refused.
     #[must_use]
-    pub fn new(max_keys: usize) -> Self {
+    pub(super) fn new(max_keys: usize) -> Self {
         let shard = || {
             Mutex::new(Shard {
                 full_at: HashMap::default(),
@@ -120,7 +120,7 @@ impl<K: Eq + Hash> Buckets<K> {
     ///
     /// # Errors
     /// [`Throttled`], and then nothing is taken.
-    pub fn take(
+    pub(super) fn take(
         &self,
         key: &K,
         quota: &Quota,
@@ -146,7 +146,7 @@ impl<K: Eq + Hash> Buckets<K> {
     }
 
     /// Gives back what was taken and not used.
-    pub fn put_back(&self, key: &K, quota: &Quota, units: u64, now: Duration) {
+    pub(super) fn put_back(&self, key: &K, quota: &Quota, units: u64, now: Duration) {
         let mut shard = self.shard(key);
         if let Some(full_at) = shard.full_at.get_mut(key) {
             *full_at = full_at.saturating_sub(quota.nanos_for(units));
@@ -159,7 +159,7 @@ impl<K: Eq + Hash> Buckets<K> {
     /// What would still pass, without taking any. Nothing for a new key for
     /// which there is no room.
     #[must_use]
-    pub fn left(&self, key: &K, quota: &Quota, now: Duration) -> u64 {
+    pub(super) fn left(&self, key: &K, quota: &Quota, now: Duration) -> u64 {
         let now = now.as_nanos();
         let mut shard = self.shard(key);
         match shard.full_at.get(key) {
@@ -175,7 +175,7 @@ impl<K: Eq + Hash> Buckets<K> {
     /// Takes units that have been used already, as bytes are, though they make
     /// a debt: the key is refused until it is paid. A new key for which there
     /// is no room is not charged; [`Self::take`] and [`Self::left`] refuse it.
-    pub fn charge_used(&self, key: &K, quota: &Quota, units: u64, now: Duration)
+    pub(super) fn charge_used(&self, key: &K, quota: &Quota, units: u64, now: Duration)
     where
         K: Clone,
     {
@@ -191,8 +191,9 @@ impl<K: Eq + Hash> Buckets<K> {
     }
 
     /// How many keys are remembered.
+    #[cfg(test)]
     #[must_use]
-    pub fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.shards
             .iter()
             .map(|shard| lock(shard).full_at.len())
@@ -200,8 +201,9 @@ impl<K: Eq + Hash> Buckets<K> {
     }
 
     /// Whether no key is remembered.
+    #[cfg(test)]
     #[must_use]
-    pub fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
