@@ -9,6 +9,7 @@ pub mod clock;
 pub mod names;
 pub mod records;
 pub mod redis;
+pub mod shared_limits;
 pub mod figures;
 pub mod watch;
 pub mod service_accounts;
