@@ -68,6 +68,8 @@ pub struct Figures {
     issuer_keys: Family<IssuerLabel, Gauge>,
     certificate_loads: Counter,
     certificate_refusals: Counter,
+    acme_issued: Counter,
+    acme_failed: Counter,
     tenants: Tenants,
     state: Arc<State>,
 }
@@ -301,6 +303,12 @@ impl Figures {
             "Attempts to load certificates; refused ones change nothing",
             Family::<OutcomeLabel, Counter>::default(),
         );
+        let acme_orders = counted(
+            &mut to,
+            "agentport_acme_orders",
+            "Orders of a certificate by ACME",
+            Family::<OutcomeLabel, Counter>::default(),
+        );
         let certificate_expiry = seconds(
             &mut to,
             "agentport_certificate_expiry_timestamp",
@@ -336,6 +344,8 @@ impl Figures {
             accounts_reloads,
             certificate_loads: certificates("loaded"),
             certificate_refusals: certificates("refused"),
+            acme_issued: acme_orders.get_or_create_owned(&OutcomeLabel { outcome: "issued" }),
+            acme_failed: acme_orders.get_or_create_owned(&OutcomeLabel { outcome: "failed" }),
             registry: to,
             requests,
             decisions,
@@ -392,6 +402,16 @@ impl Figures {
     /// Certificates were refused, and the old ones stay.
     pub fn certificates_refused(&self) {
         self.certificate_refusals.inc();
+    }
+
+    /// A certificate was ordered by ACME, and came or did not.
+    pub fn acme_order(&self, issued: bool) {
+        let of = if issued {
+            &self.acme_issued
+        } else {
+            &self.acme_failed
+        };
+        of.inc();
     }
 
     /// So many revocations have been read; `None` where they cannot be.

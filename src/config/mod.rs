@@ -13,9 +13,11 @@ mod error;
 mod tree;
 mod value;
 mod issuer;
+mod acme;
 mod settings;
 mod load;
 
+pub use acme::{Acme, ExternalAccount};
 pub use error::{ConfigError, Place};
 pub use issuer::{KeySource, OtherIssuer};
 pub use load::{Override, Purpose, Sources};
@@ -24,10 +26,10 @@ pub use settings::{
     Tls, TlsClients, TokenCache, TunnelDefaults,
 };
 pub use value::{
-    Alpn, AuditPath, AuthFailureStatus, BasicUser, ByteSize, CertificatePair, ClientCertificates,
-    Endpoint, Family, Fsync, Listener, LogFormat, LogLevel, Overflow, PeerCredential, Plain,
-    RedisAddress, RedisUrl, RequiredProof, Secret, Switch, Threads, TlsVersion, TrustedKey,
-    UnixMode, Verdict, parse_duration,
+    AcmeChallenge, Alpn, AuditPath, AuthFailureStatus, BasicUser, ByteSize, CertificatePair,
+    ClientCertificates, Endpoint, Family, Fsync, Listener, LogFormat, LogLevel, Overflow,
+    PeerCredential, Plain, RedisAddress, RedisUrl, RequiredProof, Secret, Switch, Threads,
+    TlsVersion, TrustedKey, UnixMode, Verdict, parse_duration,
 };
 
 #[cfg(test)]

@@ -383,7 +383,45 @@ fn mistakes_in_the_file() {
             "TLS without a certificate",
             "listen: {egress_tls: [\"127.0.0.1:8443\"]}",
             "default: tls.certificates: listen.egress_tls needs a certificate: write {certificate: PATH, \
-             key: PATH}",
+             key: PATH}, or tls.acme",
+        ),
+        (
+            "ACME without a directory",
+            "tls: {acme: {domains: [a.example]}}",
+            "config.yaml:1:14: tls.acme.domains: has no effect without tls.acme.directory: write that \
+             too",
+        ),
+        (
+            "ACME in clear",
+            "listen: {egress_tls: [\"127.0.0.1:8443\"]}\n\
+             tls: {acme: {directory: \"http://a.example/dir\", domains: [a.example]}}",
+            "config.yaml:2:14: tls.acme.directory: \"http://a.example/dir\": write a URL that begins \
+             with https://",
+        ),
+        (
+            "ACME without a name",
+            "listen: {egress_tls: [\"127.0.0.1:8443\"]}\ntls: {acme: {directory: \"https://a.example/\"}}",
+            "default: tls.acme.domains: the list is empty: write the names that clients use for this \
+             gateway",
+        ),
+        (
+            "half an external account",
+            "listen: {egress_tls: [\"127.0.0.1:8443\"]}\n\
+             tls: {acme: {directory: \"https://a.example/\", domains: [a.example], eab: {kid: x}}}",
+            "default: tls.acme.eab.key_file: eab.kid is written: write its key's file too",
+        ),
+        (
+            "ACME without TLS",
+            "tls: {acme: {directory: \"https://a.example/\", domains: [a.example]}}",
+            "config.yaml:1:14: tls.acme.directory: no listener speaks TLS: write listen.egress_tls",
+        ),
+        (
+            "ACME on the port of agents",
+            "listen: {egress_tls: [\"127.0.0.1:8443\"]}\n\
+             tls: {acme: {directory: \"https://a.example/\", domains: [a.example], \
+             http_listen: \"0.0.0.0:8080\"}}",
+            "config.yaml:2:73: tls.acme.http_listen: 0.0.0.0:8080 is taken by another listener: \
+             write another port",
         ),
         (
             "TLS where there is clear text",

@@ -1,6 +1,7 @@
 //! Builds the gateway from its configuration, binds every listener before it
 //! serves any, reloads, and drains.
 
+mod acme;
 mod certificates;
 mod documents;
 mod agent_keys;
@@ -64,6 +65,7 @@ pub struct Gateway {
     reloader: Reloader,
     issuers: Arc<Issuers>,
     certificates: Option<CertificateReloader>,
+    acme: Option<acme::AcmeKeeper>,
     revoking: Option<Revoking>,
     agent_keys: Option<(AgentKeyFile, Arc<agent_keys::AgentKeysInForce>)>,
     readiness: Arc<Readiness>,
@@ -118,6 +120,7 @@ impl Gateway {
             check_bundle(bundle)?;
         }
         let (tls, tls_files) = certificates::listener_tls(&config, &figures, &*clock)?.unzip();
+        let acme = acme::AcmeKeeper::open(&config, tls.as_ref(), &figures, &clock).await?;
         let log = Arc::new(open_log(&config)?);
         figures.follow(Arc::clone(&log));
 
@@ -159,6 +162,8 @@ impl Gateway {
                 .and_then(crate::admin::BoundAdmin::address),
         );
 
+        own.sockets
+            .extend(acme.as_ref().and_then(acme::AcmeKeeper::address));
         if let Some(Endpoint::Tcp(agent)) = &config.agent.upstream
             && let crate::egress::Host::Address(address) = agent.host
         {
@@ -312,6 +317,7 @@ impl Gateway {
             reloader,
             issuers,
             certificates,
+            acme,
             revoking,
             agent_keys: agent_key_file.map(|file| (file, agent_keys)),
             readiness,
@@ -353,6 +359,7 @@ impl Gateway {
             reloader,
             issuers,
             certificates,
+            acme,
             revoking,
             agent_keys,
             readiness,
@@ -383,6 +390,9 @@ impl Gateway {
         background.spawn(issuers.run(move || {
             judging.judge_again();
         }));
+        if let Some(acme) = acme {
+            background.spawn(acme.run(Arc::clone(&readiness))?);
+        }
         if let Some(certificates) = certificates {
             background.spawn(certificates.run()?);
         }
