@@ -388,14 +388,14 @@ fn mistakes_in_the_file() {
         (
             "ACME without a directory",
             "tls: {acme: {domains: [a.example]}}",
-            "config.yaml:1:14: tls.acme.domains: has no effect without tls.acme.directory: write that \
+            "config.yaml:1:23: tls.acme.domains: has no effect without tls.acme.directory: write that \
              too",
         ),
         (
             "ACME in clear",
             "listen: {egress_tls: [\"127.0.0.1:8443\"]}\n\
              tls: {acme: {directory: \"http://a.example/dir\", domains: [a.example]}}",
-            "config.yaml:2:14: tls.acme.directory: \"http://a.example/dir\": write a URL that begins \
+            "config.yaml:2:25: tls.acme.directory: \"http://a.example/dir\": write a URL that begins \
              with https://",
         ),
         (
@@ -413,14 +413,14 @@ fn mistakes_in_the_file() {
         (
             "ACME without TLS",
             "tls: {acme: {directory: \"https://a.example/\", domains: [a.example]}}",
-            "config.yaml:1:14: tls.acme.directory: no listener speaks TLS: write listen.egress_tls",
+            "config.yaml:1:25: tls.acme.directory: no listener speaks TLS: write listen.egress_tls",
         ),
         (
             "ACME on the port of agents",
             "listen: {egress_tls: [\"127.0.0.1:8443\"]}\n\
              tls: {acme: {directory: \"https://a.example/\", domains: [a.example], \
              http_listen: \"0.0.0.0:8080\"}}",
-            "config.yaml:2:73: tls.acme.http_listen: 0.0.0.0:8080 is taken by another listener: \
+            "config.yaml:2:82: tls.acme.http_listen: 0.0.0.0:8080 is taken by another listener: \
              write another port",
         ),
         (
