@@ -10,6 +10,7 @@ pub mod names;
 pub mod peers;
 pub mod records;
 pub mod redis;
+pub mod shared_limits;
 pub mod figures;
 pub mod watch;
 pub mod service_accounts;

@@ -204,27 +204,32 @@ mod tests {
         const ACCOUNT: &str = "system:serviceaccount:{namespace}:{name}";
         const BOTH: &str = "{namespace}.{name}";
         type Names = Option<(&'static str, Option<&'static str>)>;
+        type Templates = (
+            Option<&'static str>,
+            Option<&'static str>,
+            Option<&'static str>,
+        );
         #[rustfmt::skip]
-        let cases: [(&str, Option<&str>, Option<&str>, Option<&str>, &str, Names); 13] = [
-            ("as it is", None, None, None, "bot-01", Some(("bot-01", None))),
-            ("a prefix", None, Some("ci-{agent}"), None, "bot", Some(("ci-bot", None))),
-            ("one tenant for all", None, None, Some("acme"), "bot", Some(("bot", Some("acme")))),
-            ("a service account", Some(ACCOUNT), Some(BOTH), Some("{namespace}"),
+        let cases: [(&str, Templates, &str, Names); 13] = [
+            ("as it is", (None, None, None), "bot-01", Some(("bot-01", None))),
+            ("a prefix", (None, Some("ci-{agent}"), None), "bot", Some(("ci-bot", None))),
+            ("one tenant for all", (None, None, Some("acme")), "bot", Some(("bot", Some("acme")))),
+            ("a service account", (Some(ACCOUNT), Some(BOTH), Some("{namespace}")),
              "system:serviceaccount:prod:crawler", Some(("prod.crawler", Some("prod")))),
-            ("only its name", Some(ACCOUNT), Some("{name}"), Some("{namespace}"),
+            ("only its name", (Some(ACCOUNT), Some("{name}"), Some("{namespace}")),
              "system:serviceaccount:prod:crawler", Some(("crawler", Some("prod")))),
-            ("a colon too many", Some(ACCOUNT), Some(BOTH), None,
+            ("a colon too many", (Some(ACCOUNT), Some(BOTH), None),
              "system:serviceaccount:prod:crawler:x", None),
-            ("an empty part", Some(ACCOUNT), Some(BOTH), None, "system:serviceaccount::crawler", None),
-            ("an empty end", Some(ACCOUNT), Some(BOTH), None, "system:serviceaccount:prod:", None),
-            ("another beginning", Some(ACCOUNT), Some(BOTH), None, "system:node:prod:crawler", None),
-            ("a beginning before it", Some(ACCOUNT), Some(BOTH), None,
+            ("an empty part", (Some(ACCOUNT), Some(BOTH), None), "system:serviceaccount::crawler", None),
+            ("an empty end", (Some(ACCOUNT), Some(BOTH), None), "system:serviceaccount:prod:", None),
+            ("another beginning", (Some(ACCOUNT), Some(BOTH), None), "system:node:prod:crawler", None),
+            ("a beginning before it", (Some(ACCOUNT), Some(BOTH), None),
              "xsystem:serviceaccount:prod:crawler", None),
-            ("an end that is not there", Some("{agent}@example.com"), None, None, "bot@example.org", None),
-            ("an end", Some("{agent}@example.com"), None, None, "bot@example.com", Some(("bot", None))),
-            ("two ends", Some("{agent}@example.com"), None, None, "bot@example.com@example.com", None),
+            ("an end that is not there", (Some("{agent}@example.com"), None, None), "bot@example.org", None),
+            ("an end", (Some("{agent}@example.com"), None, None), "bot@example.com", Some(("bot", None))),
+            ("two ends", (Some("{agent}@example.com"), None, None), "bot@example.com@example.com", None),
         ];
-        for (case, pattern, agent, tenant, claim, expected) in cases {
+        for (case, (pattern, agent, tenant), claim, expected) in cases {
             let naming = Naming::new(pattern, agent, tenant).expect("a naming");
             let expected = expected.map(|(agent, tenant)| Named {
                 agent: agent.to_owned(),
