@@ -204,7 +204,6 @@ impl Forward {
             None => http2_request(session)?,
         };
         if let Some(peers) = self.shared.peers.clone() {
-            trail.delegates();
             let (host, path) = match current.target {
                 RequestTarget::Absolute {
                     authority, path, ..
@@ -214,6 +213,11 @@ impl Forward {
                 RequestTarget::Authority(_) => return Err(Denial::new(Cause::Method)),
             };
             let call = peers.call(host.as_ref(), &path);
+            if call.is_none() && path.as_str() == POLICY_PATH {
+                return self
+                    .look_local(session, exchange, connection, path, None)
+                    .await;
+            }
             return self
                 .look_at_call(session, exchange, &connection, call)
                 .await;
@@ -415,6 +419,7 @@ impl Forward {
         let Some(trail) = exchange.trail.as_mut() else {
             return Err(Denial::new(Cause::Internal));
         };
+        trail.delegates();
         let gate = &self.shared.gate;
         let source = connection.client.map(|client| client.ip());
         let certified = connection.certified.as_ref();

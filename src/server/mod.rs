@@ -300,7 +300,10 @@ impl Gateway {
             Arc::new(Wire::between(
                 between.peers(),
                 Gate::new(parts(Some(between))),
-                settings(&config),
+                Settings {
+                    agent: None,
+                    ..settings(&config)
+                },
                 Arc::new(admin.clone()),
                 host::random_bits,
                 stopped.clone(),
