@@ -749,7 +749,7 @@ fn seconds(duration: Duration) -> u64 {
     duration.as_secs() + u64::from(duration.subsec_nanos() > 0)
 }
 
-fn limiter<K: std::hash::Hash + Eq>((per_second, burst): (u64, u64)) -> RateLimiter<K> {
+fn limiter<K: std::hash::Hash + Eq + Clone>((per_second, burst): (u64, u64)) -> RateLimiter<K> {
     let quota = Quota::new(per_second, Duration::from_secs(1), burst);
     // Constants, of which neither is zero nor large.
     RateLimiter::new(quota.expect("a quota that is counted"), REMEMBERED)

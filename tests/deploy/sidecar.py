@@ -28,8 +28,8 @@ def image(engine: Engine) -> None:
     expect("user", config["User"], "65532:65532")
     expect("health check", config["Healthcheck"]["Test"], ["CMD", "/usr/bin/agentport", "health"])
     expect("title", config["Labels"]["org.opencontainers.image.title"], "AgentPort")
-    # A debug build is larger than what is shipped: 40 MB without it.
-    most = 48_000_000
+    # What is shipped stays below 40 MB; a debug build is twice as large.
+    most = 80_000_000 if engine.agentport.parent.name == "debug" else 40_000_000
     if described["Size"] > most:
         raise Broken(f"the image has {described['Size']} bytes, more than {most}")
     listed = engine.docker("create", "agentport/agentport:0.1.0").strip()
@@ -126,15 +126,16 @@ def quoted(engine: Engine) -> None:
         engine.docker("network", "inspect", "sidecar-deploy_agentnet")
 
 
-def begun(engine: Engine, *more: str) -> Stack:
+def begun(engine: Engine, *more: str, secrets: dict[str, str] | None = None) -> Stack:
     """The stack of the given files, up and healthy, with secrets."""
     stack = Stack(engine, "compose/sidecar", [BASE, *more], ENVIRONMENT)
-    secrets = stack.directory / "secrets"
-    secrets.mkdir(mode=0o700)
-    (secrets / "jwt_secret").write_text("ab" * 32 + "\n")
+    folder = stack.directory / "secrets"
+    folder.mkdir(mode=0o700)
+    for name, text in {"jwt_secret": "ab" * 32, **(secrets or {})}.items():
+        (folder / name).write_text(text + "\n")
     try:
         token = a_token(stack)
-        (secrets / "agent_token").write_text(token + "\n")
+        (folder / "agent_token").write_text(token + "\n")
         stack.compose("up", "-d", "--wait", "--no-build")
     except BaseException:
         stack.down()
