@@ -25,6 +25,7 @@ use prometheus_client::registry::{Metric, Registry, Unit};
 use crate::audit::{AuditEvent, AuditRecord};
 use crate::egress::TenantId;
 use crate::gate::ports::{Observation, Observe};
+use crate::limit::Shared;
 
 use super::records::AuditLog;
 use super::redis::Redis;
@@ -452,6 +453,11 @@ impl Figures {
     /// Has the state of the connection to Redis read whenever the figures are.
     pub fn follow_redis(&self, redis: Redis) {
         self.state.redis(redis);
+    }
+
+    /// Has the state of shared limits read whenever the figures are.
+    pub fn follow_limits(&self, shared: Arc<Shared>) {
+        self.state.shared_limits(shared);
     }
 
     /// All figures in OpenMetrics text, of the media type [`OPENMETRICS`].

@@ -4,13 +4,14 @@
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
 
 use crate::egress::{Destination, DnsName, Host};
 use crate::identity::ClientName;
-use crate::limit::Quota;
+use crate::limit::{Amount, Limit, Measure, Per, Quota, WhenAway};
 use crate::policy::Mode;
 
 use super::issuer::OtherIssuer;
@@ -268,12 +269,12 @@ pub struct Limits {
     pub in_flight: usize,
     /// Open tunnels.
     pub tunnels: usize,
-    /// Requests of one agent.
-    pub requests_per_agent: Option<Quota>,
-    /// Requests from one source address.
-    pub requests_per_source: Option<Quota>,
-    /// Open tunnels of one agent.
-    pub tunnels_per_agent: Option<NonZeroU32>,
+    /// What is counted for each agent, tenant, token, destination or source.
+    pub per_owner: Vec<Arc<Limit>>,
+    /// Whether replicas share these limits, and those of policy, by Redis.
+    pub shared: bool,
+    /// How many replicas there are at least.
+    pub replicas: NonZeroU32,
     /// Connections of one source address.
     pub connections_per_source: Option<NonZeroU32>,
     /// Idle connections kept to destinations; zero keeps none.
@@ -731,6 +732,7 @@ fn timeouts(read: &mut Reader<'_>) -> Option<Timeouts> {
 }
 
 fn limits(read: &mut Reader<'_>) -> Option<Limits> {
+    let per_owner = per_owner(read);
     let limits = section!(
         read,
         "limits",
@@ -741,11 +743,11 @@ fn limits(read: &mut Reader<'_>) -> Option<Limits> {
             connections,
             in_flight,
             tunnels,
-            requests_per_agent,
-            requests_per_source,
-            tunnels_per_agent,
+            shared,
+            replicas,
             connections_per_source,
-            upstream_pool
+            upstream_pool;
+            per_owner
         }
     )?;
     if limits.target_bytes > limits.header_bytes {
@@ -755,6 +757,81 @@ fn limits(read: &mut Reader<'_>) -> Option<Limits> {
     }
     Some(limits)
 }
+
+/// The limits that are counted for each owner apart. A limit is called as its
+/// key is.
+fn per_owner(read: &mut Reader<'_>) -> Option<Vec<Arc<Limit>>> {
+    let when_away: Option<WhenAway> = read.value("limits.when_away");
+    let mut limits = Vec::new();
+    let mut complete = true;
+    for (key, measure, per) in OWNER_LIMITS {
+        let amount = match measure {
+            Measure::Concurrent | Measure::Tunnels => read
+                .value::<Option<NonZeroU32>>(&format!("limits.{key}"))
+                .map(|most| most.map(Amount::AtOnce)),
+            Measure::Requests | Measure::Connections | Measure::BytesUp | Measure::BytesDown => {
+                read.value::<Option<Quota>>(&format!("limits.{key}"))
+                    .map(|quota| quota.map(Amount::Over))
+            }
+        };
+        complete &= amount.is_some();
+        if let (Some(Some(amount)), Some(when_away)) = (amount, when_away) {
+            let limit = Limit::new(*key, *measure, *per, amount, when_away);
+            limits.push(Arc::new(limit));
+        }
+    }
+    (complete && when_away.is_some()).then_some(limits)
+}
+
+/// The keys of limits that are counted for each owner apart.
+const OWNER_LIMITS: &[(&str, Measure, Per)] = &[
+    ("requests_per_agent", Measure::Requests, Per::Agent),
+    ("requests_per_tenant", Measure::Requests, Per::Tenant),
+    ("requests_per_token", Measure::Requests, Per::Token),
+    (
+        "requests_per_destination",
+        Measure::Requests,
+        Per::Destination,
+    ),
+    ("requests_per_source", Measure::Requests, Per::Source),
+    ("tunnel_rate_per_agent", Measure::Connections, Per::Agent),
+    ("tunnel_rate_per_tenant", Measure::Connections, Per::Tenant),
+    ("tunnel_rate_per_token", Measure::Connections, Per::Token),
+    (
+        "tunnel_rate_per_destination",
+        Measure::Connections,
+        Per::Destination,
+    ),
+    ("tunnel_rate_per_source", Measure::Connections, Per::Source),
+    ("tunnels_per_agent", Measure::Tunnels, Per::Agent),
+    ("concurrent_per_agent", Measure::Concurrent, Per::Agent),
+    ("concurrent_per_tenant", Measure::Concurrent, Per::Tenant),
+    ("concurrent_per_token", Measure::Concurrent, Per::Token),
+    (
+        "concurrent_per_destination",
+        Measure::Concurrent,
+        Per::Destination,
+    ),
+    ("concurrent_per_source", Measure::Concurrent, Per::Source),
+    ("bytes_up_per_agent", Measure::BytesUp, Per::Agent),
+    ("bytes_up_per_tenant", Measure::BytesUp, Per::Tenant),
+    ("bytes_up_per_token", Measure::BytesUp, Per::Token),
+    (
+        "bytes_up_per_destination",
+        Measure::BytesUp,
+        Per::Destination,
+    ),
+    ("bytes_up_per_source", Measure::BytesUp, Per::Source),
+    ("bytes_down_per_agent", Measure::BytesDown, Per::Agent),
+    ("bytes_down_per_tenant", Measure::BytesDown, Per::Tenant),
+    ("bytes_down_per_token", Measure::BytesDown, Per::Token),
+    (
+        "bytes_down_per_destination",
+        Measure::BytesDown,
+        Per::Destination,
+    ),
+    ("bytes_down_per_source", Measure::BytesDown, Per::Source),
+];
 
 fn tunnel(read: &mut Reader<'_>) -> Option<TunnelDefaults> {
     section!(

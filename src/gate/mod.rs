@@ -7,16 +7,18 @@
 
 mod denial;
 pub mod ports;
+mod quota;
 mod standing;
 mod storm;
 mod trail;
 
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
-use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 pub use denial::{Cause, Denial, POLICY_PATH, PSEUDONYM, TunnelEnd};
+pub use quota::{Budget, Standing, Way};
 pub use storm::StormSettings;
 pub use trail::{AuditTrail, Opening};
 
@@ -25,13 +27,14 @@ use crate::identity::{
     self, AgentKeys, CachedVerifier, Certified, CredentialKind, KeysNow, PeerCertificate,
     Principal, RevocationSet, RevokedKind,
 };
-use crate::limit::{ConcurrencyLimit, InFlight, Quota, RateLimiter};
+use crate::limit::{Ledger, Limit};
 use crate::policy::{Decision, DenyReason, Permit, PolicySet, Reach};
 
 use ports::{
     AgentKeySource, AuditSink, Clock, IssuerKeys, KeyNews, Observation, Observe, PolicySource,
-    Resolve, ResolveError, RevocationSource, SinkState, TrustsCertificates,
+    Resolve, ResolveError, RevocationSource, SharedLimits, SinkState, TrustsCertificates,
 };
+use quota::{Quotas, Spending};
 use trail::TrailPorts;
 
 /// Leave to open one upstream connection: to these addresses and no others,
@@ -42,6 +45,7 @@ pub struct Admission {
     who: Arc<Principal>,
     authority: Authority,
     addresses: Vec<SocketAddr>,
+    spending: Option<Arc<Spending>>,
 }
 
 impl Admission {
@@ -68,17 +72,52 @@ impl Admission {
     pub fn addresses(&self) -> &[SocketAddr] {
         &self.addresses
     }
+
+    /// How many bytes may pass this way at this moment.
+    #[must_use]
+    pub fn bytes_left(&self, way: Way) -> Budget {
+        match &self.spending {
+            Some(spending) => spending.room(way),
+            None => Budget::Bytes(u64::MAX),
+        }
+    }
+
+    /// Whether bytes this way are limited at all.
+    #[must_use]
+    pub fn limits_bytes(&self, way: Way) -> bool {
+        self.spending
+            .as_ref()
+            .is_some_and(|spending| spending.limits(way))
+    }
+
+    /// Notes bytes that have passed this way.
+    pub fn bytes_passed(&self, way: Way, bytes: u64) {
+        if let Some(spending) = &self.spending {
+            spending.passed(way, bytes);
+        }
+    }
+
+    /// Which budget is used up, for the record of what is cut.
+    #[must_use]
+    pub fn budget_cut(&self, way: Way) -> Option<String> {
+        self.spending
+            .as_ref()
+            .and_then(|spending| spending.cut(way))
+    }
+
+    /// Where the request stands with the limits that hold for it.
+    #[must_use]
+    pub fn standing(&self) -> &[Standing] {
+        self.spending
+            .as_ref()
+            .map_or(&[], |spending| spending.standing())
+    }
 }
 
-/// The limits that the gate itself enforces.
-#[derive(Debug, Default)]
-pub struct Limits {
-    /// Requests and tunnels of one agent.
-    pub per_agent: Option<Quota>,
-    /// Requests and tunnels from one source address, whoever asks.
-    pub per_source: Option<Quota>,
-    /// Open tunnels of one agent.
-    pub tunnels_per_agent: Option<NonZeroU32>,
+impl fmt::Debug for Spending {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Spending").finish_non_exhaustive()
+    }
 }
 
 /// The gateway's own listeners, which no agent may reach through it.
@@ -143,10 +182,12 @@ pub struct GateParts {
     pub observe: Arc<dyn Observe>,
     /// Time.
     pub clock: Arc<dyn Clock>,
-    /// Quotas.
-    pub limits: Limits,
-    /// How many keys each quota remembers.
-    pub limit_keys: usize,
+    /// The gateway's own limits, beside those of policy.
+    pub limits: Vec<Arc<Limit>>,
+    /// The accounts of all limits.
+    pub ledger: Arc<Ledger>,
+    /// Where replicas share limits: the answers of Redis.
+    pub shared_limits: Option<Arc<dyn SharedLimits>>,
     /// Where agents must not come back to.
     pub own: OwnListeners,
     /// The status of a credential that is no good: 403, or 407 for clients
@@ -167,9 +208,7 @@ pub struct Gate {
     revocations: Arc<dyn RevocationSource>,
     match_basic_user: bool,
     names: Arc<dyn Resolve>,
-    per_agent: Option<RateLimiter<AgentId>>,
-    per_source: Option<RateLimiter<IpAddr>>,
-    tunnels_per_agent: Option<ConcurrencyLimit<AgentId>>,
+    quotas: Quotas,
     bad_credential_status: u16,
     own: OwnListeners,
     ports: Arc<TrailPorts>,
@@ -189,18 +228,13 @@ impl Gate {
             revocations: parts.revocations,
             match_basic_user: parts.match_basic_user,
             names: parts.names,
-            per_agent: parts
-                .limits
-                .per_agent
-                .map(|quota| RateLimiter::new(quota, parts.limit_keys)),
-            per_source: parts
-                .limits
-                .per_source
-                .map(|quota| RateLimiter::new(quota, parts.limit_keys)),
-            tunnels_per_agent: parts
-                .limits
-                .tunnels_per_agent
-                .map(|most| ConcurrencyLimit::new(most, parts.limit_keys)),
+            quotas: Quotas::new(
+                parts.limits,
+                parts.ledger,
+                parts.shared_limits,
+                Arc::clone(&parts.clock),
+                Arc::clone(&parts.observe),
+            ),
             bad_credential_status: parts.bad_credential_status,
             own: parts.own,
             ports: Arc::new(TrailPorts {
@@ -271,13 +305,6 @@ impl Gate {
         }
     }
 
-    fn limit_source(&self, source: Option<IpAddr>) -> Result<(), Denial> {
-        match (&self.per_source, source) {
-            (Some(limiter), Some(source)) => self.limit("source", limiter, &source),
-            _ => Ok(()),
-        }
-    }
-
     /// Another request of an agent whose credential held when its tunnel
     /// opened: it must still.
     ///
@@ -291,8 +318,9 @@ impl Gate {
         trail: &mut AuditTrail,
     ) -> Result<(), Denial> {
         trail.principal(who);
+        trail.inside_tunnel();
         self.room().await?;
-        self.limit_source(source)?;
+        self.quotas.source(source).await?;
         let now = trail::unix_seconds(self.ports.clock.wall());
         let leeway = self.tokens.verifier_settings().leeway.as_secs();
         let code = if now >= who.expires_at().saturating_add(leeway) {
@@ -332,7 +360,7 @@ impl Gate {
     ) -> Result<Arc<Principal>, Denial> {
         self.room().await?;
         // Before the signature, so that bad tokens cost their sender most.
-        self.limit_source(source)?;
+        self.quotas.source(source).await?;
         if let Some(shown) = certified {
             // Under whatever proof is asked for: its handshake would fail now.
             holds(self.certificates.as_deref(), &shown.certificate, self.now())?;
@@ -568,9 +596,10 @@ impl Gate {
         request: &EgressRequest,
         trail: &mut AuditTrail,
     ) -> Result<Admission, Denial> {
-        let permit = self.decide(who, request, trail)?;
+        let (permit, spending) = self.decide(who, request, trail).await?;
         let addresses = self.addresses(&permit, &request.authority, trail).await?;
         Ok(Admission {
+            spending,
             permit,
             who: Arc::clone(who),
             authority: request.authority.clone(),
@@ -591,7 +620,7 @@ impl Gate {
         at: Option<&Authority>,
         trail: &mut AuditTrail,
     ) -> Result<Admission, Denial> {
-        let permit = self.decide(who, request, trail)?;
+        let (permit, spending) = self.decide(who, request, trail).await?;
         let addresses = match at {
             None => Vec::new(),
             Some(at) => self
@@ -605,6 +634,7 @@ impl Gate {
             trail.dialled(first.ip());
         }
         Ok(Admission {
+            spending,
             permit,
             who: Arc::clone(who),
             authority: request.authority.clone(),
@@ -612,38 +642,12 @@ impl Gate {
         })
     }
 
-    /// A place among this agent's open tunnels, held for as long as it is kept.
-    ///
-    /// # Errors
-    /// A [`Denial`] where they are all taken.
-    pub fn tunnel_of(
-        &self,
-        who: &Principal,
-        authority: &Authority,
-    ) -> Result<Option<InFlight<AgentId>>, Denial> {
-        let Some(limit) = &self.tunnels_per_agent else {
-            return Ok(None);
-        };
-        limit.enter(who.agent()).map(Some).map_err(|_| {
-            self.ports
-                .observe
-                .observe(Observation::Throttled { limit: "tunnels" });
-            let cause = Cause::Throttled {
-                limit: "tunnels",
-                retry_after: Duration::from_secs(1),
-            };
-            Denial::new(cause)
-                .towards(authority)
-                .detail("limits.tunnels_per_agent is reached")
-        })
-    }
-
-    fn decide(
+    async fn decide(
         &self,
         who: &Arc<Principal>,
         request: &EgressRequest,
         trail: &mut AuditTrail,
-    ) -> Result<Permit, Denial> {
+    ) -> Result<(Permit, Option<Arc<Spending>>), Denial> {
         let started = self.ports.clock.monotonic();
         trail.asks(request);
         let policy = self.policy.current();
@@ -652,18 +656,18 @@ impl Gate {
             Decision::Allow(permit) => Ok(permit),
             Decision::Deny(denied) => Err(Denial::of_policy(&denied).towards(&request.authority)),
         };
-        let verdict = verdict.and_then(|permit| {
-            if let Some(limiter) = &self.per_agent {
-                self.limit("agent", limiter, who.agent())
-                    .map_err(|denial| denial.towards(&request.authority))?;
-            }
-            Ok(permit)
-        });
+        let verdict = match verdict {
+            Ok(permit) => match self.quotas.admit(who, &permit, request, trail).await {
+                Ok(spending) => Ok((permit, spending)),
+                Err(denial) => Err(denial.towards(&request.authority)),
+            },
+            Err(denial) => Err(denial),
+        };
         let took = self.ports.clock.monotonic().saturating_sub(started);
         self.ports.observe.observe(Observation::Decision {
             allowed: verdict.is_ok(),
             reason: verdict.as_ref().map_or_else(Denial::code, |_| "ok"),
-            would_deny: verdict.as_ref().ok().and_then(|permit| {
+            would_deny: verdict.as_ref().ok().and_then(|(permit, _)| {
                 permit
                     .audited_denial()
                     .map(|denied| denied.reason().as_str())
@@ -671,30 +675,9 @@ impl Gate {
             took,
             trace_id: trail.trace_id(),
         });
-        let permit = verdict?;
+        let (permit, spending) = verdict?;
         trail.permitted(&permit);
-        Ok(permit)
-    }
-
-    fn limit<K: std::hash::Hash + Eq + Clone>(
-        &self,
-        name: &'static str,
-        limiter: &RateLimiter<K>,
-        key: &K,
-    ) -> Result<(), Denial> {
-        limiter
-            .check(key, self.ports.clock.monotonic())
-            .map(|_| ())
-            .map_err(|throttled| {
-                self.ports
-                    .observe
-                    .observe(Observation::Throttled { limit: name });
-                Denial::new(Cause::Throttled {
-                    limit: name,
-                    retry_after: throttled.retry_after,
-                })
-                .detail(format!("the quota per {name} is used up"))
-            })
+        Ok((permit, spending))
     }
 
     async fn resolve(&self, authority: &Authority) -> Result<Arc<[IpAddr]>, Denial> {

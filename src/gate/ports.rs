@@ -86,6 +86,13 @@ pub enum SinkState {
     Full,
 }
 
+/// Limits that replicas share.
+pub trait SharedLimits: Send + Sync {
+    /// Comes back when Redis has answered something, or after a millisecond or
+    /// two, whatever comes first.
+    fn answered(&self) -> BoxFuture<'_, ()>;
+}
+
 /// Whom certificates of clients are trusted from, at this moment.
 pub trait TrustsCertificates: Send + Sync {
     /// Whether a certificate that held at its handshake still does. `now` is

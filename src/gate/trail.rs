@@ -37,6 +37,7 @@ pub struct Opening {
 pub struct AuditTrail {
     record: Option<AuditRecord>,
     started: Duration,
+    inside_tunnel: bool,
     ports: Arc<TrailPorts>,
 }
 
@@ -45,6 +46,7 @@ impl AuditTrail {
         ports.observe.observe(Observation::InFlight { change: 1 });
         Self {
             started: ports.clock.monotonic(),
+            inside_tunnel: false,
             record: Some(AuditRecord {
                 ts: ports.clock.wall(),
                 event: AuditEvent::Request,
@@ -88,6 +90,21 @@ impl AuditTrail {
         if let Some(record) = &mut self.record {
             change(record);
         }
+    }
+
+    /// The address that the request came from.
+    pub(super) fn source(&self) -> Option<IpAddr> {
+        let client = self.record.as_ref()?.client?;
+        Some(client.ip())
+    }
+
+    /// The request came inside a tunnel that was admitted.
+    pub(super) fn inside_tunnel(&mut self) {
+        self.inside_tunnel = true;
+    }
+
+    pub(super) fn is_inside_tunnel(&self) -> bool {
+        self.inside_tunnel
     }
 
     /// The request's number.
@@ -172,9 +189,10 @@ impl AuditTrail {
             record.action_allowed = true;
             record.rule = permit.rule().cloned();
             record.mode = Some(permit.mode());
-            record.would_deny = permit
-                .audited_denial()
-                .map(|denied| denied.reason().as_str());
+            let denied = permit.audited_denial();
+            record.would_deny = denied
+                .map(|denied| denied.reason().as_str())
+                .or(record.would_deny);
         });
     }
 
@@ -296,10 +314,16 @@ impl AuditTrail {
         let trail = Self {
             record: closing,
             started: self.started,
+            inside_tunnel: self.inside_tunnel,
             ports: Arc::clone(&self.ports),
         };
         drop(self);
         trail
+    }
+
+    /// More for the operator, at the end.
+    pub fn explain(&mut self, detail: String) {
+        self.edit(|record| record.detail = Some(detail.into()));
     }
 
     /// How a tunnel has ended.

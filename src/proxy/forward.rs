@@ -26,7 +26,9 @@ use crate::egress::{
     Ask, Authority, EgressRequest, Host, RequestId, RequestPath, RequestTarget, Scheme, is_proxys,
 };
 use crate::gate::ports::Observation;
-use crate::gate::{Admission, AuditTrail, Cause, Denial, Opening, POLICY_PATH};
+use crate::gate::{
+    Admission, AuditTrail, Budget, Cause, Denial, Opening, POLICY_PATH, Standing, TunnelEnd, Way,
+};
 
 use super::conn::{Connection, CurrentRequest, Ending};
 use super::serve::bad_target;
@@ -63,6 +65,8 @@ pub(super) struct Exchange {
     /// Bytes of the answer's body, or of an upgraded stream, sent to the client.
     sent: u64,
     answered: bool,
+    /// The budget that cut it.
+    cut: Option<String>,
     slot: Option<OwnedSemaphorePermit>,
     registered: Option<Registered>,
     /// How it may be ended from outside.
@@ -80,6 +84,50 @@ impl Drop for Exchange {
         }
     }
 }
+
+impl Exchange {
+    /// Takes bytes from the budgets of the admission, waiting for a moment
+    /// where replicas are settling what is left.
+    async fn spend(&mut self, way: Way, count: u64) -> pingora::Result<()> {
+        while !self.is_settled(way, count) {
+            tokio::time::sleep(SETTLING).await;
+        }
+        self.try_spend(way, count).map(|_| ())
+    }
+
+    fn is_settled(&self, way: Way, count: u64) -> bool {
+        match &self.admission {
+            Some(admission) if count > 0 && admission.limits_bytes(way) => {
+                admission.bytes_left(way) != Budget::Later
+            }
+            _ => true,
+        }
+    }
+
+    /// Takes bytes from the budgets of the admission. The part that uses one up
+    /// passes whole, since half of it could look like all; the next does not.
+    /// Says whether what is left is known.
+    fn try_spend(&mut self, way: Way, count: u64) -> pingora::Result<bool> {
+        let Some(admission) = &self.admission else {
+            return Ok(true);
+        };
+        if count == 0 || !admission.limits_bytes(way) {
+            return Ok(true);
+        }
+        let left = admission.bytes_left(way);
+        if left == Budget::UsedUp {
+            self.cut = admission.budget_cut(way);
+            return Error::e_explain(BYTE_BUDGET, "a budget of bytes is used up");
+        }
+        admission.bytes_passed(way, count);
+        Ok(left != Budget::Later)
+    }
+}
+
+/// A budget of bytes is used up.
+const BYTE_BUDGET: ErrorType = ErrorType::Custom("byte_budget");
+/// How soon a budget is looked at again that replicas are settling.
+const SETTLING: Duration = Duration::from_millis(2);
 
 /// What becomes of a request after it was looked at.
 enum Verdict {
@@ -717,7 +765,9 @@ impl ProxyHttp for Forward {
         _end: bool,
         exchange: &mut Exchange,
     ) -> pingora::Result<()> {
-        exchange.body += body.as_ref().map_or(0, |bytes| bytes.len() as u64);
+        let count = body.as_ref().map_or(0, |bytes| bytes.len() as u64);
+        exchange.spend(Way::Up, count).await?;
+        exchange.body += count;
         match self.shared.settings.body_bytes {
             Some(most) if exchange.body > most && !exchange.websocket => Error::e_explain(
                 ErrorType::HTTPStatus(413),
@@ -750,6 +800,11 @@ impl ProxyHttp for Forward {
             session.set_keepalive(None);
         }
         response.append_header(header::VIA, format!("1.1 {}", self.shared.instance))?;
+        if let Some(admission) = &exchange.admission {
+            for (name, value) in admission.standing().iter().flat_map(Standing::fields) {
+                response.append_header(name, value)?;
+            }
+        }
         if let Some(connection) = connection(session) {
             let length = response.headers.get(header::CONTENT_LENGTH);
             let length = length.and_then(|value| value.to_str().ok()?.parse().ok());
@@ -794,8 +849,10 @@ impl ProxyHttp for Forward {
         _end: bool,
         exchange: &mut Exchange,
     ) -> pingora::Result<Option<Duration>> {
-        exchange.sent += body.as_ref().map_or(0, |bytes| bytes.len() as u64);
-        Ok(None)
+        let count = body.as_ref().map_or(0, |bytes| bytes.len() as u64);
+        let settled = exchange.try_spend(Way::Down, count)?;
+        exchange.sent += count;
+        Ok((!settled).then_some(SETTLING))
     }
 
     async fn fail_to_proxy(
@@ -807,12 +864,8 @@ impl ProxyHttp for Forward {
         let denial = denial_of(error, exchange);
         if session.response_written().is_some() || denial.is_none() {
             if let Some(trail) = exchange.trail.as_mut() {
-                let reason = if error.esource() == &ErrorSource::Upstream {
-                    "upstream_broke_off"
-                } else {
-                    "aborted"
-                };
-                trail.broke_off(reason, Some(error.etype().as_str().to_owned()));
+                let (reason, detail) = broke_off(error, exchange.cut.as_deref());
+                trail.broke_off(reason, Some(detail));
             }
             return FailToProxy {
                 error_code: 0,
@@ -843,12 +896,8 @@ impl ProxyHttp for Forward {
                 .response_written()
                 .is_some_and(|header| header.status.as_u16() < 400)
         {
-            let reason = if error.esource() == &ErrorSource::Upstream {
-                "upstream_broke_off"
-            } else {
-                "aborted"
-            };
-            trail.broke_off(reason, Some(error.etype().as_str().to_owned()));
+            let (reason, detail) = broke_off(error, exchange.cut.as_deref());
+            trail.broke_off(reason, Some(detail));
         }
         trail.finish();
     }
@@ -913,6 +962,10 @@ fn next_hop_trace(value: &[u8], random: u128) -> Option<String> {
 fn denial_of(error: &Error, exchange: &Exchange) -> Option<Denial> {
     let cause = match error.etype() {
         ErrorType::HTTPStatus(413) => Cause::BodyTooLarge,
+        etype if *etype == BYTE_BUDGET => Cause::Throttled {
+            limit: "bytes",
+            retry_after: SETTLING,
+        },
         _ => match error.esource() {
             ErrorSource::Downstream => match error.etype() {
                 _ if is_malformed(error) => Cause::BadRequest("the chunked body is malformed"),
@@ -926,11 +979,23 @@ fn denial_of(error: &Error, exchange: &Exchange) -> Option<Denial> {
             ErrorSource::Internal | ErrorSource::Unset => Cause::Internal,
         },
     };
-    let denial = Denial::new(cause).detail(error.etype().as_str());
+    let denial = Denial::new(cause).detail(broke_off(error, exchange.cut.as_deref()).1);
     Some(match &exchange.request {
         Some(request) => denial.towards(&request.authority),
         None => denial,
     })
+}
+
+/// Why an exchange ended before its end, and more for the operator.
+fn broke_off(error: &Error, cut: Option<&str>) -> (&'static str, String) {
+    if let Some(cut) = cut {
+        return (TunnelEnd::Budget.code(), cut.to_owned());
+    }
+    let reason = match error.esource() {
+        ErrorSource::Upstream => "upstream_broke_off",
+        ErrorSource::Downstream | ErrorSource::Internal | ErrorSource::Unset => "aborted",
+    };
+    (reason, error.etype().as_str().to_owned())
 }
 
 /// Whether the client's bytes broke the framing, as `conn` found.

@@ -28,15 +28,17 @@ use crate::adapters::records::{
     self, AuditLog, AuditLogSettings, Durability, FileWriter, Rotation, StreamWriter,
 };
 use crate::adapters::redis::{Redis, RedisSettings};
+use crate::adapters::shared_limits::{self, Asking};
 use crate::admin::revocation::RevocationPages;
 use crate::admin::{Admin, Readiness};
 use crate::config::{
     self, AuditPath, BasicUser, Config, Endpoint, Fsync, Listener, Overflow, RequiredProof,
     Threads, Verdict,
 };
-use crate::gate::ports::Clock;
-use crate::gate::{Gate, GateParts, Limits, OwnListeners, Proof, StormSettings};
+use crate::gate::ports::{Clock, SharedLimits};
+use crate::gate::{Gate, GateParts, OwnListeners, Proof, StormSettings};
 use crate::identity::{CacheSettings, CachedVerifier, Principal, TokenVerifier, VerifierSettings};
+use crate::limit::Ledger;
 use crate::policy::{EchRule, SniRule, TlsRule, TlsUse};
 use crate::proxy::{
     Accepting, AgentEndpoint, Bound, FrontedAgent, ListenAddress, ListenerTls, Settings, Wire, bind,
@@ -49,7 +51,7 @@ use revocation::{RevocationsInForce, Revoking};
 
 pub(crate) use revocation::store as revocation_store;
 
-/// How many keys each quota remembers.
+/// How many owners of each kind limits remember.
 const LIMIT_KEYS: usize = 100_000;
 
 /// A gateway that is bound and does not serve yet.
@@ -66,6 +68,7 @@ pub struct Gateway {
     agent_keys: Option<(AgentKeyFile, Arc<agent_keys::AgentKeysInForce>)>,
     readiness: Arc<Readiness>,
     stop: watch::Sender<bool>,
+    asking: Option<Asking>,
 }
 
 /// Where a gateway listens, with the ports that the system chose.
@@ -181,6 +184,14 @@ impl Gateway {
             },
         ));
         let names = Arc::new(resolver(&config, &clock)?);
+        let redis = config.redis.as_ref().map(shared_redis);
+        if let Some(redis) = &redis {
+            figures.follow_redis(redis.clone());
+        }
+        let (ledger, shared_limits, asking) = limits(&config, redis.as_ref(), &clock);
+        if let Some(shared) = ledger.shared() {
+            figures.follow_limits(Arc::clone(shared));
+        }
         let agent_keys = Arc::new(agent_keys::AgentKeysInForce::default());
         let agent_key_file = agent_keys::open(&config, &agent_keys)?;
         let issuers = Arc::new(Issuers::new(
@@ -192,11 +203,21 @@ impl Gateway {
             Arc::clone(&figures),
         ));
         let revocations = Arc::new(RevocationsInForce::default());
-        let redis = config.redis.as_ref().map(shared_redis);
         let revocation_store = revocation::store(&config, redis.as_ref());
         if let Some(store) = &revocation_store {
             revocation::open(store, redis.as_ref(), &revocations, &figures).await?;
         }
+        let endpoint = tokens::endpoint(
+            &config,
+            admin_listener
+                .as_ref()
+                .and_then(crate::admin::BoundAdmin::address),
+            &tokens,
+            &revocations,
+            &log,
+            &figures,
+            &clock,
+        )?;
         let (read_now, asked) = mpsc::channel(16);
         let revocation_pages = RevocationPages {
             store: revocation_store.clone(),
@@ -205,6 +226,7 @@ impl Gateway {
             agent_keys: Arc::clone(&agent_keys) as _,
             revocations: Arc::clone(&revocations) as _,
             clock: Arc::clone(&clock),
+            clients: endpoint.clone(),
             secret_file: config.listen.admin_secret_file.clone(),
         };
         let gate = Gate::new(GateParts {
@@ -225,19 +247,13 @@ impl Gateway {
             sink: Arc::clone(&log) as _,
             observe: Arc::clone(&figures) as _,
             clock: Arc::clone(&clock),
-            limits: Limits {
-                per_agent: config.limits.requests_per_agent,
-                per_source: config.limits.requests_per_source,
-                tunnels_per_agent: config.limits.tunnels_per_agent,
-            },
-            limit_keys: LIMIT_KEYS,
+            limits: config.limits.per_owner.clone(),
+            ledger,
+            shared_limits,
             own,
             bad_credential_status: config.auth_failure_status.code(),
             storms: StormSettings::default(),
         });
-        if let Some(redis) = &redis {
-            figures.follow_redis(redis.clone());
-        }
         let readiness = Arc::new(Readiness::default());
         let admin = Admin::new(
             Arc::clone(&figures),
@@ -247,17 +263,7 @@ impl Gateway {
             Arc::clone(&tokens),
         )
         .with_redis(redis.clone())
-        .with_tokens(tokens::endpoint(
-            &config,
-            admin_listener
-                .as_ref()
-                .and_then(crate::admin::BoundAdmin::address),
-            &tokens,
-            &revocations,
-            &log,
-            &figures,
-            &clock,
-        )?)
+        .with_tokens(endpoint)
         .with_router(revocation_pages.router())
         .with_issuers(Arc::clone(&issuers));
         let wire = Arc::new(Wire::new(
@@ -312,6 +318,7 @@ impl Gateway {
             agent_keys: agent_key_file.map(|file| (file, agent_keys)),
             readiness,
             stop,
+            asking,
         })
     }
 
@@ -352,6 +359,7 @@ impl Gateway {
             agent_keys,
             readiness,
             stop,
+            asking,
         } = self;
         let pid_file = write_pid_file(config.pid_file.as_deref())?;
         let reloading = tokio::spawn(reloader.run(Arc::clone(&log))?);
@@ -370,6 +378,9 @@ impl Gateway {
             background.spawn(admin.serve(listener));
         }
         background.spawn(write_repeated(Arc::clone(&wire)));
+        if let Some(asking) = asking {
+            background.spawn(asking.run());
+        }
         let judging = Arc::clone(&wire);
         background.spawn(issuers.run(move || {
             judging.judge_again();
@@ -501,6 +512,29 @@ fn open_log(config: &Config) -> anyhow::Result<AuditLog> {
         },
     };
     AuditLog::start(settings, destination).context("the audit log cannot be started")
+}
+
+/// The accounts of limits, and, where replicas share them, where to wait for
+/// Redis and the task that asks it.
+fn limits(
+    config: &Config,
+    redis: Option<&Redis>,
+    clock: &Arc<dyn Clock>,
+) -> (Arc<Ledger>, Option<Arc<dyn SharedLimits>>, Option<Asking>) {
+    let ledger = Ledger::new(LIMIT_KEYS);
+    match redis.filter(|_| config.limits.shared) {
+        None => (Arc::new(ledger), None, None),
+        Some(redis) => {
+            let (shared, asking, answers) = shared_limits::shared_limits(
+                redis.clone(),
+                Arc::clone(clock),
+                LIMIT_KEYS,
+                config.limits.replicas,
+            );
+            let ledger = Arc::new(ledger.sharing(shared));
+            (ledger, Some(Arc::new(answers)), Some(asking))
+        }
+    }
 }
 
 pub(crate) fn shared_redis(written: &config::Redis) -> Redis {
