@@ -230,6 +230,17 @@ impl Gateway {
         if let Some(store) = &revocation_store {
             revocation::open(store, redis.as_ref(), &revocations, &figures).await?;
         }
+        let endpoint = tokens::endpoint(
+            &config,
+            admin_listener
+                .as_ref()
+                .and_then(crate::admin::BoundAdmin::address),
+            &tokens,
+            &revocations,
+            &log,
+            &figures,
+            &clock,
+        )?;
         let (read_now, asked) = mpsc::channel(16);
         let revocation_pages = RevocationPages {
             store: revocation_store.clone(),
@@ -238,6 +249,7 @@ impl Gateway {
             agent_keys: Arc::clone(&agent_keys) as _,
             revocations: Arc::clone(&revocations) as _,
             clock: Arc::clone(&clock),
+            clients: endpoint.clone(),
             secret_file: config.listen.admin_secret_file.clone(),
         };
         let parts = |between: Option<&peers::Between>| GateParts {
@@ -283,17 +295,7 @@ impl Gateway {
             Arc::clone(&tokens),
         )
         .with_redis(redis.clone())
-        .with_tokens(tokens::endpoint(
-            &config,
-            admin_listener
-                .as_ref()
-                .and_then(crate::admin::BoundAdmin::address),
-            &tokens,
-            &revocations,
-            &log,
-            &figures,
-            &clock,
-        )?)
+        .with_tokens(endpoint)
         .with_router(revocation_pages.router())
         .with_issuers(Arc::clone(&issuers));
         let beside = between.as_ref().map(|between| {
