@@ -759,3 +759,122 @@ fn only_the_versions_that_are_set_are_spoken() {
         );
     }
 }
+
+/// Asks through the proxy at `localhost:PORT`, and prints the status.
+const PYTHON: &str = "
+import http.client, ssl, sys
+port, ca, url, certificate, key = sys.argv[1:]
+context = ssl.create_default_context(cafile=ca)
+if certificate:
+    context.load_cert_chain(certificate, key)
+proxy = http.client.HTTPSConnection('localhost', int(port), context=context, timeout=20)
+proxy.request('GET', url)
+print('HTTP/1.1', proxy.getresponse().status)
+";
+
+#[test]
+fn python_and_java_come_in_with_their_certificates_alone() {
+    let pki = Pki::new("the agents' CA");
+    let other = Pki::new("another CA");
+    let server = pki.server("proxy", &["localhost"]);
+    let misnamed = pki.server("misnamed", &["elsewhere.test"]);
+    let id = "spiffe://example.org/agent/bot";
+    let good = pki.client("good", 1, &[id], Valid::Now);
+    let past = pki.client("past", 2, &[id], Valid::Past);
+    let gone = pki.client("gone", 3, &[id], Valid::Now);
+    let foreign = other.client("foreign", 4, &[id], Valid::Now);
+    let list = pki.revoke("list.crl", &[3]);
+    let (ca, crl) = (pki.ca().display().to_string(), list.display().to_string());
+    let settings = [
+        ("tls.clients.certificates", "required"),
+        ("tls.clients.ca", ca.as_str()),
+        ("tls.clients.crl", crl.as_str()),
+        ("tls.clients.names", AGENTS),
+        ("identity.require", "certificate"),
+    ];
+    let origin = Origin::ok();
+    let untouched = Untouched::listen();
+    let program = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/tests/clients/programs/TlsProxy.java"
+    );
+    for (case, server, certificate, works) in [
+        ("its certificate", &server, Some(&good), true),
+        ("none", &server, None, false),
+        ("an expired one", &server, Some(&past), false),
+        ("a revoked one", &server, Some(&gone), false),
+        ("another CA's", &server, Some(&foreign), false),
+        ("a gateway of another name", &misnamed, Some(&good), false),
+    ] {
+        let (_gateway, proxy) = start(server, &settings);
+        let port = proxy.port().to_string();
+        let to = if works {
+            origin.port()
+        } else {
+            untouched.port()
+        };
+        let url = format!("http://a.test:{to}/");
+        let path = |path: &Path| path.display().to_string();
+        let (file, key) = certificate
+            .map(|issued| (path(&issued.certificate), path(&issued.key)))
+            .unwrap_or_default();
+        let python = Command::new("python3")
+            .args(["-c", PYTHON, &port, &ca, &url, &file, &key])
+            .output()
+            .expect("python3 runs");
+        let mut java = Command::new("java");
+        java.args([program, &port, &ca, &url]);
+        if certificate.is_some() {
+            let store = path(&pki.path("store.p12"));
+            let made = Command::new("openssl")
+                .args(["pkcs12", "-export", "-in", &file, "-inkey", &key])
+                .args(["-out", &store, "-passout", "pass:changeit"])
+                .status();
+            assert!(made.expect("openssl runs").success(), "{case}");
+            java.args([&store, "changeit"]);
+        }
+        let java = java.output().expect("java runs");
+        for (client, out) in [("Python", python), ("Java", java)] {
+            let got = text(&out.stdout).starts_with("HTTP/1.1 200");
+            assert_eq!(got, works, "{client} with {case}: {out:?}");
+        }
+    }
+}
+
+#[test]
+fn a_scanner_finds_nothing() {
+    let pki = Pki::new("the gateway's CA");
+    let (gateway, proxy) = start(&pki.server("proxy", &["localhost"]), &[]);
+    let beside = concat!(env!("CARGO_MANIFEST_DIR"), "/target/venv/bin");
+    let path = format!("{beside}:{}", std::env::var("PATH").expect("a PATH"));
+    let out = Command::new("sslyze")
+        .env("PATH", path)
+        .args(["--mozilla_config", "intermediate", &proxy.to_string()])
+        .output()
+        .expect("sslyze runs: tests/setup installs it");
+    let report = text(&out.stdout);
+    assert!(report.contains("Not vulnerable to Heartbleed"), "{report}");
+    assert!(!report.contains("VULNERABLE"), "{report}");
+    // The test's certificate is of nobody's CA and lasts for decades; nothing
+    // beside that is amiss.
+    let (_, compliance) = report
+        .split_once("COMPLIANCE AGAINST TLS CONFIGURATION")
+        .expect("a verdict");
+    let own = [
+        "certificate_path_validation",
+        "maximum_certificate_lifespan",
+    ];
+    let findings: Vec<&str> = compliance
+        .lines()
+        .filter(|line| line.trim_start().starts_with("* "))
+        .filter(|line| !own.iter().any(|word| line.contains(word)))
+        .collect();
+    assert!(findings.is_empty(), "{findings:#?}\n{report}");
+    // All its bad handshakes are counted, and none has become a request.
+    assert!(
+        figure(
+            &gateway,
+            "agentport_tls_handshakes_total{listener=\"egress_tls\",outcome=\"incompatible\""
+        ) > 0
+    );
+}

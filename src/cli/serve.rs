@@ -24,6 +24,9 @@ pub(super) fn serve(settings: &SettingsArgs) -> anyhow::Result<ExitCode> {
         for address in &addresses.egress_tls {
             tracing::info!(%address, "egress TLS listener");
         }
+        if let Some(address) = addresses.peers {
+            tracing::info!(%address, "peers listener");
+        }
         if let Some(address) = addresses.admin {
             tracing::info!(%address, "admin listener");
         }
@@ -62,7 +65,8 @@ pub(super) fn stop_signal() -> anyhow::Result<impl Future<Output = ()>> {
 /// Operator logs go to standard error; standard output may be the audit log.
 pub(super) fn start_logging(config: &Config) -> anyhow::Result<()> {
     // Pingora's lines hold request targets and raw heads, with tokens in them.
-    let quiet = "pingora=off,pingora_core=off,pingora_proxy=off,pingora_pool=off";
+    // Those of rustls are about what strangers send, and would fill the log.
+    let quiet = "pingora=off,pingora_core=off,pingora_proxy=off,pingora_pool=off,rustls=error";
     let filter = format!("{},{quiet}", config.log.level.as_str());
     let filter = tracing_subscriber::EnvFilter::try_new(filter).context("log.level")?;
     let builder = tracing_subscriber::fmt()

@@ -1,6 +1,7 @@
 //! From audit records to a policy that allows what was seen, small enough to be
 //! read before it is enforced. The same records give the same text, whatever
-//! their order. What a record does not show to be wanted is left out, and said.
+//! their order, unless they are more than is kept. What a record does not show
+//! to be wanted is left out, and said.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;

@@ -123,13 +123,20 @@ def runs(agentport: Path, objects: list[dict]) -> None:
         run([str(agentport), "keys", "generate", "--out", str(root / "keys/signing-key.pem")])
         (root / "keys/jwt-secret").write_text("ab" * 32)
         (root / "keys/partner.jwks.json").write_text(run([str(agentport), "keys", "export", "--key", str(root / "keys/signing-key.pem")]))
+        # As cert-manager and the kubelet would lay them there.
+        (root / "tls").mkdir()
+        run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2", "-subj", "/CN=egress",
+             "-addext", "subjectAltName=DNS:egress", "-keyout", str(root / "tls/tls.key"), "-out", str(root / "tls/tls.crt")])
+        for copy in (root / "tls/ca.crt", root / "ca.crt"):
+            copy.write_text((root / "tls/tls.crt").read_text())
+        (root / "token").write_text("a.b.c")
         for source in volumes["policies"]["projected"]["sources"]:
             for name, text in maps[source["configMap"]["name"]].items():
                 if (root / "policies" / name).exists():
                     raise Broken(f"two ConfigMaps have {name}")
                 (root / "policies" / name).write_text(text)
         text = maps[volumes["config"]["configMap"]["name"]]["agentport.yaml"]
-        (root / "agentport.yaml").write_text(text.replace("/etc/agentport", home))
+        (root / "agentport.yaml").write_text(text.replace("/etc/agentport", home).replace("/var/run/secrets/agentport/account", home))
         run([str(agentport), "policy", "check", str(root / "policies")])
         run([str(agentport), "-c", str(root / "agentport.yaml"), "config", "check"])
 

@@ -62,6 +62,7 @@ class Engine:
     def __init__(self, agentport: Path, openclaw: Path):
         self.home = Path(tempfile.mkdtemp(prefix="agentport-deploy-"))
         self.name = f"apd{os.getpid()}"
+        self.agentport = agentport
         self.children: list[subprocess.Popen] = []
         self.socket = f"unix://{self.home}/engine.sock"
         config = self.home / "docker/cli-plugins"

@@ -54,7 +54,12 @@ def perimeter(engine: Engine) -> None:
         agent = engine.docker("run", "-d", "--rm", "--network", "agentport_agents", "--dns", "127.0.0.1", "--entrypoint", "python3",
                               "--cap-drop", "ALL", "openclaw/openclaw:0.1.0", "-c", LOAD, token).strip()
         try:
+            address = json.loads(engine.docker("inspect", agent))[0]["NetworkSettings"]["Networks"]["agentport_agents"]["IPAddress"]
             under_load(engine, stack, agent)
+            # The balancer passes on whose connection it is.
+            records = stack.compose("logs", "--no-color", "--no-log-prefix", "gateway-a", "gateway-b")
+            if f'"client":"{address}:' not in records or '"client":"172.30.240.10:' in records:
+                raise Broken(f"the records do not name the agent's address {address}: {records[-2000:]}")
         finally:
             engine.try_docker("rm", "-f", agent)
         revoked(engine, stack, token)

@@ -70,7 +70,23 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | quote }}
 {{- $trusted = append $trusted (set (deepCopy .) "file" (printf "%s/%s" $keys .file)) -}}
 {{- end -}}
 {{- if $trusted -}}{{- $_ := set $identity "keys" $trusted -}}{{- end -}}
-{{- if not $identity -}}{{- fail "nobody could be known: write keys.signingKey, keys.secretFile or keys.trusted" -}}{{- end -}}
+{{- if .Values.kubernetesTokens.enabled -}}
+{{- $k := .Values.kubernetesTokens -}}
+{{- $account := "/var/run/secrets/agentport/account" -}}
+{{- $issuer := dict
+      "issuer" $k.issuer
+      "audience" $k.audience
+      "jwks_url" "https://kubernetes.default.svc/openid/v1/jwks"
+      "ca" (printf "%s/ca.crt" $account)
+      "token_file" (printf "%s/token" $account)
+      "addresses" (list $k.serviceCidr)
+      "agent_claim" "sub"
+      "agent_pattern" "system:serviceaccount:{namespace}:{name}"
+      "agent" "{namespace}.{name}" -}}
+{{- if $k.tenantIsNamespace -}}{{- $_ := set $issuer "tenant" "{namespace}" -}}{{- end -}}
+{{- $_ := set $identity "issuers" (list $issuer) -}}
+{{- end -}}
+{{- if not $identity -}}{{- fail "nobody could be known: write keys.signingKey, keys.secretFile, keys.trusted or kubernetesTokens.enabled" -}}{{- end -}}
 {{- $config := dict
       "listen" (dict "egress" (list "0.0.0.0:8080") "admin" "0.0.0.0:9090")
       "policy" "/etc/agentport/policies"
@@ -78,6 +94,19 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | quote }}
       "identity" $identity
       "timeouts" (dict "drain" (printf "%ds" (int .Values.drainSeconds)))
       "log" (dict "format" "json") -}}
+{{- if .Values.certManager.enabled -}}
+{{- $tls := "/etc/agentport/tls" -}}
+{{- $_ := set $config.listen "egress_tls" (list "0.0.0.0:8443") -}}
+{{- $clients := dict "certificates" .Values.certManager.clients -}}
+{{- if ne .Values.certManager.clients "none" -}}
+{{- $_ := set $clients "ca" (printf "%s/ca.crt" $tls) -}}
+{{- $_ := set $clients "names" (list (printf "spiffe://%s/agent/{agent}" .Values.certManager.trustDomain)) -}}
+{{- $_ := set $identity "require" .Values.certManager.require -}}
+{{- end -}}
+{{- $_ := set $config "tls" (dict
+      "certificates" (list (dict "certificate" (printf "%s/tls.crt" $tls) "key" (printf "%s/tls.key" $tls)))
+      "clients" $clients) -}}
+{{- end -}}
 {{- $destinations := include "agentport.destinations" . | fromJsonArray -}}
 {{- if $destinations -}}{{- $_ := set $config "allowed_destinations" $destinations -}}{{- end -}}
 {{- mergeOverwrite $config (deepCopy .Values.config) | toYaml -}}
