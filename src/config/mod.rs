@@ -13,12 +13,14 @@ mod error;
 mod tree;
 mod value;
 mod issuer;
+mod route;
 mod settings;
 mod load;
 
 pub use error::{ConfigError, Place};
 pub use issuer::{KeySource, OtherIssuer};
 pub use load::{Override, Purpose, Sources};
+pub use route::{AuthorizationOwner, NamedRoute, UpstreamHttp2};
 pub use settings::{
     Agent, Audit, Config, Identity, Limits, Listen, Log, Redis, Resolver, ResolverCache, Timeouts,
     Tls, TlsClients, TokenCache, TunnelDefaults,

@@ -29,6 +29,7 @@ use crate::gate::ports::Observation;
 use crate::gate::{Admission, AuditTrail, Cause, Denial, Opening, POLICY_PATH};
 
 use super::conn::{Connection, CurrentRequest, Ending};
+use super::routes::Chosen;
 use super::serve::bad_target;
 use super::tunnels::Registered;
 use super::{AgentEndpoint, Shared, dial, local, refusal};
@@ -36,7 +37,7 @@ use super::{AgentEndpoint, Shared, dial, local, refusal};
 /// In what field an agent says which skill it runs. Never used for a decision.
 pub(super) const SKILL_FIELD: &str = "x-openclaw-skill";
 /// AgentPort's credential where `Authorization` belongs to the origin.
-const TOKEN_FIELD: &str = "x-agentport-token";
+pub(super) const TOKEN_FIELD: &str = "x-agentport-token";
 
 /// The hooks that Pingora calls.
 pub(super) struct Forward {
@@ -56,9 +57,11 @@ pub(super) struct Exchange {
     socket: Option<String>,
     /// How the agent behind the gateway is addressed.
     agent_host: Option<String>,
+    /// By which route it goes, and the target there.
+    route: Option<(Chosen, String)>,
     websocket: bool,
     /// A credential field of ours that must not go on.
-    spent: Option<&'static str>,
+    spent: Option<HeaderName>,
     body: u64,
     /// Bytes of the answer's body, or of an upgraded stream, sent to the client.
     sent: u64,
@@ -78,6 +81,15 @@ impl Drop for Exchange {
             trail.bytes(self.body, self.sent);
             trail.broke_off(why.code(), None);
         }
+    }
+}
+
+impl Exchange {
+    /// The name that the origin's certificate must be valid for, where it is
+    /// reached over TLS.
+    fn tls_name(&self) -> Option<String> {
+        let (chosen, _) = self.route.as_ref()?;
+        (chosen.scheme() == Scheme::Https).then(|| chosen.route.route.to().certificate_name())
     }
 }
 
@@ -123,6 +135,20 @@ impl Forward {
             Some(current) => current,
             None => http2_request(session)?,
         };
+        if connection.tunnel.is_none() {
+            let head = session.req_header();
+            let chosen = self.shared.routes.choose(
+                &current.target,
+                head.headers.get(header::HOST),
+                head.version == http::Version::HTTP_2,
+                &self.shared.gate,
+            );
+            if let Some(chosen) = chosen {
+                return self
+                    .look_route(session, exchange, connection, chosen, current)
+                    .await;
+            }
+        }
         let method = session.req_header().method.clone();
         let (authority, path) = match (current.target, &connection.tunnel) {
             (
@@ -196,12 +222,63 @@ impl Forward {
         self.check_length(session, &request.authority)?;
         let admission = self.shared.gate.admit(&who, &request, trail).await?;
         if current.last_hop {
-            exchange.answered = true;
-            trail.answered(200);
-            let page = local::Page::new(200, "text/plain", Vec::new());
-            let _ = local::write(session, page).await;
-            return Ok(Verdict::Answered);
+            return Ok(answer_here(session, exchange).await);
         }
+        self.admitted(exchange, admission, request)
+    }
+
+    /// A request to the gateway itself that is meant for an origin. What the
+    /// gate judges is the request as the origin gets it.
+    async fn look_route(
+        &self,
+        session: &mut Session,
+        exchange: &mut Exchange,
+        connection: Arc<Connection>,
+        chosen: Chosen,
+        current: CurrentRequest,
+    ) -> Result<Verdict, Denial> {
+        let Some(trail) = exchange.trail.as_mut() else {
+            return Err(Denial::new(Cause::Internal));
+        };
+        let head = session.req_header();
+        let method = head.method.clone();
+        let authority = chosen.authority().clone();
+        let (spent, credential) = chosen.credential(&head.headers, current.credential)?;
+        let who = self
+            .shared
+            .gate
+            .authenticate(
+                connection.certified.as_ref(),
+                credential.as_deref(),
+                connection.peer.as_ref(),
+                connection.client.map(|client| client.ip()),
+                trail,
+            )
+            .await
+            .map_err(|denial| denial.at_origin().towards(&authority))?;
+        exchange.spent = spent;
+        if self.has_passed_here(session) {
+            return Err(Denial::new(Cause::Loop).towards(&authority));
+        }
+        if self.shared.settings.is_agent(&authority) {
+            return Err(super::agents_name(&authority));
+        }
+        let path = chosen.path_there()?;
+        let target = chosen.target(&path);
+        self.check_length(session, &authority)?;
+        let request = EgressRequest {
+            authority,
+            ask: Ask::Request {
+                scheme: chosen.scheme(),
+                method,
+                path,
+            },
+        };
+        let admission = self.shared.gate.admit(&who, &request, trail).await?;
+        if current.last_hop {
+            return Ok(answer_here(session, exchange).await);
+        }
+        exchange.route = Some((chosen, target));
         self.admitted(exchange, admission, request)
     }
 
@@ -276,7 +353,7 @@ impl Forward {
             )
             .await
             .map_err(|denial| denial.at_origin().towards(&authority))?;
-        exchange.spent = Some(spent);
+        exchange.spent = Some(HeaderName::from_static(spent));
         if self.has_passed_here(session) {
             return Err(Denial::new(Cause::Loop).towards(&authority));
         }
@@ -395,6 +472,18 @@ fn own_credential(headers: &http::HeaderMap) -> (&'static str, Option<Vec<u8>>) 
     }
 }
 
+/// Answers an `OPTIONS` whose `Max-Forwards` has run out (RFC 9110 section
+/// 7.6.2).
+async fn answer_here(session: &mut Session, exchange: &mut Exchange) -> Verdict {
+    exchange.answered = true;
+    if let Some(trail) = exchange.trail.as_mut() {
+        trail.answered(200);
+    }
+    let page = local::Page::new(200, "text/plain", Vec::new());
+    let _ = local::write(session, page).await;
+    Verdict::Answered
+}
+
 fn root() -> Result<RequestPath, Denial> {
     RequestPath::parse("/").map_err(|_| Denial::new(Cause::Internal))
 }
@@ -454,6 +543,14 @@ fn http2_request(session: &Session) -> Result<CurrentRequest, Denial> {
         target,
         credential,
         last_hop: max_forwards(head) == Some(0),
+    })
+}
+
+/// Whether `TE` says that trailers are kept (RFC 9110 section 10.1.4).
+fn takes_trailers(headers: &http::HeaderMap) -> bool {
+    headers.get_all(header::TE).iter().any(|value| {
+        let mut codings = value.as_bytes().split(|b| *b == b',');
+        codings.any(|coding| coding.trim_ascii().eq_ignore_ascii_case(b"trailers"))
     })
 }
 
@@ -561,17 +658,28 @@ impl ProxyHttp for Forward {
         let settings = &self.shared.settings;
         let mut peer = match (&exchange.socket, exchange.addresses.get(exchange.attempt)) {
             (Some(path), _) => HttpPeer::new_uds(path, false, String::new())?,
-            (None, Some(address)) => HttpPeer::new(*address, false, String::new()),
+            (None, Some(address)) => match exchange.tls_name() {
+                Some(name) => HttpPeer::new(*address, true, name),
+                None => HttpPeer::new(*address, false, String::new()),
+            },
             (None, None) => {
                 return Error::e_explain(ErrorType::InternalError, "no admitted address");
             }
         };
         let who = admission.who();
-        peer.group_key =
-            self.shared
-                .pool_key
-                .hash_one((who.tenant(), who.agent(), admission.authority()));
+        // Two routes to one origin may trust different CAs.
+        let route = exchange.route.as_ref();
+        let route = route.map(|(chosen, _)| chosen.route.route.name());
+        peer.group_key = self.shared.pool_key.hash_one((
+            who.tenant(),
+            who.agent(),
+            admission.authority(),
+            route,
+        ));
         let options = &mut peer.options;
+        if let Some((chosen, _)) = &exchange.route {
+            chosen.set(options, exchange.websocket);
+        }
         options.connection_timeout = Some(settings.connect_timeout);
         options.total_connection_timeout = Some(settings.connect_timeout);
         options.idle_timeout = Some(settings.upstream_idle);
@@ -643,6 +751,12 @@ impl ProxyHttp for Forward {
         exchange: &mut Exchange,
     ) -> pingora::Result<()> {
         request.remove_header(TOKEN_FIELD);
+        // A word of gRPC's to each hop that it keeps trailers; Pingora does,
+        // between two of HTTP/2.
+        let trailers = exchange.route.is_some()
+            && request.version == http::Version::HTTP_2
+            && session.req_header().version == http::Version::HTTP_2
+            && takes_trailers(&request.headers);
         // HTTP/1 heads have come through `canonical`; HTTP/2 ones have not.
         if session.req_header().version == http::Version::HTTP_2 {
             let proxys: Vec<_> = request
@@ -670,17 +784,25 @@ impl ProxyHttp for Forward {
                 request.insert_header(header::MAX_FORWARDS, left.to_string())?;
             }
         }
-        if let Some(spent) = exchange.spent {
+        if trailers {
+            request.insert_header(header::TE, "trailers")?;
+        }
+        if let Some(spent) = &exchange.spent {
             request.remove_header(spent);
         }
         if let Some(EgressRequest { authority, .. }) = &exchange.request {
             let host = match &exchange.agent_host {
                 Some(host) => host.clone(),
-                None if authority.port == 80 => authority.host.to_string(),
-                None => authority.to_string(),
+                None => match &exchange.route {
+                    Some((chosen, _)) => chosen.route.route.to().host_field(),
+                    None if authority.port == 80 => authority.host.to_string(),
+                    None => authority.to_string(),
+                },
             };
             request.insert_header(header::HOST, host)?;
-            if session.req_header().version == http::Version::HTTP_2 {
+            if let Some((_, target)) = &exchange.route {
+                request.set_raw_path(target.as_bytes())?;
+            } else if session.req_header().version == http::Version::HTTP_2 {
                 let path = request
                     .uri
                     .path_and_query()
@@ -695,7 +817,7 @@ impl ProxyHttp for Forward {
             _ => "1.1",
         };
         request.append_header(header::VIA, format!("{version} {}", self.shared.instance))?;
-        if exchange.spent.is_some()
+        if exchange.agent_host.is_some()
             && let Some(client) = connection(session).and_then(|connection| connection.client)
         {
             request.insert_header("Forwarded", forwarded(client))?;
@@ -750,6 +872,9 @@ impl ProxyHttp for Forward {
             session.set_keepalive(None);
         }
         response.append_header(header::VIA, format!("1.1 {}", self.shared.instance))?;
+        if let Some((chosen, _)) = &exchange.route {
+            chosen.adapt(response)?;
+        }
         if let Some(connection) = connection(session) {
             let length = response.headers.get(header::CONTENT_LENGTH);
             let length = length.and_then(|value| value.to_str().ok()?.parse().ok());
@@ -774,7 +899,7 @@ impl ProxyHttp for Forward {
                 .addresses
                 .get(exchange.attempt)
                 .map(SocketAddr::ip)
-                .filter(|_| exchange.spent.is_none());
+                .filter(|_| exchange.agent_host.is_none());
             let registered = self.shared.tunnels.register(
                 &self.shared.gate,
                 admission.who(),
@@ -926,7 +1051,14 @@ fn denial_of(error: &Error, exchange: &Exchange) -> Option<Denial> {
             ErrorSource::Internal | ErrorSource::Unset => Cause::Internal,
         },
     };
-    let denial = Denial::new(cause).detail(error.etype().as_str());
+    let detail = match cause {
+        // What was wrong with a certificate stands in the words of the error.
+        Cause::UpstreamTls | Cause::UpstreamCertificate => {
+            error.to_string().chars().take(400).collect()
+        }
+        _ => error.etype().as_str().to_owned(),
+    };
+    let denial = Denial::new(cause).detail(detail);
     Some(match &exchange.request {
         Some(request) => denial.towards(&request.authority),
         None => denial,
@@ -949,9 +1081,14 @@ fn upstream_cause(error: &Error) -> Option<Cause> {
         | ErrorType::ConnectError
         | ErrorType::SocketError
         | ErrorType::BindError => Cause::Unreachable,
-        ErrorType::TLSHandshakeFailure | ErrorType::InvalidCert | ErrorType::HandshakeError => {
-            Cause::UpstreamTls
+        ErrorType::InvalidCert => Cause::UpstreamCertificate,
+        // The error of rustls is there as text only.
+        ErrorType::TLSHandshakeFailure
+            if error.to_string().contains("invalid peer certificate") =>
+        {
+            Cause::UpstreamCertificate
         }
+        ErrorType::TLSHandshakeFailure | ErrorType::HandshakeError => Cause::UpstreamTls,
         ErrorType::ReadTimedout | ErrorType::WriteTimedout => Cause::UpstreamTimeout,
         ErrorType::ConnectionClosed | ErrorType::ReadError | ErrorType::WriteError => {
             Cause::UpstreamClosed

@@ -15,6 +15,7 @@ mod listener;
 mod local;
 mod refusal;
 mod relay;
+mod routes;
 mod serve;
 mod tls;
 mod transport;
@@ -33,6 +34,7 @@ use tokio::sync::{Semaphore, watch};
 
 pub use listener::{Accepting, Bound, ListenAddress, bind, remove_stale};
 pub use local::{LocalPages, Page};
+pub use routes::{NamedRoute, UpstreamHttp2, UpstreamRoots};
 pub use tls::{ClientTrust, ListenerTls, TlsParts};
 pub use tunnels::OpenTunnels;
 
@@ -88,6 +90,8 @@ pub struct Settings {
     pub peers: HashMap<u32, Arc<Principal>>,
     /// The agent behind the gateway.
     pub agent: Option<FrontedAgent>,
+    /// Origins that are reached by a path or a host on the gateway.
+    pub routes: Vec<NamedRoute>,
     /// What every tunnel may carry, whatever its rule says.
     pub every_tunnel: TlsRule,
     /// Whether IPv4 addresses are tried before IPv6 ones.
@@ -160,6 +164,7 @@ pub enum AgentEndpoint {
 pub struct Shared {
     gate: Gate,
     settings: Settings,
+    routes: routes::Routes,
     tunnels: OpenTunnels,
     in_flight: Arc<Semaphore>,
     tunnel_slots: Arc<Semaphore>,
@@ -205,6 +210,7 @@ impl Wire {
             tunnel_slots: Arc::new(Semaphore::new(settings.tunnels)),
             tunnels: OpenTunnels::new(settings.tunnels_outlive_tokens),
             gate,
+            routes: routes::Routes::new(&settings.routes),
             settings,
             pages,
             random,

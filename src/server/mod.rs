@@ -7,6 +7,7 @@ mod agent_keys;
 pub mod load;
 mod reload;
 mod revocation;
+mod routes;
 mod tokens;
 
 use std::net::SocketAddr;
@@ -39,7 +40,8 @@ use crate::gate::{Gate, GateParts, Limits, OwnListeners, Proof, StormSettings};
 use crate::identity::{CacheSettings, CachedVerifier, Principal, TokenVerifier, VerifierSettings};
 use crate::policy::{EchRule, SniRule, TlsRule, TlsUse};
 use crate::proxy::{
-    Accepting, AgentEndpoint, Bound, FrontedAgent, ListenAddress, ListenerTls, Settings, Wire, bind,
+    Accepting, AgentEndpoint, Bound, FrontedAgent, ListenAddress, ListenerTls, NamedRoute,
+    Settings, Wire, bind,
 };
 
 use certificates::CertificateReloader;
@@ -115,6 +117,7 @@ impl Gateway {
             check_bundle(bundle)?;
         }
         let (tls, tls_files) = certificates::listener_tls(&config, &figures, &*clock)?.unzip();
+        let routes = routes::read(&config)?;
         let log = Arc::new(open_log(&config)?);
         figures.follow(Arc::clone(&log));
 
@@ -262,7 +265,7 @@ impl Gateway {
         .with_issuers(Arc::clone(&issuers));
         let wire = Arc::new(Wire::new(
             gate,
-            settings(&config),
+            settings(&config, routes),
             Arc::new(admin.clone()),
             host::random_bits,
             stopped,
@@ -532,7 +535,7 @@ fn resolver(config: &Config, clock: &Arc<dyn Clock>) -> anyhow::Result<Resolver>
     Resolver::new(settings, Arc::clone(clock)).context("the resolver cannot be set up")
 }
 
-fn settings(config: &Config) -> Settings {
+fn settings(config: &Config, routes: Vec<NamedRoute>) -> Settings {
     let bytes = |size: config::ByteSize| usize::try_from(size.bytes()).unwrap_or(usize::MAX);
     let allow = |verdict: Verdict| verdict == Verdict::Allow;
     Settings {
@@ -573,6 +576,7 @@ fn settings(config: &Config) -> Settings {
                 Endpoint::Unix(path) => AgentEndpoint::Unix(path.display().to_string()),
             },
         }),
+        routes,
         every_tunnel: TlsRule {
             tls: if allow(config.tunnel.opaque) {
                 TlsUse::Any
