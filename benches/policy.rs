@@ -3,10 +3,13 @@
 
 use std::hint::black_box;
 use std::net::IpAddr;
+use std::net::Ipv4Addr;
+use std::num::NonZeroU32;
+use std::sync::Arc;
 use std::time::Duration;
 
 use agentport::egress::{AgentId, Ask, Authority, EgressRequest, Subject};
-use agentport::limit::{Quota, RateLimiter};
+use agentport::limit::{Amount, Ledger, Limit, Measure, Owner, Per, Quota, Shared, WhenAway};
 use agentport::policy::{
     CheckedDocument, Decision, Format, Mode, PolicyDocument, PolicySet, SourceName,
 };
@@ -185,16 +188,26 @@ fn say(what: &str, count: usize, before: usize) {
 
 fn limit(c: &mut Criterion) {
     let quota = Quota::parse("1000000/s").expect("a quota");
-    let limiter: RateLimiter<u64> = RateLimiter::new(quota, 100_000);
-    let mut now = Duration::ZERO;
-    let mut key = 0;
-    c.bench_function("limit/check", |b| {
-        b.iter(|| {
-            now += Duration::from_micros(1);
-            key = (key + 1) % 10_000;
-            limiter.check(black_box(&key), now)
+    let amount = Amount::Over(quota);
+    let (measure, per) = (Measure::Requests, Per::Source);
+    let limit = Arc::new(Limit::new("bench", measure, per, amount, WhenAway::Local));
+    let one = NonZeroU32::MIN;
+    let shared = Arc::new(Shared::new(100_000, one, || {}));
+    for (name, ledger) in [
+        ("limit/alone", Ledger::new(100_000)),
+        ("limit/shared", Ledger::new(100_000).sharing(shared)),
+    ] {
+        let mut now = Duration::ZERO;
+        let mut key = 0u32;
+        c.bench_function(name, |b| {
+            b.iter(|| {
+                now += Duration::from_micros(1);
+                key = (key + 1) % 10_000;
+                let owner = Owner::source(Ipv4Addr::from_bits(black_box(key)).into());
+                ledger.take(&ledger.account(&limit, owner), 1, false, now)
+            });
         });
-    });
+    }
 }
 
 criterion_group!(benches, decide, reload, tenants, limit);

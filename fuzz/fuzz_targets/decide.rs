@@ -482,6 +482,7 @@ fn document(from: &mut Unstructured<'_>, tenant: Option<&str>) -> Result<PolicyD
         } else {
             Vec::new()
         },
+        limits: None,
         rules: (0..rules).map(|at| rule(from, at)).collect::<Result<_>>()?,
     })
 }
@@ -517,6 +518,7 @@ fn rule(from: &mut Unstructured<'_>, at: usize) -> Result<RuleDocument> {
         tls: None,
         sni: None,
         ech: None,
+        limits: None,
     })
 }
 

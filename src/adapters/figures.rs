@@ -25,6 +25,7 @@ use prometheus_client::registry::{Metric, Registry, Unit};
 use crate::audit::{AuditEvent, AuditRecord};
 use crate::egress::TenantId;
 use crate::gate::ports::{Observation, Observe};
+use crate::limit::Shared;
 
 use super::records::AuditLog;
 use super::redis::Redis;
@@ -454,6 +455,11 @@ impl Figures {
         self.state.redis(redis);
     }
 
+    /// Has the state of shared limits read whenever the figures are.
+    pub fn follow_limits(&self, shared: Arc<Shared>) {
+        self.state.shared_limits(shared);
+    }
+
     /// All figures in OpenMetrics text, of the media type [`OPENMETRICS`].
     #[must_use]
     pub fn encode(&self) -> String {
@@ -471,7 +477,10 @@ impl Figures {
             AuditEvent::TunnelClosed => Some(&self.tunnel_duration_seconds),
             // Tokens have figures of their own.
             AuditEvent::TokenIssued | AuditEvent::TokenRefused => return,
-            AuditEvent::Request | AuditEvent::Tunnel | AuditEvent::Repeated => {
+            AuditEvent::Request
+            | AuditEvent::Tunnel
+            | AuditEvent::Repeated
+            | AuditEvent::Delegation => {
                 let listener = Arc::clone(&record.listener);
                 self.requests
                     .get_or_create(&RequestLabels {
@@ -480,7 +489,8 @@ impl Figures {
                         listener,
                     })
                     .inc_by(record.count);
-                (record.event == AuditEvent::Request).then_some(&self.request_duration_seconds)
+                matches!(record.event, AuditEvent::Request | AuditEvent::Delegation)
+                    .then_some(&self.request_duration_seconds)
             }
         };
         self.tenants.finished(record, decision);

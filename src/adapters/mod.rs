@@ -1,5 +1,5 @@
 //! The machine: the clock, names, records, figures, files and their watching,
-//! a shared Redis, and what the process is given by its host.
+//! a shared Redis, a private CA, and what the process is given by its host.
 //!
 //! Everything that `gate` asks for as a trait is answered here. Nothing here
 //! decides whether a request may pass.
@@ -7,8 +7,10 @@
 pub mod certificates;
 pub mod clock;
 pub mod names;
+pub mod peers;
 pub mod records;
 pub mod redis;
+pub mod shared_limits;
 pub mod figures;
 pub mod watch;
 pub mod service_accounts;
@@ -17,4 +19,5 @@ pub mod issuers;
 pub mod shared_file;
 pub mod revocations;
 pub mod agent_keys;
+pub mod ca;
 pub mod host;

@@ -16,7 +16,7 @@ use redis::{
     AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ErrorKind, FromRedisValue,
     IntoConnectionInfo, RedisConnectionInfo, RedisError, TlsCertificates,
 };
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 
 use crate::config::{RedisAddress, RedisUrl, Secret};
@@ -85,8 +85,8 @@ struct Link {
     failures: AtomicU64,
     /// Wakes the upkeep when a command has found the connection dead.
     doubt: Notify,
-    /// Wakes those who wait for a connection.
-    made: Notify,
+    /// Whether there is a connection, for those who wait for one or its end.
+    up: watch::Sender<bool>,
 }
 
 #[derive(Debug)]
@@ -109,7 +109,7 @@ impl Redis {
             last_error: Mutex::new(Some("no connection has been made yet".to_owned())),
             failures: AtomicU64::new(0),
             doubt: Notify::new(),
-            made: Notify::new(),
+            up: watch::Sender::new(false),
         });
         let upkeep = tokio::spawn(keep(Arc::clone(&link)));
         Self {
@@ -122,11 +122,7 @@ impl Redis {
     /// `response_timeout`; tell [`Redis::failed`] of those that fail.
     #[must_use]
     pub fn connection(&self) -> Option<MultiplexedConnection> {
-        self.link
-            .connection
-            .load()
-            .as_deref()
-            .map(MultiplexedConnection::clone)
+        self.link.connection.load().as_deref().cloned()
     }
 
     /// Sends one command and waits for its answer, at most `response_timeout`.
@@ -177,16 +173,13 @@ impl Redis {
     /// Comes back when there is a connection: for tasks in the background,
     /// never for a request.
     pub async fn connected(&self) {
-        loop {
-            let made = self.link.made.notified();
-            tokio::pin!(made);
-            // Armed before the look, so that none is missed between the two.
-            made.as_mut().enable();
-            if self.link.connection.load().is_some() {
-                return;
-            }
-            made.await;
-        }
+        // The sender lives as long as this does.
+        let _ = self.link.up.subscribe().wait_for(|up| *up).await;
+    }
+
+    /// Comes back when there is no connection.
+    pub async fn disconnected(&self) {
+        let _ = self.link.up.subscribe().wait_for(|up| !*up).await;
     }
 
     /// A key or channel of ours: the prefix, and what it is called.
@@ -217,9 +210,10 @@ async fn keep(link: Arc<Link>) {
                 tracing::info!(redis = %link.settings.url, "connected to Redis");
                 *lock(&link.last_error) = None;
                 link.connection.store(Some(Arc::new(connection.clone())));
-                link.made.notify_waiters();
+                link.up.send_replace(true);
                 let lost = live(&link, connection).await;
                 link.connection.store(None);
+                link.up.send_replace(false);
                 link.lost("the connection to Redis is lost", lost);
             }
             Err(error) => {

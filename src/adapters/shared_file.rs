@@ -55,6 +55,14 @@ pub fn change<T, E: From<io::Error>>(
     Ok(result)
 }
 
+/// Replaces a file whole, without a lock; modes as with [`change`].
+///
+/// # Errors
+/// What the system answers, with the path.
+pub(super) fn put(path: &Path, mode: u32, text: &str) -> io::Result<()> {
+    replace(path, mode, text).map_err(|error| named(path, &error))
+}
+
 /// The lock is a file beside, since the file itself is replaced.
 fn lock(path: &Path) -> io::Result<Flock<File>> {
     let place = beside(path, ".lock");

@@ -4,6 +4,7 @@
 //! standard error. Exit codes: 0 done, 1 refused or failed, 2 not understood.
 
 mod agent_key;
+mod ca;
 mod config;
 mod connect;
 pub mod env;
@@ -68,6 +69,9 @@ enum Command {
     /// Make, list and revoke long-lived keys of agents
     #[command(subcommand)]
     AgentKey(agent_key::AgentKeyCommand),
+    /// A private CA: certificates for agents and servers, and the list of those revoked
+    #[command(subcommand)]
+    Ca(ca::CaCommand),
     /// Make, show, rotate and retire signing keys
     #[command(subcommand)]
     Keys(keys::KeysCommand),
@@ -110,6 +114,7 @@ pub fn main() -> ExitCode {
         Command::ServiceAccount(command) => service_account::run(&settings, &command),
         Command::Revoke(args) => revoke::revoke(&settings, args),
         Command::AgentKey(command) => agent_key::run(&settings, &command),
+        Command::Ca(command) => ca::run(&command),
         Command::Keys(command) => keys::run(&settings, &command),
         Command::Policy(command) => policy::run(&settings, &command),
         Command::Config(command) => config::run(&settings, &command),

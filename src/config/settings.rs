@@ -4,13 +4,14 @@
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
 
 use crate::egress::{Destination, DnsName, Host};
 use crate::identity::ClientName;
-use crate::limit::Quota;
+use crate::limit::{Amount, Limit, Measure, Per, Quota, WhenAway};
 use crate::policy::Mode;
 
 use super::issuer::OtherIssuer;
@@ -41,6 +42,9 @@ pub struct Config {
     pub mode: Mode,
     /// TLS on the listeners that speak it.
     pub tls: Tls,
+    /// Agents that call each other; where [`Listen::peers`] is `None`, of no
+    /// use.
+    pub peers: Peers,
     /// Who is asking.
     pub identity: Identity,
     /// Names to addresses.
@@ -92,6 +96,9 @@ pub struct Listen {
     pub unix_mode: UnixMode,
     /// Whom the peers of Unix sockets are, each user id once.
     pub peer_credentials: Vec<PeerCredential>,
+    /// Where agents call each other; `None` for no such listener. Never a Unix
+    /// socket.
+    pub peers: Option<Listener>,
     /// Metrics, health and readiness; `None` for no such listener.
     pub admin: Option<Listener>,
     /// A file with the secret that revocation and introspection want.
@@ -124,6 +131,42 @@ pub struct TlsClients {
     pub crl: Vec<PathBuf>,
     /// How their names are read as agents.
     pub names: Vec<ClientName>,
+}
+
+/// Agents that call each other.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Peers {
+    /// Certificates with their keys; the first serves names that none has.
+    pub certificates: Vec<CertificatePair>,
+    /// A PEM bundle of those who issue agents' certificates.
+    pub ca: Option<PathBuf>,
+    /// PEM lists of those revoked.
+    pub crl: Vec<PathBuf>,
+    /// How their names are read as agents.
+    pub names: Vec<ClientName>,
+    /// What the hosts of agents end in.
+    pub domain: DnsName,
+    /// The file that says where agents are.
+    pub agents: Option<PathBuf>,
+}
+
+impl Config {
+    /// TLS of [`Listen::peers`]: nobody comes in without a certificate.
+    #[must_use]
+    pub fn peers_tls(&self) -> Tls {
+        Tls {
+            certificates: self.peers.certificates.clone(),
+            min_version: self.tls.min_version,
+            alpn: self.tls.alpn.clone(),
+            clients: TlsClients {
+                certificates: ClientCertificates::Required,
+                ca: self.peers.ca.clone(),
+                crl: self.peers.crl.clone(),
+                names: self.peers.names.clone(),
+            },
+        }
+    }
 }
 
 /// Who is asking, and what may be issued.
@@ -272,12 +315,12 @@ pub struct Limits {
     pub in_flight: usize,
     /// Open tunnels.
     pub tunnels: usize,
-    /// Requests of one agent.
-    pub requests_per_agent: Option<Quota>,
-    /// Requests from one source address.
-    pub requests_per_source: Option<Quota>,
-    /// Open tunnels of one agent.
-    pub tunnels_per_agent: Option<NonZeroU32>,
+    /// What is counted for each agent, tenant, token, destination or source.
+    pub per_owner: Vec<Arc<Limit>>,
+    /// Whether replicas share these limits, and those of policy, by Redis.
+    pub shared: bool,
+    /// How many replicas there are at least.
+    pub replicas: NonZeroU32,
     /// Connections of one source address.
     pub connections_per_source: Option<NonZeroU32>,
     /// Idle connections kept to destinations; zero keeps none.
@@ -406,6 +449,18 @@ pub(super) fn config(read: &mut Reader<'_>, purpose: Purpose) -> Option<Config> 
     let allowed_destinations = read.value("allowed_destinations");
     let mode = read.value("mode");
     let tls = tls(read);
+    let peers = section!(
+        read,
+        "peers",
+        Peers {
+            certificates,
+            ca,
+            crl,
+            names,
+            domain,
+            agents
+        }
+    );
     let identity = identity(read);
     let resolver = resolver(read);
     let timeouts = timeouts(read);
@@ -429,6 +484,7 @@ pub(super) fn config(read: &mut Reader<'_>, purpose: Purpose) -> Option<Config> 
         allowed_destinations: allowed_destinations?,
         mode: mode?,
         tls: tls?,
+        peers: peers?,
         identity: identity?,
         resolver: resolver?,
         timeouts: timeouts?,
@@ -463,6 +519,7 @@ pub(super) fn config(read: &mut Reader<'_>, purpose: Purpose) -> Option<Config> 
         read.mistake("identity.max_token", message);
     }
     tls_fits(read, &config);
+    peers_fit(read, &config);
     config.warnings = warnings(&config);
     Some(config)
 }
@@ -477,6 +534,7 @@ fn listen(read: &mut Reader<'_>) -> Option<Listen> {
             proxy_protocol,
             unix_mode,
             peer_credentials,
+            peers,
             admin,
             admin_secret_file
         }
@@ -517,6 +575,18 @@ fn listen(read: &mut Reader<'_>) -> Option<Listen> {
             let key = format!("listen.egress[{at}]");
             let message = format!("{listener} is taken by an earlier entry: remove one");
             read.mistake_at("listen.egress", key, message);
+        }
+    }
+    if let Some(peers) = &listen.peers {
+        let mut others = (listen.egress.iter())
+            .chain(&listen.egress_tls)
+            .chain(&listen.admin);
+        if matches!(peers, Listener::Unix(_)) {
+            let message = "write address:port, or off: no certificate comes by a Unix socket";
+            read.mistake("listen.peers", message);
+        } else if others.any(|other| overlap(other, peers)) {
+            let message = format!("{peers} is taken by another listener: write another port");
+            read.mistake("listen.peers", message);
         }
     }
     if let Some(admin) = &listen.admin
@@ -618,6 +688,35 @@ fn tls_fits(read: &mut Reader<'_>, config: &Config) {
         let message = "no certificate names an agent: write patterns such as \
                        spiffe://example.org/agent/{agent}";
         read.mistake("tls.clients.names", message);
+    }
+}
+
+/// What `peers` and `listen.peers` must agree on.
+fn peers_fit(read: &mut Reader<'_>, config: &Config) {
+    let peers = &config.peers;
+    let written = [
+        ("peers.certificates", !peers.certificates.is_empty()),
+        ("peers.ca", peers.ca.is_some()),
+        ("peers.names", !peers.names.is_empty()),
+        ("peers.agents", peers.agents.is_some()),
+    ];
+    if config.listen.peers.is_none() {
+        for (key, _) in written.into_iter().filter(|(_, written)| *written) {
+            read.mistake(key, "has no effect: write listen.peers: 0.0.0.0:8443");
+        }
+        return;
+    }
+    let what = [
+        "listen.peers needs a certificate: write {certificate: PATH, key: PATH}",
+        "listen.peers needs the PEM bundle of those who issue agents' certificates",
+        "no certificate names an agent: write patterns such as \
+         spiffe://example.org/agent/{agent}",
+        "listen.peers needs the file that says where agents are",
+    ];
+    for ((key, written), message) in written.into_iter().zip(what) {
+        if !written {
+            read.mistake(key, message);
+        }
     }
 }
 
@@ -737,6 +836,7 @@ fn timeouts(read: &mut Reader<'_>) -> Option<Timeouts> {
 }
 
 fn limits(read: &mut Reader<'_>) -> Option<Limits> {
+    let per_owner = per_owner(read);
     let limits = section!(
         read,
         "limits",
@@ -747,11 +847,11 @@ fn limits(read: &mut Reader<'_>) -> Option<Limits> {
             connections,
             in_flight,
             tunnels,
-            requests_per_agent,
-            requests_per_source,
-            tunnels_per_agent,
+            shared,
+            replicas,
             connections_per_source,
-            upstream_pool
+            upstream_pool;
+            per_owner
         }
     )?;
     if limits.target_bytes > limits.header_bytes {
@@ -761,6 +861,81 @@ fn limits(read: &mut Reader<'_>) -> Option<Limits> {
     }
     Some(limits)
 }
+
+/// The limits that are counted for each owner apart. A limit is called as its
+/// key is.
+fn per_owner(read: &mut Reader<'_>) -> Option<Vec<Arc<Limit>>> {
+    let when_away: Option<WhenAway> = read.value("limits.when_away");
+    let mut limits = Vec::new();
+    let mut complete = true;
+    for (key, measure, per) in OWNER_LIMITS {
+        let amount = match measure {
+            Measure::Concurrent | Measure::Tunnels => read
+                .value::<Option<NonZeroU32>>(&format!("limits.{key}"))
+                .map(|most| most.map(Amount::AtOnce)),
+            Measure::Requests | Measure::Connections | Measure::BytesUp | Measure::BytesDown => {
+                read.value::<Option<Quota>>(&format!("limits.{key}"))
+                    .map(|quota| quota.map(Amount::Over))
+            }
+        };
+        complete &= amount.is_some();
+        if let (Some(Some(amount)), Some(when_away)) = (amount, when_away) {
+            let limit = Limit::new(*key, *measure, *per, amount, when_away);
+            limits.push(Arc::new(limit));
+        }
+    }
+    (complete && when_away.is_some()).then_some(limits)
+}
+
+/// The keys of limits that are counted for each owner apart.
+const OWNER_LIMITS: &[(&str, Measure, Per)] = &[
+    ("requests_per_agent", Measure::Requests, Per::Agent),
+    ("requests_per_tenant", Measure::Requests, Per::Tenant),
+    ("requests_per_token", Measure::Requests, Per::Token),
+    (
+        "requests_per_destination",
+        Measure::Requests,
+        Per::Destination,
+    ),
+    ("requests_per_source", Measure::Requests, Per::Source),
+    ("tunnel_rate_per_agent", Measure::Connections, Per::Agent),
+    ("tunnel_rate_per_tenant", Measure::Connections, Per::Tenant),
+    ("tunnel_rate_per_token", Measure::Connections, Per::Token),
+    (
+        "tunnel_rate_per_destination",
+        Measure::Connections,
+        Per::Destination,
+    ),
+    ("tunnel_rate_per_source", Measure::Connections, Per::Source),
+    ("tunnels_per_agent", Measure::Tunnels, Per::Agent),
+    ("concurrent_per_agent", Measure::Concurrent, Per::Agent),
+    ("concurrent_per_tenant", Measure::Concurrent, Per::Tenant),
+    ("concurrent_per_token", Measure::Concurrent, Per::Token),
+    (
+        "concurrent_per_destination",
+        Measure::Concurrent,
+        Per::Destination,
+    ),
+    ("concurrent_per_source", Measure::Concurrent, Per::Source),
+    ("bytes_up_per_agent", Measure::BytesUp, Per::Agent),
+    ("bytes_up_per_tenant", Measure::BytesUp, Per::Tenant),
+    ("bytes_up_per_token", Measure::BytesUp, Per::Token),
+    (
+        "bytes_up_per_destination",
+        Measure::BytesUp,
+        Per::Destination,
+    ),
+    ("bytes_up_per_source", Measure::BytesUp, Per::Source),
+    ("bytes_down_per_agent", Measure::BytesDown, Per::Agent),
+    ("bytes_down_per_tenant", Measure::BytesDown, Per::Tenant),
+    ("bytes_down_per_token", Measure::BytesDown, Per::Token),
+    (
+        "bytes_down_per_destination",
+        Measure::BytesDown,
+        Per::Destination,
+    ),
+    ("bytes_down_per_source", Measure::BytesDown, Per::Source),
+];
 
 fn tunnel(read: &mut Reader<'_>) -> Option<TunnelDefaults> {
     section!(
@@ -894,6 +1069,13 @@ fn warnings(config: &Config) -> Vec<String> {
         warnings.push(format!(
             "listen.admin is {admin}, which is not loopback: keep agents away from it"
         ));
+    }
+    if config.peers.ca.is_some() && config.peers.ca == config.tls.clients.ca {
+        warnings.push(
+            "peers.ca is tls.clients.ca too: a certificate that opens the egress port calls \
+             agents as well"
+                .into(),
+        );
     }
     let others_write = config.listen.unix_mode.bits() & 0o002 != 0;
     if others_write

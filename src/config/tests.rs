@@ -7,7 +7,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
-use crate::limit::Quota;
+use crate::limit::{Amount, Quota};
 use crate::policy::Mode;
 
 const SECRET: &str = "0123456789abcdef0123456789abcdef";
@@ -222,7 +222,11 @@ fn json_is_read_too() {
 fn rates() {
     let rate = |text: &str| {
         let file = format!("limits: {{requests_per_agent: \"{text}\"}}");
-        from_file(&file).limits.requests_per_agent
+        let limits = from_file(&file).limits.per_owner;
+        limits.first().map(|limit| match limit.amount() {
+            Amount::Over(quota) => quota,
+            Amount::AtOnce(_) => panic!("a rate"),
+        })
     };
     let of = |amount, seconds, burst| {
         let period = Duration::from_secs(seconds);

@@ -12,7 +12,7 @@ use ipnet::IpNet;
 
 use crate::egress::{AgentId, Authority, Destination, DnsName, Host, TenantId};
 use crate::identity::ClientName;
-use crate::limit::{Quota, QuotaError};
+use crate::limit::{Quota, QuotaError, WhenAway};
 use crate::policy::Mode;
 
 use super::error::{ConfigError, nearest};
@@ -847,6 +847,7 @@ words! {
     Verdict: "refuse" => Refuse, "allow" => Allow;
     Switch: "off" => Off, "on" => On;
     Plain: "judge" => Judge, "refuse" => Refuse;
+    WhenAway: "local" => Local, "deny" => Deny;
     Overflow: "block" => Block, "deny" => Deny;
     TlsVersion: "1.2" => Tls12, "1.3" => Tls13;
     Alpn: "h2" => Http2, "http/1.1" => Http11;

@@ -6,7 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::egress::{Authority, RequestId};
+use crate::limit::Limit;
 use crate::policy::{Denied, DenyReason};
+
+use super::quota::Standing;
 
 /// Where an agent asks the gateway itself, with its token, what it may reach.
 pub const POLICY_PATH: &str = "/.well-known/agentport/policy";
@@ -31,6 +34,8 @@ struct About {
     /// Whether the credential belongs in `Authorization`, as to an origin.
     to_origin: bool,
     destination: Option<Authority>,
+    /// The limit that refuses, where one does.
+    limit: Option<Arc<Limit>>,
     /// More, for the record.
     detail: Option<String>,
 }
@@ -81,6 +86,8 @@ pub enum Cause {
         /// When to try again.
         retry_after: Duration,
     },
+    /// A limit that replicas share cannot be counted.
+    LimitsUnavailable,
     /// No more connections or requests at once.
     Overloaded,
     /// The audit log cannot take another record.
@@ -140,6 +147,8 @@ pub enum TunnelEnd {
     PolicyChanged,
     /// The token has expired or is no longer good.
     CredentialEnded,
+    /// A budget of bytes is used up.
+    Budget,
     /// The token, or what it stands for, was revoked.
     Revoked,
     /// The gateway is going down.
@@ -165,6 +174,7 @@ impl TunnelEnd {
             Self::NotInspectable => "not_inspectable",
             Self::PolicyChanged => "policy_changed",
             Self::CredentialEnded => "credential_ended",
+            Self::Budget => "byte_budget",
             Self::Revoked => "revoked",
             Self::Drained => "drained",
             Self::Aborted => "aborted",
@@ -176,7 +186,7 @@ impl TunnelEnd {
     pub fn was_allowed(self) -> bool {
         match self {
             Self::Closed | Self::Reset | Self::Idle | Self::Drained | Self::Aborted => true,
-            Self::PolicyChanged | Self::CredentialEnded | Self::Revoked => true,
+            Self::PolicyChanged | Self::CredentialEnded | Self::Revoked | Self::Budget => true,
             Self::NoFirstBytes
             | Self::NoServerName
             | Self::OtherServerName
@@ -210,6 +220,13 @@ impl Denial {
     #[must_use]
     pub fn rule(&self) -> Option<&Arc<str>> {
         self.about.policy.as_ref().and_then(Denied::rule)
+    }
+
+    /// The same, refused by this limit.
+    #[must_use]
+    pub(super) fn limited_by(mut self, limit: &Arc<Limit>) -> Self {
+        self.about.limit = Some(Arc::clone(limit));
+        self
     }
 
     /// Where the agent wanted to go.
@@ -292,6 +309,7 @@ impl Denial {
             | Cause::UpstreamProtocol
             | Cause::UpstreamClosed => 502,
             Cause::Overloaded
+            | Cause::LimitsUnavailable
             | Cause::AuditUnavailable
             | Cause::Draining
             | Cause::IssuerUnavailable => 503,
@@ -320,6 +338,7 @@ impl Denial {
             Cause::Policy(reason) => reason.as_str(),
             Cause::OwnListener => "own_listener",
             Cause::Throttled { .. } => "throttled",
+            Cause::LimitsUnavailable => "limits_unavailable",
             Cause::Overloaded => "overloaded",
             Cause::AuditUnavailable => "audit_unavailable",
             Cause::Draining => "draining",
@@ -358,6 +377,7 @@ impl Denial {
             }
             Cause::Policy(_) => "http_request_denied",
             Cause::Overloaded
+            | Cause::LimitsUnavailable
             | Cause::AuditUnavailable
             | Cause::Draining
             | Cause::IssuerUnavailable => "proxy_internal_response",
@@ -382,6 +402,9 @@ impl Denial {
         if let Some(denied) = &self.about.policy {
             return denied.to_string().into();
         }
+        if let (Some(limit), Cause::Throttled { .. }) = (&self.about.limit, self.cause) {
+            return format!("the limit {} is used up for now", limit.name()).into();
+        }
         Cow::Borrowed(match self.cause {
             Cause::BadRequest(how) => how,
             Cause::HostMismatch => "the Host field names another host than the request target",
@@ -399,6 +422,7 @@ impl Denial {
             Cause::Policy(_) => "policy refuses this",
             Cause::OwnListener => "the destination is the gateway itself",
             Cause::Throttled { .. } => "a quota is used up for now",
+            Cause::LimitsUnavailable => "the gateway cannot count a limit of this at the moment",
             Cause::Overloaded => "the gateway has no room for another request",
             Cause::AuditUnavailable => "the gateway cannot record this request and so refuses it",
             Cause::Draining => "the gateway is going down",
@@ -459,6 +483,7 @@ impl Denial {
             Cause::OwnListener => "Choose another destination; no policy can allow this one.",
             Cause::Throttled { .. } => "Wait as long as Retry-After says.",
             Cause::Overloaded
+            | Cause::LimitsUnavailable
             | Cause::AuditUnavailable
             | Cause::Draining
             | Cause::IssuerUnavailable => "Try again in a moment.",
@@ -484,7 +509,10 @@ impl Denial {
             Cause::Throttled { retry_after, .. } => {
                 Some(retry_after.as_secs() + u64::from(retry_after.subsec_nanos() > 0))
             }
-            Cause::Overloaded | Cause::AuditUnavailable | Cause::Draining => Some(1),
+            Cause::Overloaded
+            | Cause::LimitsUnavailable
+            | Cause::AuditUnavailable
+            | Cause::Draining => Some(1),
             Cause::IssuerUnavailable => Some(10),
             _ => None,
         }
@@ -571,6 +599,10 @@ impl Denial {
         }
         if let Some(seconds) = self.retry_after() {
             fields.push(("Retry-After", seconds.to_string()));
+        }
+        if let (Cause::Throttled { retry_after, .. }, Some(limit)) = (self.cause, &self.about.limit)
+        {
+            fields.extend(Standing::used_up(limit, retry_after).fields());
         }
         if matches!(self.cause, Cause::Method) {
             fields.push((

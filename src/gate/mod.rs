@@ -7,16 +7,18 @@
 
 mod denial;
 pub mod ports;
+mod quota;
 mod standing;
 mod storm;
 mod trail;
 
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
-use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 pub use denial::{Cause, Denial, POLICY_PATH, PSEUDONYM, TunnelEnd};
+pub use quota::{Budget, Standing, Way};
 pub use storm::StormSettings;
 pub use trail::{AuditTrail, Opening};
 
@@ -25,13 +27,15 @@ use crate::identity::{
     self, AgentKeys, CachedVerifier, Certified, CredentialKind, KeysNow, PeerCertificate,
     Principal, RevocationSet, RevokedKind,
 };
-use crate::limit::{ConcurrencyLimit, InFlight, Quota, RateLimiter};
+use crate::limit::{Ledger, Limit};
 use crate::policy::{Decision, DenyReason, Permit, PolicySet, Reach};
 
 use ports::{
-    AgentKeySource, AuditSink, Clock, IssuerKeys, KeyNews, Observation, Observe, PolicySource,
-    Resolve, ResolveError, RevocationSource, SinkState, TrustsCertificates,
+    AgentKeySource, AuditSink, Clock, IssuerKeys, KeyNews, Observation, Observe, OffLimits,
+    PolicySource, Resolve, ResolveError, RevocationSource, SharedLimits, SinkState,
+    TrustsCertificates,
 };
+use quota::{Quotas, Spending};
 use trail::TrailPorts;
 
 /// Leave to open one upstream connection: to these addresses and no others,
@@ -42,6 +46,7 @@ pub struct Admission {
     who: Arc<Principal>,
     authority: Authority,
     addresses: Vec<SocketAddr>,
+    spending: Option<Arc<Spending>>,
 }
 
 impl Admission {
@@ -68,17 +73,52 @@ impl Admission {
     pub fn addresses(&self) -> &[SocketAddr] {
         &self.addresses
     }
+
+    /// How many bytes may pass this way at this moment.
+    #[must_use]
+    pub fn bytes_left(&self, way: Way) -> Budget {
+        match &self.spending {
+            Some(spending) => spending.room(way),
+            None => Budget::Bytes(u64::MAX),
+        }
+    }
+
+    /// Whether bytes this way are limited at all.
+    #[must_use]
+    pub fn limits_bytes(&self, way: Way) -> bool {
+        self.spending
+            .as_ref()
+            .is_some_and(|spending| spending.limits(way))
+    }
+
+    /// Notes bytes that have passed this way.
+    pub fn bytes_passed(&self, way: Way, bytes: u64) {
+        if let Some(spending) = &self.spending {
+            spending.passed(way, bytes);
+        }
+    }
+
+    /// Which budget is used up, for the record of what is cut.
+    #[must_use]
+    pub fn budget_cut(&self, way: Way) -> Option<String> {
+        self.spending
+            .as_ref()
+            .and_then(|spending| spending.cut(way))
+    }
+
+    /// Where the request stands with the limits that hold for it.
+    #[must_use]
+    pub fn standing(&self) -> &[Standing] {
+        self.spending
+            .as_ref()
+            .map_or(&[], |spending| spending.standing())
+    }
 }
 
-/// The limits that the gate itself enforces.
-#[derive(Debug, Default)]
-pub struct Limits {
-    /// Requests and tunnels of one agent.
-    pub per_agent: Option<Quota>,
-    /// Requests and tunnels from one source address, whoever asks.
-    pub per_source: Option<Quota>,
-    /// Open tunnels of one agent.
-    pub tunnels_per_agent: Option<NonZeroU32>,
+impl fmt::Debug for Spending {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Spending").finish_non_exhaustive()
+    }
 }
 
 /// The gateway's own listeners, which no agent may reach through it.
@@ -92,14 +132,17 @@ pub struct OwnListeners {
 
 impl OwnListeners {
     fn contains(&self, address: SocketAddr) -> bool {
+        self.sockets.iter().any(|own| self.is(*own, address))
+    }
+
+    /// Whether an address leads to a socket that listens at `own`.
+    fn is(&self, own: SocketAddr, address: SocketAddr) -> bool {
         let ip = address.ip().to_canonical();
         let here = ip.is_loopback() || ip.is_unspecified() || self.local.contains(&ip);
-        self.sockets.iter().any(|own| {
-            own.port() == address.port()
-                && (own.ip().to_canonical() == ip
-                    || (own.ip().is_unspecified() && here)
-                    || (ip.is_unspecified() && own.ip().is_loopback()))
-        })
+        own.port() == address.port()
+            && (own.ip().to_canonical() == ip
+                || (own.ip().is_unspecified() && here)
+                || (ip.is_unspecified() && own.ip().is_loopback()))
     }
 }
 
@@ -143,12 +186,16 @@ pub struct GateParts {
     pub observe: Arc<dyn Observe>,
     /// Time.
     pub clock: Arc<dyn Clock>,
-    /// Quotas.
-    pub limits: Limits,
-    /// How many keys each quota remembers.
-    pub limit_keys: usize,
+    /// The gateway's own limits, beside those of policy.
+    pub limits: Vec<Arc<Limit>>,
+    /// The accounts of all limits.
+    pub ledger: Arc<Ledger>,
+    /// Where replicas share limits: the answers of Redis.
+    pub shared_limits: Option<Arc<dyn SharedLimits>>,
     /// Where agents must not come back to.
     pub own: OwnListeners,
+    /// What they reach by another way alone.
+    pub off_limits: Option<Arc<dyn OffLimits>>,
     /// The status of a credential that is no good: 403, or 407 for clients
     /// that can ask for another one.
     pub bad_credential_status: u16,
@@ -167,11 +214,10 @@ pub struct Gate {
     revocations: Arc<dyn RevocationSource>,
     match_basic_user: bool,
     names: Arc<dyn Resolve>,
-    per_agent: Option<RateLimiter<AgentId>>,
-    per_source: Option<RateLimiter<IpAddr>>,
-    tunnels_per_agent: Option<ConcurrencyLimit<AgentId>>,
+    quotas: Quotas,
     bad_credential_status: u16,
-    own: OwnListeners,
+    own: Arc<OwnListeners>,
+    off_limits: Option<Arc<dyn OffLimits>>,
     ports: Arc<TrailPorts>,
 }
 
@@ -189,20 +235,16 @@ impl Gate {
             revocations: parts.revocations,
             match_basic_user: parts.match_basic_user,
             names: parts.names,
-            per_agent: parts
-                .limits
-                .per_agent
-                .map(|quota| RateLimiter::new(quota, parts.limit_keys)),
-            per_source: parts
-                .limits
-                .per_source
-                .map(|quota| RateLimiter::new(quota, parts.limit_keys)),
-            tunnels_per_agent: parts
-                .limits
-                .tunnels_per_agent
-                .map(|most| ConcurrencyLimit::new(most, parts.limit_keys)),
+            quotas: Quotas::new(
+                parts.limits,
+                parts.ledger,
+                parts.shared_limits,
+                Arc::clone(&parts.clock),
+                Arc::clone(&parts.observe),
+            ),
             bad_credential_status: parts.bad_credential_status,
-            own: parts.own,
+            own: Arc::new(parts.own),
+            off_limits: parts.off_limits,
             ports: Arc::new(TrailPorts {
                 sink: parts.sink,
                 clock: parts.clock,
@@ -283,13 +325,6 @@ impl Gate {
         self.own.contains(SocketAddr::new(address, authority.port))
     }
 
-    fn limit_source(&self, source: Option<IpAddr>) -> Result<(), Denial> {
-        match (&self.per_source, source) {
-            (Some(limiter), Some(source)) => self.limit("source", limiter, &source),
-            _ => Ok(()),
-        }
-    }
-
     /// Another request of an agent whose credential held when its tunnel
     /// opened: it must still.
     ///
@@ -303,8 +338,9 @@ impl Gate {
         trail: &mut AuditTrail,
     ) -> Result<(), Denial> {
         trail.principal(who);
+        trail.inside_tunnel();
         self.room().await?;
-        self.limit_source(source)?;
+        self.quotas.source(source).await?;
         let now = trail::unix_seconds(self.ports.clock.wall());
         let leeway = self.tokens.verifier_settings().leeway.as_secs();
         let code = if now >= who.expires_at().saturating_add(leeway) {
@@ -344,7 +380,7 @@ impl Gate {
     ) -> Result<Arc<Principal>, Denial> {
         self.room().await?;
         // Before the signature, so that bad tokens cost their sender most.
-        self.limit_source(source)?;
+        self.quotas.source(source).await?;
         if let Some(shown) = certified {
             // Under whatever proof is asked for: its handshake would fail now.
             holds(self.certificates.as_deref(), &shown.certificate, self.now())?;
@@ -580,9 +616,10 @@ impl Gate {
         request: &EgressRequest,
         trail: &mut AuditTrail,
     ) -> Result<Admission, Denial> {
-        let permit = self.decide(who, request, trail)?;
+        let (permit, spending) = self.decide(who, request, trail).await?;
         let addresses = self.addresses(&permit, &request.authority, trail).await?;
         Ok(Admission {
+            spending,
             permit,
             who: Arc::clone(who),
             authority: request.authority.clone(),
@@ -603,7 +640,7 @@ impl Gate {
         at: Option<&Authority>,
         trail: &mut AuditTrail,
     ) -> Result<Admission, Denial> {
-        let permit = self.decide(who, request, trail)?;
+        let (permit, spending) = self.decide(who, request, trail).await?;
         let addresses = match at {
             None => Vec::new(),
             Some(at) => self
@@ -617,6 +654,7 @@ impl Gate {
             trail.dialled(first.ip());
         }
         Ok(Admission {
+            spending,
             permit,
             who: Arc::clone(who),
             authority: request.authority.clone(),
@@ -624,38 +662,12 @@ impl Gate {
         })
     }
 
-    /// A place among this agent's open tunnels, held for as long as it is kept.
-    ///
-    /// # Errors
-    /// A [`Denial`] where they are all taken.
-    pub fn tunnel_of(
-        &self,
-        who: &Principal,
-        authority: &Authority,
-    ) -> Result<Option<InFlight<AgentId>>, Denial> {
-        let Some(limit) = &self.tunnels_per_agent else {
-            return Ok(None);
-        };
-        limit.enter(who.agent()).map(Some).map_err(|_| {
-            self.ports
-                .observe
-                .observe(Observation::Throttled { limit: "tunnels" });
-            let cause = Cause::Throttled {
-                limit: "tunnels",
-                retry_after: Duration::from_secs(1),
-            };
-            Denial::new(cause)
-                .towards(authority)
-                .detail("limits.tunnels_per_agent is reached")
-        })
-    }
-
-    fn decide(
+    async fn decide(
         &self,
         who: &Arc<Principal>,
         request: &EgressRequest,
         trail: &mut AuditTrail,
-    ) -> Result<Permit, Denial> {
+    ) -> Result<(Permit, Option<Arc<Spending>>), Denial> {
         let started = self.ports.clock.monotonic();
         trail.asks(request);
         let policy = self.policy.current();
@@ -664,18 +676,18 @@ impl Gate {
             Decision::Allow(permit) => Ok(permit),
             Decision::Deny(denied) => Err(Denial::of_policy(&denied).towards(&request.authority)),
         };
-        let verdict = verdict.and_then(|permit| {
-            if let Some(limiter) = &self.per_agent {
-                self.limit("agent", limiter, who.agent())
-                    .map_err(|denial| denial.towards(&request.authority))?;
-            }
-            Ok(permit)
-        });
+        let verdict = match verdict {
+            Ok(permit) => match self.quotas.admit(who, &permit, request, trail).await {
+                Ok(spending) => Ok((permit, spending)),
+                Err(denial) => Err(denial.towards(&request.authority)),
+            },
+            Err(denial) => Err(denial),
+        };
         let took = self.ports.clock.monotonic().saturating_sub(started);
         self.ports.observe.observe(Observation::Decision {
             allowed: verdict.is_ok(),
             reason: verdict.as_ref().map_or_else(Denial::code, |_| "ok"),
-            would_deny: verdict.as_ref().ok().and_then(|permit| {
+            would_deny: verdict.as_ref().ok().and_then(|(permit, _)| {
                 permit
                     .audited_denial()
                     .map(|denied| denied.reason().as_str())
@@ -683,30 +695,45 @@ impl Gate {
             took,
             trace_id: trail.trace_id(),
         });
-        let permit = verdict?;
+        let (permit, spending) = verdict?;
         trail.permitted(&permit);
-        Ok(permit)
+        Ok((permit, spending))
     }
 
-    fn limit<K: std::hash::Hash + Eq + Clone>(
+    /// The addresses of a service that the operator has named; they are not
+    /// judged.
+    ///
+    /// # Errors
+    /// A [`Denial`] where it has none.
+    pub async fn locate(&self, authority: &Authority) -> Result<Vec<SocketAddr>, Denial> {
+        let found = self.resolve(authority).await?;
+        let at = |address: &IpAddr| SocketAddr::new(*address, authority.port);
+        Ok(found.iter().map(at).collect())
+    }
+
+    /// For whom an agent calls another one: whom the token names that it has
+    /// brought along. It lends no rights; the agent calls with its own alone.
+    ///
+    /// # Errors
+    /// A [`Denial`]: a token that is no good, or that of another tenant.
+    pub async fn on_behalf_of(
         &self,
-        name: &'static str,
-        limiter: &RateLimiter<K>,
-        key: &K,
-    ) -> Result<(), Denial> {
-        limiter
-            .check(key, self.ports.clock.monotonic())
-            .map(|_| ())
-            .map_err(|throttled| {
-                self.ports
-                    .observe
-                    .observe(Observation::Throttled { limit: name });
-                Denial::new(Cause::Throttled {
-                    limit: name,
-                    retry_after: throttled.retry_after,
-                })
-                .detail(format!("the quota per {name} is used up"))
-            })
+        caller: &Principal,
+        credential: &[u8],
+        trail: &mut AuditTrail,
+    ) -> Result<Arc<Principal>, Denial> {
+        let checked = self.by_token(Some(credential), None, trail).await;
+        // What it has written down of the token's agent is the caller's place.
+        trail.principal(caller);
+        let who = checked?;
+        if let (Some(callers), Some(tokens)) = (caller.tenant(), who.tenant())
+            && callers != tokens
+        {
+            let detail = format!("the token brought along is of the tenant {tokens}");
+            return Err(bad_certificate("tenant_mismatch").detail(detail));
+        }
+        trail.on_behalf_of(&who);
+        Ok(who)
     }
 
     async fn resolve(&self, authority: &Authority) -> Result<Arc<[IpAddr]>, Denial> {
@@ -734,12 +761,20 @@ impl Gate {
         authority: &Authority,
         trail: &mut AuditTrail,
     ) -> Result<Vec<SocketAddr>, Denial> {
+        if is_off_limits(self.off_limits.as_deref(), authority) {
+            trail.not_admitted();
+            return Err(Denial::new(Cause::OwnListener)
+                .towards(authority)
+                .detail("agents are called on listen.peers alone"));
+        }
         let found = self.resolve(authority).await?;
         let mut passed = Vec::with_capacity(found.len());
         let mut refused = None;
         for address in found.iter() {
             let socket = SocketAddr::new(*address, authority.port);
-            if self.own.contains(socket) {
+            if self.own.contains(socket)
+                || is_off_limits_at(self.off_limits.as_deref(), &self.own, socket)
+            {
                 refused.get_or_insert_with(|| (*address, Denial::new(Cause::OwnListener)));
             } else {
                 match permit.address(*address) {
@@ -785,6 +820,8 @@ impl Gate {
             now: trail::unix_seconds(self.ports.clock.wall()),
             certificates: self.certificates.clone(),
             wall: self.now(),
+            own: Arc::clone(&self.own),
+            off_limits: self.off_limits.clone(),
         }
     }
 }
@@ -798,6 +835,8 @@ pub struct Judge {
     now: u64,
     certificates: Option<Arc<dyn TrustsCertificates>>,
     wall: std::time::SystemTime,
+    own: Arc<OwnListeners>,
+    off_limits: Option<Arc<dyn OffLimits>>,
 }
 
 impl Judge {
@@ -826,6 +865,13 @@ impl Judge {
         if self.revocations.revokes(who, self.now).is_some() {
             return Err(TunnelEnd::Revoked);
         }
+        let off_limits = self.off_limits.as_deref();
+        let at = dialled.map(|address| SocketAddr::new(address, request.authority.port));
+        if is_off_limits(off_limits, &request.authority)
+            || at.is_some_and(|at| is_off_limits_at(off_limits, &self.own, at))
+        {
+            return Err(TunnelEnd::PolicyChanged);
+        }
         match self.policy.decide(&who.subject(), request) {
             Decision::Allow(permit) => match dialled.map(|address| permit.address(address)) {
                 None | Some(Ok(_)) => Ok(()),
@@ -834,6 +880,19 @@ impl Judge {
             Decision::Deny(_) => Err(TunnelEnd::PolicyChanged),
         }
     }
+}
+
+fn is_off_limits(off_limits: Option<&dyn OffLimits>, authority: &Authority) -> bool {
+    off_limits.is_some_and(|off_limits| off_limits.authority(authority))
+}
+
+fn is_off_limits_at(
+    off_limits: Option<&dyn OffLimits>,
+    own: &OwnListeners,
+    address: SocketAddr,
+) -> bool {
+    off_limits
+        .is_some_and(|off_limits| off_limits.address(address, &|left, right| own.is(left, right)))
 }
 
 /// Whether a certificate that held at its handshake still does.

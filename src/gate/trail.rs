@@ -37,6 +37,7 @@ pub struct Opening {
 pub struct AuditTrail {
     record: Option<AuditRecord>,
     started: Duration,
+    inside_tunnel: bool,
     ports: Arc<TrailPorts>,
 }
 
@@ -45,6 +46,7 @@ impl AuditTrail {
         ports.observe.observe(Observation::InFlight { change: 1 });
         Self {
             started: ports.clock.monotonic(),
+            inside_tunnel: false,
             record: Some(AuditRecord {
                 ts: ports.clock.wall(),
                 event: AuditEvent::Request,
@@ -54,6 +56,7 @@ impl AuditTrail {
                 tenant: None,
                 token_jti: None,
                 act: None,
+                on_behalf_of: None,
                 service_account: None,
                 credential: None,
                 token_ttl_s: None,
@@ -88,6 +91,21 @@ impl AuditTrail {
         if let Some(record) = &mut self.record {
             change(record);
         }
+    }
+
+    /// The address that the request came from.
+    pub(super) fn source(&self) -> Option<IpAddr> {
+        let client = self.record.as_ref()?.client?;
+        Some(client.ip())
+    }
+
+    /// The request came inside a tunnel that was admitted.
+    pub(super) fn inside_tunnel(&mut self) {
+        self.inside_tunnel = true;
+    }
+
+    pub(super) fn is_inside_tunnel(&self) -> bool {
+        self.inside_tunnel
     }
 
     /// The request's number.
@@ -151,6 +169,20 @@ impl AuditTrail {
         });
     }
 
+    /// It is a call from one agent to another.
+    pub fn delegates(&mut self) {
+        self.edit(|record| record.event = AuditEvent::Delegation);
+    }
+
+    /// For whom the agent calls another one.
+    pub(super) fn on_behalf_of(&mut self, who: &Principal) {
+        self.edit(|record| {
+            record.on_behalf_of = Some(who.agent().clone());
+            record.act = who.act().cloned();
+            record.token_jti = who.jti().cloned();
+        });
+    }
+
     /// Who it claims to be, where the signature held and something else did not.
     pub(super) fn known(&mut self, agent: Option<AgentId>, jti: Option<Arc<str>>) {
         self.edit(|record| {
@@ -172,9 +204,10 @@ impl AuditTrail {
             record.action_allowed = true;
             record.rule = permit.rule().cloned();
             record.mode = Some(permit.mode());
-            record.would_deny = permit
-                .audited_denial()
-                .map(|denied| denied.reason().as_str());
+            let denied = permit.audited_denial();
+            record.would_deny = denied
+                .map(|denied| denied.reason().as_str())
+                .or(record.would_deny);
         });
     }
 
@@ -183,6 +216,11 @@ impl AuditTrail {
         self.edit(|record| {
             record.would_deny.get_or_insert(code);
         });
+    }
+
+    /// The permit did not lead anywhere: what it was for is not there.
+    pub fn leads_nowhere(&mut self) {
+        self.not_admitted();
     }
 
     /// The permit did not lead anywhere: no address passed.
@@ -296,10 +334,16 @@ impl AuditTrail {
         let trail = Self {
             record: closing,
             started: self.started,
+            inside_tunnel: self.inside_tunnel,
             ports: Arc::clone(&self.ports),
         };
         drop(self);
         trail
+    }
+
+    /// More for the operator, at the end.
+    pub fn explain(&mut self, detail: String) {
+        self.edit(|record| record.detail = Some(detail.into()));
     }
 
     /// How a tunnel has ended.

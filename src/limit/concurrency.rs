@@ -5,11 +5,10 @@ use std::hash::Hash;
 use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Holds every key to a number at once. Cloning is cheap and shares the counts.
+/// Holds every key to the number at once that is named with it. Cloning is cheap and shares the counts.
 #[derive(Debug)]
 pub struct ConcurrencyLimit<K: Eq + Hash> {
     counts: Arc<Mutex<HashMap<K, u32>>>,
-    most: NonZeroU32,
     max_keys: usize,
 }
 
@@ -33,27 +32,26 @@ pub enum TooMany {
 }
 
 impl<K: Eq + Hash + Clone> ConcurrencyLimit<K> {
-    /// At most `most` at once for each key, and `max_keys` keys at once. A key
-    /// with none is not remembered.
+    /// At most `max_keys` keys at once. A key with none is not remembered.
     #[must_use]
-    pub fn new(most: NonZeroU32, max_keys: usize) -> Self {
+    pub fn new(max_keys: usize) -> Self {
         Self {
             counts: Arc::default(),
-            most,
             max_keys,
         }
     }
 
-    /// Counts one more for the key, until what is given is dropped.
+    /// Counts one more for the key, of at most `most`, until what is given is
+    /// dropped.
     ///
     /// # Errors
     /// [`TooMany`], and then nothing is counted.
-    pub fn enter(&self, key: &K) -> Result<InFlight<K>, TooMany> {
+    pub fn enter(&self, key: &K, most: NonZeroU32) -> Result<InFlight<K>, TooMany> {
         let mut counts = lock(&self.counts);
         let full = counts.len() >= self.max_keys;
         match counts.get_mut(key) {
-            Some(count) if *count >= self.most.get() => {
-                return Err(TooMany::OfThisKey(self.most));
+            Some(count) if *count >= most.get() => {
+                return Err(TooMany::OfThisKey(most));
             }
             Some(count) => *count += 1,
             None if full => return Err(TooMany::Keys),
@@ -104,8 +102,19 @@ fn lock<T>(counts: &Mutex<T>) -> MutexGuard<'_, T> {
 mod tests {
     use super::*;
 
-    fn limit(most: u32, keys: usize) -> ConcurrencyLimit<&'static str> {
-        ConcurrencyLimit::new(NonZeroU32::new(most).expect("not zero"), keys)
+    struct Held(ConcurrencyLimit<&'static str>, NonZeroU32);
+
+    impl Held {
+        fn enter(&self, key: &&'static str) -> Result<InFlight<&'static str>, TooMany> {
+            self.0.enter(key, self.1)
+        }
+    }
+
+    fn limit(most: u32, keys: usize) -> Held {
+        Held(
+            ConcurrencyLimit::new(keys),
+            NonZeroU32::new(most).expect("not zero"),
+        )
     }
 
     #[test]
@@ -115,14 +124,14 @@ mod tests {
         let second = limit.enter(&"a").expect("the second");
         let most = NonZeroU32::new(2).expect("not zero");
         assert_eq!(limit.enter(&"a").err(), Some(TooMany::OfThisKey(most)));
-        assert_eq!(limit.count(&"a"), 2);
+        assert_eq!(limit.0.count(&"a"), 2);
         let other = limit.enter(&"b").expect("another key");
         drop(first);
         let again = limit.enter(&"a").expect("one has gone");
-        assert_eq!(limit.count(&"a"), 2);
+        assert_eq!(limit.0.count(&"a"), 2);
         drop((second, other, again));
-        assert_eq!((limit.count(&"a"), limit.count(&"b")), (0, 0));
-        assert!(lock(&limit.counts).is_empty(), "idle keys are forgotten");
+        assert_eq!((limit.0.count(&"a"), limit.0.count(&"b")), (0, 0));
+        assert!(lock(&limit.0.counts).is_empty(), "idle keys are forgotten");
     }
 
     #[test]
@@ -131,7 +140,7 @@ mod tests {
         let only = limit.enter(&"a").expect("the first");
         assert!(limit.enter(&"a").is_err());
         drop(only);
-        assert_eq!(limit.count(&"a"), 0);
+        assert_eq!(limit.0.count(&"a"), 0);
     }
 
     #[test]

@@ -13,7 +13,7 @@ pub const MAX_COUNT: u64 = 1 << 50;
 ///
 /// Written `100/s`, `6000/m`, `10/s burst 20`; periods are `s`, `m`, `h` and
 /// `d`, and counts may end in `k`, `M` or `G` (thousands) or `Ki`, `Mi` or `Gi`
-/// (1024s). Without `burst`, as much at once as in a period.
+/// (1024s, also as `KiB`, `MiB` and `GiB`). Without `burst`, as much at once as in a period.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Quota {
     count: u64,
@@ -103,6 +103,24 @@ impl Quota {
         self.burst
     }
 
+    /// The part of one among so many, never nothing.
+    pub(super) fn share(&self, of: u64) -> Self {
+        let of = of.max(1);
+        let (count, period) = match self.count / of {
+            // One unit in so many periods is more exact than none in one.
+            0 => (
+                1,
+                self.period * u32::try_from(of / self.count).unwrap_or(u32::MAX),
+            ),
+            count => (count, self.period),
+        };
+        Self {
+            count,
+            period,
+            burst: (self.burst / of).max(1),
+        }
+    }
+
     /// How long until so many units have come back, in nanoseconds, rounded up
     /// so that nobody gets more than the quota.
     pub(super) fn nanos_for(&self, units: u64) -> u128 {
@@ -127,9 +145,9 @@ fn parse_count(raw: &str) -> Option<Result<u64, QuotaError>> {
         "k" => 1000,
         "M" => 1_000_000,
         "G" => 1_000_000_000,
-        "Ki" => 1 << 10,
-        "Mi" => 1 << 20,
-        "Gi" => 1 << 30,
+        "Ki" | "KiB" => 1 << 10,
+        "Mi" | "MiB" => 1 << 20,
+        "Gi" | "GiB" => 1 << 30,
         _ => return None,
     };
     if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {

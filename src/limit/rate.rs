@@ -13,15 +13,56 @@ use super::quota::Quota;
 const SHARDS: usize = 32;
 
 /// A full shard in which all keys are busy is walked again only after so many
-/// refusals, so that a flood of new keys costs little each.
+/// refusals, so that a flood of new keys costs little each,
 const SWEEP_AFTER: usize = 64;
+/// or after so many nanoseconds.
+const SWEEP_EVERY: u128 = 1_000_000_000;
 
-/// Holds every key to a quota. Time is what the caller says: any clock that
-/// does not go back, counted from any moment. It is kept in whole nanoseconds,
-/// rounded so that nobody gets more than the quota.
+/// Holds every key to one quota.
 #[derive(Debug)]
 pub struct RateLimiter<K> {
     quota: Quota,
+    buckets: Buckets<K>,
+}
+
+impl<K: Eq + Hash + Clone> RateLimiter<K> {
+    /// Remembers at most about `max_keys` keys, 32 at least. A key whose bucket
+    /// is full is forgotten without loss; where none is, a new key is refused.
+    #[must_use]
+    pub fn new(quota: Quota, max_keys: usize) -> Self {
+        Self {
+            quota,
+            buckets: Buckets::new(max_keys),
+        }
+    }
+
+    /// The quota.
+    #[must_use]
+    pub fn quota(&self) -> Quota {
+        self.quota
+    }
+
+    /// Takes one unit.
+    ///
+    /// # Errors
+    /// [`Throttled`], and then nothing is taken.
+    pub fn check(&self, key: &K, now: Duration) -> Result<Allowance, Throttled> {
+        self.buckets.take(key, &self.quota, 1, now)
+    }
+
+    /// Takes units that have been used already, though they make a debt: the
+    /// key is refused until it is paid.
+    pub fn charge_used(&self, key: &K, units: u64, now: Duration) {
+        self.buckets.charge_used(key, &self.quota, units, now);
+    }
+}
+
+/// Holds every key to the quota that is named with it, always the same one.
+/// Time is what the caller says: any clock that does not go back, counted from
+/// any moment. It is kept in whole nanoseconds, rounded so that nobody gets
+/// more than the quota.
+#[derive(Debug)]
+pub(super) struct Buckets<K> {
     keys_per_shard: usize,
     shards: Box<[Mutex<Shard<K>>]>,
     hasher: RandomState,
@@ -52,92 +93,107 @@ struct Shard<K> {
     full_at: HashMap<K, u128, RandomState>,
     /// Insertions refused since the shard was last swept.
     refused_since_sweep: usize,
+    /// When that was.
+    swept_at: u128,
 }
 
-impl<K: Eq + Hash> RateLimiter<K> {
+impl<K: Eq + Hash> Buckets<K> {
     /// Remembers at most about `max_keys` keys, 32 at least. A key whose bucket
     /// is full is forgotten without loss; where none is, a new key is refused.
     #[must_use]
-    pub fn new(quota: Quota, max_keys: usize) -> Self {
+    pub(super) fn new(max_keys: usize) -> Self {
         let shard = || {
             Mutex::new(Shard {
                 full_at: HashMap::default(),
                 refused_since_sweep: SWEEP_AFTER,
+                swept_at: 0,
             })
         };
         Self {
-            quota,
             keys_per_shard: max_keys.div_ceil(SHARDS).max(1),
             shards: std::iter::repeat_with(shard).take(SHARDS).collect(),
             hasher: RandomState::new(),
         }
     }
 
-    /// The quota.
-    #[must_use]
-    pub fn quota(&self) -> Quota {
-        self.quota
-    }
-
-    /// Takes one unit.
-    ///
-    /// # Errors
-    /// [`Throttled`], and then nothing is taken.
-    pub fn check(&self, key: &K, now: Duration) -> Result<Allowance, Throttled>
-    where
-        K: Clone,
-    {
-        self.take(key, 1, now)
-    }
-
     /// Takes so many units, all or none. More than the burst never pass.
     ///
     /// # Errors
     /// [`Throttled`], and then nothing is taken.
-    pub fn take(&self, key: &K, units: u64, now: Duration) -> Result<Allowance, Throttled>
+    pub(super) fn take(
+        &self,
+        key: &K,
+        quota: &Quota,
+        units: u64,
+        now: Duration,
+    ) -> Result<Allowance, Throttled>
     where
         K: Clone,
     {
         let now = now.as_nanos();
         let mut shard = self.shard(key);
         if let Some(full_at) = shard.full_at.get_mut(key) {
-            let (next, allowance) = self.charge(*full_at, units, now)?;
+            let (next, allowance) = charge(quota, *full_at, units, now)?;
             *full_at = next;
             return Ok(allowance);
         }
-        let (next, allowance) = self.charge(now, units, now)?;
+        let (next, allowance) = charge(quota, now, units, now)?;
         if shard.full_at.len() >= self.keys_per_shard {
-            shard.make_room(self.keys_per_shard, now, &self.quota)?;
+            shard.make_room(self.keys_per_shard, now, quota)?;
         }
         shard.full_at.insert(key.clone(), next);
         Ok(allowance)
     }
 
+    /// Gives back what was taken and not used.
+    pub(super) fn put_back(&self, key: &K, quota: &Quota, units: u64, now: Duration) {
+        let mut shard = self.shard(key);
+        if let Some(full_at) = shard.full_at.get_mut(key) {
+            *full_at = full_at.saturating_sub(quota.nanos_for(units));
+            if *full_at <= now.as_nanos() {
+                shard.full_at.remove(key);
+            }
+        }
+    }
+
+    /// What would still pass, without taking any. Nothing for a new key for
+    /// which there is no room.
+    #[must_use]
+    pub(super) fn left(&self, key: &K, quota: &Quota, now: Duration) -> u64 {
+        let now = now.as_nanos();
+        let mut shard = self.shard(key);
+        match shard.full_at.get(key) {
+            Some(full_at) => left(quota, *full_at, now),
+            None if shard.full_at.len() < self.keys_per_shard => quota.burst(),
+            None => match shard.make_room(self.keys_per_shard, now, quota) {
+                Ok(()) => quota.burst(),
+                Err(_) => 0,
+            },
+        }
+    }
+
     /// Takes units that have been used already, as bytes are, though they make
     /// a debt: the key is refused until it is paid. A new key for which there
-    /// is no room is not charged; [`Self::check`] refuses it.
-    pub fn charge_used(&self, key: &K, units: u64, now: Duration)
+    /// is no room is not charged; [`Self::take`] and [`Self::left`] refuse it.
+    pub(super) fn charge_used(&self, key: &K, quota: &Quota, units: u64, now: Duration)
     where
         K: Clone,
     {
         let now = now.as_nanos();
-        let cost = self.quota.nanos_for(units);
+        let cost = quota.nanos_for(units);
         let mut shard = self.shard(key);
         let room = shard.full_at.len() < self.keys_per_shard;
         if let Some(full_at) = shard.full_at.get_mut(key) {
             *full_at = (*full_at).max(now).saturating_add(cost);
-        } else if room
-            || shard
-                .make_room(self.keys_per_shard, now, &self.quota)
-                .is_ok()
-        {
+        } else if room || shard.make_room(self.keys_per_shard, now, quota).is_ok() {
             shard.full_at.insert(key.clone(), now.saturating_add(cost));
         }
     }
 
     /// How many keys are remembered.
+    #[cfg(test)]
     #[must_use]
-    pub fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.shards
             .iter()
             .map(|shard| lock(shard).full_at.len())
@@ -145,28 +201,10 @@ impl<K: Eq + Hash> RateLimiter<K> {
     }
 
     /// Whether no key is remembered.
+    #[cfg(test)]
     #[must_use]
-    pub fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.len() == 0
-    }
-
-    /// When the bucket is full after taking so many units, or how long until
-    /// they are there.
-    fn charge(&self, full_at: u128, units: u64, now: u128) -> Result<(u128, Allowance), Throttled> {
-        let burst = self.quota.nanos_for(self.quota.burst());
-        let debt = full_at.saturating_sub(now);
-        let next = debt + self.quota.nanos_for(units);
-        if next > burst {
-            return Err(Throttled {
-                retry_after: duration(next - burst),
-                remaining: self.quota.units_in(burst.saturating_sub(debt)),
-            });
-        }
-        let allowance = Allowance {
-            remaining: self.quota.units_in(burst - next),
-            reset_after: duration(next),
-        };
-        Ok((now + next, allowance))
     }
 
     fn shard(&self, key: &K) -> MutexGuard<'_, Shard<K>> {
@@ -183,8 +221,10 @@ impl<K: Eq + Hash> Shard<K> {
         // While all were busy a moment ago, do not walk them for every request
         // of a flood.
         self.refused_since_sweep += 1;
-        if self.refused_since_sweep >= SWEEP_AFTER {
+        let long_ago = now.saturating_sub(self.swept_at) >= SWEEP_EVERY;
+        if self.refused_since_sweep >= SWEEP_AFTER || long_ago {
             self.refused_since_sweep = 0;
+            self.swept_at = now;
             self.full_at.retain(|_, full_at| *full_at > now);
         }
         if self.full_at.len() < most {
@@ -198,12 +238,42 @@ impl<K: Eq + Hash> Shard<K> {
     }
 }
 
+/// When the bucket is full after taking so many units, or how long until they
+/// are there.
+pub(super) fn charge(
+    quota: &Quota,
+    full_at: u128,
+    units: u64,
+    now: u128,
+) -> Result<(u128, Allowance), Throttled> {
+    let burst = quota.nanos_for(quota.burst());
+    let debt = full_at.saturating_sub(now);
+    let next = debt + quota.nanos_for(units);
+    if next > burst {
+        return Err(Throttled {
+            retry_after: duration(next - burst),
+            remaining: quota.units_in(burst.saturating_sub(debt)),
+        });
+    }
+    let allowance = Allowance {
+        remaining: quota.units_in(burst - next),
+        reset_after: duration(next),
+    };
+    Ok((now + next, allowance))
+}
+
+/// How many units a bucket still gives that is full at `full_at`.
+pub(super) fn left(quota: &Quota, full_at: u128, now: u128) -> u64 {
+    let burst = quota.nanos_for(quota.burst());
+    quota.units_in(burst.saturating_sub(full_at.saturating_sub(now)))
+}
+
 fn lock<T>(shard: &Mutex<T>) -> MutexGuard<'_, T> {
     // Nothing panics while it holds the lock, and numbers are never half set.
     shard.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn duration(nanos: u128) -> Duration {
+pub(super) fn duration(nanos: u128) -> Duration {
     let seconds = nanos / 1_000_000_000;
     match u64::try_from(seconds) {
         Ok(seconds) => Duration::new(seconds, u32::try_from(nanos % 1_000_000_000).unwrap_or(0)),
@@ -219,8 +289,39 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    fn limiter(quota: &str, keys: usize) -> RateLimiter<u32> {
-        RateLimiter::new(Quota::parse(quota).expect(quota), keys)
+    /// A limiter and the one quota that is held here.
+    struct Held(Buckets<u32>, Quota);
+
+    impl Held {
+        fn check(&self, key: &u32, now: Duration) -> Result<Allowance, Throttled> {
+            self.take(key, 1, now)
+        }
+
+        fn take(&self, key: &u32, units: u64, now: Duration) -> Result<Allowance, Throttled> {
+            self.0.take(key, &self.1, units, now)
+        }
+
+        fn charge_used(&self, key: &u32, units: u64, now: Duration) {
+            self.0.charge_used(key, &self.1, units, now);
+        }
+    }
+
+    fn limiter(quota: &str, keys: usize) -> Held {
+        Held(Buckets::new(keys), Quota::parse(quota).expect(quota))
+    }
+
+    #[test]
+    fn what_is_put_back_can_be_taken_again_and_no_more() {
+        let limiter = limiter("10/s burst 3", 100);
+        for _ in 0..3 {
+            assert!(limiter.check(&1, SECOND).is_ok());
+        }
+        assert_eq!(limiter.0.left(&1, &limiter.1, SECOND), 0);
+        limiter.0.put_back(&1, &limiter.1, 2, SECOND);
+        assert_eq!(limiter.0.left(&1, &limiter.1, SECOND), 2);
+        limiter.0.put_back(&1, &limiter.1, 9, SECOND);
+        assert!(limiter.0.is_empty(), "a full bucket is not kept");
+        assert_eq!(limiter.0.left(&1, &limiter.1, SECOND), 3);
     }
 
     #[test]
@@ -252,7 +353,7 @@ mod tests {
     fn more_than_the_burst_never_passes_and_takes_nothing() {
         let limiter = limiter("10/s", 100);
         assert!(limiter.take(&1, 11, SECOND).is_err());
-        assert!(limiter.is_empty());
+        assert!(limiter.0.is_empty());
         assert_eq!(limiter.take(&1, 10, SECOND).map(|a| a.remaining), Ok(0));
     }
 
@@ -275,7 +376,7 @@ mod tests {
     fn the_largest_quotas_do_not_overflow() {
         for raw in ["1048576Gi/d", "1/d burst 1048576Gi", "1048576Gi/s"] {
             let limiter = limiter(raw, 100);
-            let all = limiter.quota().burst();
+            let all = limiter.1.burst();
             let far = Duration::from_secs(u64::MAX / 4);
             assert_eq!(
                 limiter.take(&1, all, far).map(|a| a.remaining),
@@ -293,8 +394,8 @@ mod tests {
         let taken = (0..10_000)
             .filter(|key| limiter.check(key, SECOND).is_ok())
             .count();
-        assert_eq!(taken, limiter.len());
-        assert_eq!(limiter.len(), SHARDS * 4, "new keys are refused");
+        assert_eq!(taken, limiter.0.len());
+        assert_eq!(limiter.0.len(), SHARDS * 4, "new keys are refused");
         for key in 0..10_000 {
             assert!(limiter.check(&key, SECOND).is_err(), "no key passes twice");
         }
@@ -305,7 +406,7 @@ mod tests {
             passed += usize::from(limiter.check(&key, later).is_ok());
         }
         assert_eq!(passed, SHARDS * 4);
-        assert_eq!(limiter.len(), SHARDS * 4);
+        assert_eq!(limiter.0.len(), SHARDS * 4);
     }
 
     /// A token bucket, slow and obvious: it counts parts of a unit as fractions
@@ -346,7 +447,7 @@ mod tests {
         ) {
             // Counts that divide a second, so that neither rounds.
             let quota = Quota::new(count, SECOND, burst).expect("a quota");
-            let limiter = RateLimiter::new(quota, 100);
+            let limiter = Held(Buckets::new(100), quota);
             let mut bucket = Bucket { quota, parts: u128::from(burst) * SECOND.as_nanos(), at: 0 };
             let mut now = Duration::ZERO;
             for (wait, units) in steps {
@@ -378,7 +479,7 @@ mod tests {
             steps in prop::collection::vec(0u64..50_000, 1..300),
         ) {
             let quota = Quota::new(count, Duration::from_nanos(period), burst).expect("a quota");
-            let limiter = RateLimiter::new(quota, 100);
+            let limiter = Held(Buckets::new(100), quota);
             let mut bucket = Bucket { quota, parts: u128::from(burst) * u128::from(period), at: 0 };
             let mut now = Duration::ZERO;
             for wait in steps {

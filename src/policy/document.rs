@@ -13,6 +13,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::decision::{EchRule, SniRule, TlsUse};
 use super::finding::{Finding, Location, PolicyError, Problem, SourceName};
+use super::limits::{DocumentLimits, LimitsDocument};
 use super::locate;
 use crate::egress::{AddressRange, Destination, TenantId};
 
@@ -77,6 +78,13 @@ pub struct PolicyDocument {
     /// (`203.0.113.0/24`) that no agent reaches, whatever a rule allows.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub denylist: Vec<String>,
+    /// How much those may do whom the document is for.
+    #[serde(
+        default,
+        deserialize_with = "present",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub limits: Option<DocumentLimits>,
     /// What is allowed, and what is refused in spite of that.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub rules: Vec<RuleDocument>,
@@ -178,6 +186,13 @@ pub struct RuleDocument {
         skip_serializing_if = "Option::is_none"
     )]
     pub ech: Option<EchRule>,
+    /// How much of what the rule allows. For allow rules.
+    #[serde(
+        default,
+        deserialize_with = "present",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub limits: Option<LimitsDocument>,
 }
 
 /// What a rule does.
@@ -353,6 +368,7 @@ impl PolicyDocument {
             tls: None,
             sni: None,
             ech: None,
+            limits: None,
         };
         let mut rules = Vec::new();
         if !hosts.is_empty() {
@@ -368,6 +384,7 @@ impl PolicyDocument {
             agent_modes: None,
             audit_addresses: None,
             denylist: Vec::new(),
+            limits: None,
             rules,
         })
     }
@@ -407,6 +424,7 @@ fn is_path(text: &str) -> bool {
         "agent_modes",
         "audit_addresses",
         "denylist",
+        "limits",
         "rules",
     ]
     .iter()

@@ -7,6 +7,7 @@ use serde::{Serialize, Serializer};
 
 use super::locate;
 use crate::egress::{DestinationError, HostPatternError, IdError, PathGlobError};
+use crate::limit::QuotaError;
 
 /// What a document is called in messages: its file name, or the variable it
 /// came from.
@@ -169,9 +170,26 @@ pub enum Problem {
         /// Why not.
         error: PathGlobError,
     },
-    /// `tls`, `sni` or `ech` in a deny rule.
-    #[error("`{0}` says what an allowed tunnel may carry; take it out of the deny rule")]
+    /// `tls`, `sni`, `ech` or `limits` in a deny rule.
+    #[error("`{0}` says what an allowed request may do; take it out of the deny rule")]
     AllowOnly(&'static str),
+    /// Not a quota.
+    #[error("{0}")]
+    Quota(QuotaError),
+    /// `concurrent: 0`.
+    #[error("0 at once lets nothing pass; write a deny rule for that")]
+    NoneAtOnce,
+    /// `limits` without any.
+    #[error(
+        "no limit is written; write `requests`, `connections`, `concurrent`, `bytes_up` or `bytes_down`"
+    )]
+    NoLimit,
+    /// `limits` of a document without any.
+    #[error("nobody is limited; write `agent`, `tenant`, `token` or `destination`")]
+    NoLimitScope,
+    /// `per` in the limits of a document.
+    #[error("`per` is for rules; here the member above says for whom it is counted")]
+    PerOutsideRule,
 }
 
 /// What is doubtful.

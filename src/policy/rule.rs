@@ -9,10 +9,12 @@ use http::Method;
 use super::decision::TlsRule;
 use super::document::{Action, AnyOr, Mode, PortEntry, RuleDocument};
 use super::finding::{Finding, PolicyError, Problem, SourceName};
+use super::limits;
 use super::range::{RangeSet, class_of};
 use crate::egress::{
     AddressClass, AddressRange, AgentId, Ask, Host, HostPattern, PathGlob, Scheme,
 };
+use crate::limit::Limit;
 
 /// The ports of a rule that names none.
 const DEFAULT_PORTS: [(u16, u16); 2] = [(80, 80), (443, 443)];
@@ -38,6 +40,7 @@ pub(super) struct Rule {
     /// Empty: any.
     pub(super) paths: Vec<PathGlob>,
     pub(super) tls: TlsRule,
+    pub(super) limits: Vec<Arc<Limit>>,
 }
 
 #[derive(Clone, Debug)]
@@ -194,6 +197,15 @@ pub(super) fn compile(
         Some(AnyOr::Any) => Ports::Any,
         Some(list) => Ports::Ranges(reader.any_or("ports", Some(list), port)),
     };
+    let limits = match &written.limits {
+        None => Vec::new(),
+        Some(limits) => {
+            let name = (place.tenant, &*written.name);
+            limits::of_rule(limits, name, |member, problem| {
+                reader.report(&format!("limits{member}"), problem);
+            })
+        }
+    };
     Rule {
         name: written.name.as_str().into(),
         position: place.position,
@@ -217,6 +229,7 @@ pub(super) fn compile(
             sni: written.sni.unwrap_or_default(),
             ech: written.ech.unwrap_or_default(),
         },
+        limits,
     }
 }
 
@@ -224,6 +237,7 @@ pub(super) fn compile(
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Place<'a> {
     pub(super) source: &'a SourceName,
+    pub(super) tenant: Option<&'a str>,
     pub(super) position: usize,
 }
 
@@ -324,6 +338,7 @@ impl Reader<'_> {
             ("tls", written.tls.is_some()),
             ("sni", written.sni.is_some()),
             ("ech", written.ech.is_some()),
+            ("limits", written.limits.is_some()),
         ];
         for (member, _) in members.into_iter().filter(|(_, written)| *written) {
             self.report(member, Problem::AllowOnly(member));

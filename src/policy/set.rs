@@ -13,10 +13,12 @@ use ring::digest::{SHA256, digest};
 use super::document::{Action, Mode, PolicyDocument};
 use super::finding::{Finding, PolicyError, Problem, SourceName};
 use super::index::{HostSet, Index};
+use super::limits;
 use super::modes::Modes;
 use super::range::RangeSet;
 use super::rule::{Place, Rule, compile};
 use crate::egress::{AgentId, Destination, Host, TenantId};
+use crate::limit::Limit;
 
 /// The policy in force: any number of global documents, and one for each tenant
 /// that has its own. Cloning is cheap. A set never changes; a new version is a
@@ -65,6 +67,7 @@ pub(super) struct Document {
     /// Whether audit mode also lets pass to addresses that are not public.
     pub(super) audit_addresses: bool,
     pub(super) denylist: Denylist,
+    limits: Vec<Arc<Limit>>,
     rules: Vec<Rule>,
     digest: [u8; 32],
 }
@@ -108,6 +111,7 @@ impl CheckedDocument {
             audit_addresses: written.audit_addresses.unwrap_or(false),
             rules: read_rules(source, written, &mut errors),
             denylist: read_denylist(source, written, &mut errors),
+            limits: read_limits(source, written, &mut errors),
             digest: digest_of(written),
         };
         match errors.is_empty() {
@@ -410,6 +414,17 @@ impl Scope {
             .map(move |document| (document.modes.of(agent), &document.denylist))
     }
 
+    /// The limits of the documents, each with whether it binds for an agent.
+    pub(super) fn limits<'a>(
+        &'a self,
+        agent: &'a AgentId,
+    ) -> impl Iterator<Item = (Mode, &'a Arc<Limit>)> {
+        self.documents.iter().flat_map(move |document| {
+            let of = move |limit| (document.modes.of(agent), limit);
+            document.limits.iter().map(of)
+        })
+    }
+
     /// Whether it binds for an agent that no rule allows a request. Among
     /// several documents one that enforces is enough.
     pub(super) fn mode(&self, agent: &AgentId) -> Mode {
@@ -515,9 +530,27 @@ fn read_rules(
                 problem,
             ));
         }
-        rules.push(compile(rule, Place { source, position }, errors));
+        let place = Place {
+            source,
+            tenant: written.tenant.as_deref(),
+            position,
+        };
+        rules.push(compile(rule, place, errors));
     }
     rules
+}
+
+fn read_limits(
+    source: &SourceName,
+    written: &PolicyDocument,
+    errors: &mut Vec<PolicyError>,
+) -> Vec<Arc<Limit>> {
+    let Some(limits) = &written.limits else {
+        return Vec::new();
+    };
+    limits::of_document(limits, written.tenant.as_deref(), |member, problem| {
+        errors.push(Finding::new(source, format!("limits{member}"), problem));
+    })
 }
 
 fn read_denylist(

@@ -538,7 +538,12 @@ fn mistakes_inside(source: &SourceName, tree: &Node, shape: &[PolicyError]) -> V
                 continue;
             }
             if let Ok(rule) = serde_json::from_value::<RuleDocument>(node.to_value()) {
-                compile(&rule, Place { source, position }, &mut found);
+                let place = Place {
+                    source,
+                    tenant: None,
+                    position,
+                };
+                compile(&rule, place, &mut found);
             }
         }
     }

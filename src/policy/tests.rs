@@ -867,7 +867,7 @@ rules:
         "0.yaml:12:29: rules[0].methods[2]: \"G T\" is not a method; write one such as \"GET\"",
         "0.yaml:13:13: rules[0].paths[0]: \"v1\": a path pattern begins with a slash: write \"/v1\"",
         "0.yaml:13:17: rules[0].paths[1]: \"/a/../b\": no request is compared in this form: write \"/b\"",
-        "0.yaml:18:5: rules[1].sni: `sni` says what an allowed tunnel may carry; take it out of the deny rule",
+        "0.yaml:18:5: rules[1].sni: `sni` says what an allowed request may do; take it out of the deny rule",
         "0.yaml:17:5: rules[1].hosts: the list is empty; write an entry, or take the member away",
         "0.yaml:16:5: rules[1].agents: the list is empty; write `any`, or what the rule is for",
         "0.yaml:19:6: rules[2].name: \"b\" is the name of rules[1] already; give each rule its own",
@@ -1466,6 +1466,7 @@ fn a_rule() -> impl Strategy<Value = RuleDocument> {
                 tls: None,
                 sni: None,
                 ech: None,
+                limits: None,
             },
         )
 }
@@ -1491,6 +1492,7 @@ fn a_document(tenant: Option<&'static str>) -> impl Strategy<Value = PolicyDocum
                 agent_modes: (!agent_modes.is_empty()).then_some(AgentModes(agent_modes)),
                 audit_addresses,
                 denylist,
+                limits: None,
                 rules,
             }
         },
@@ -1742,5 +1744,106 @@ proptest! {
             prop_assert!(document.is_err() || text.contains("version"));
         }
         let _ = locate(&text, &["rules[0].hosts"]);
+    }
+}
+
+#[test]
+fn limits_are_those_of_the_documents_and_of_the_rule() {
+    let text = r#"
+version: 1
+tenant: acme
+limits:
+  tenant: {requests: 1000/m, bytes_down: 10GiB/d, when_away: deny}
+  agent: {concurrent: 5}
+rules:
+  - {name: models, action: allow, agents: any, hosts: ["a.example"], limits: {requests: 100/m, bytes_up: 1GiB/d, per: token}}
+  - {name: free, action: allow, agents: any, hosts: ["b.example"]}
+"#;
+    let source = SourceName::from("acme.yaml");
+    let document = PolicyDocument::parse(&source, Format::Yaml, text).expect("a document");
+    let set = PolicySet::build(vec![(source, document)], Mode::Enforce).expect("a set");
+    let tenant = TenantId::parse("acme").expect("a tenant");
+    let agent = AgentId::parse("bot").expect("an agent");
+    let limits = |host: &str| {
+        let who = Subject {
+            agent: &agent,
+            tenant: Some(&tenant),
+            destinations: None,
+        };
+        let request = EgressRequest {
+            authority: Authority::parse(&format!("{host}:443")).expect("an authority"),
+            ask: Ask::Tunnel,
+        };
+        match set.decide(&who, &request) {
+            Decision::Allow(permit) => permit
+                .limits()
+                .map(|(_, limit)| {
+                    let (name, amount) = (limit.name(), limit.amount());
+                    format!("{name} {amount} {:?} {:?}", limit.per(), limit.when_away())
+                })
+                .collect::<Vec<_>>(),
+            Decision::Deny(denied) => panic!("{denied}"),
+        }
+    };
+    let every = [
+        "acme/agent.concurrent 5 at once Agent Local",
+        "acme/tenant.requests 1000/m Tenant Deny",
+        "acme/tenant.bytes_down 10737418240/d Tenant Deny",
+    ];
+    assert_eq!(limits("b.example"), every);
+    let own = [
+        "acme/rule/models.requests 100/m Token Local",
+        "acme/rule/models.bytes_up 1073741824/d Token Local",
+    ];
+    assert_eq!(limits("a.example"), [&every[..], &own[..]].concat());
+}
+
+#[test]
+fn mistakes_in_limits_say_what_to_write() {
+    let rule = |limits: &str| {
+        format!(
+            "version: 1\nrules:\n  - {{name: r, action: allow, agents: any, hosts: [\"a.example\"], limits: {limits}}}\n"
+        )
+    };
+    let document = |limits: &str| format!("version: 1\nlimits: {limits}\nrules: []\n");
+    for (text, expected) in [
+        (rule("{}"), "rules[0].limits: no limit is written"),
+        (rule("{per: agent}"), "rules[0].limits: no limit is written"),
+        (rule("{requests: 100}"), "rules[0].limits.requests"),
+        (rule("{requests: 100/x}"), "write \"s\", \"m\", \"h\" or \"d\""),
+        (rule("{bytes_up: 1TB/d}"), "rules[0].limits.bytes_up"),
+        (rule("{concurrent: 0}"), "write a deny rule for that"),
+        (document("{}"), "limits: nobody is limited"),
+        (
+            document("{agent: {requests: 1/s, per: token}}"),
+            "limits.agent.per: `per` is for rules",
+        ),
+        (
+            "version: 1\nrules:\n  - {name: r, action: deny, agents: any, hosts: [\"a.example\"], limits: {requests: 1/s}}\n".to_owned(),
+            "take it out of the deny rule",
+        ),
+    ] {
+        let source = SourceName::from("p.yaml");
+        let said = match PolicyDocument::parse(&source, Format::Yaml, &text) {
+            Err(error) => error.to_string(),
+            Ok(document) => PolicySet::build(vec![(source, document)], Mode::Enforce)
+                .expect_err(&text)
+                .iter()
+                .map(ToString::to_string)
+                .collect(),
+        };
+        assert!(said.contains(expected), "{text}: {said}");
+    }
+    for wrong in [
+        "{requests: }",
+        "{request: 1/s}",
+        "{requests: 1/s, per: everybody}",
+    ] {
+        let source = SourceName::from("p.yaml");
+        let taken =
+            PolicyDocument::parse(&source, Format::Yaml, &rule(wrong)).is_ok_and(|document| {
+                PolicySet::build(vec![(source, document)], Mode::Enforce).is_ok()
+            });
+        assert!(!taken, "{wrong}");
     }
 }

@@ -15,9 +15,8 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use crate::egress::head::Head;
 use crate::egress::hello::{self, HelloError, HelloProgress};
-use crate::egress::{AgentId, Ask, Authority, EgressRequest, Host, RequestTarget};
+use crate::egress::{Ask, Authority, EgressRequest, Host, RequestTarget};
 use crate::gate::{Admission, AuditTrail, Cause, Denial, TunnelEnd};
-use crate::limit::InFlight;
 use crate::policy::{EchRule, Mode, SniRule, TlsRule, TlsUse};
 
 use super::conn::{ConnIo, Connection, Ending, InTunnel};
@@ -98,7 +97,7 @@ struct Ready {
     upstream: TcpStream,
     dialled: IpAddr,
     /// Held for as long as the tunnel is open.
-    _places: (OwnedSemaphorePermit, Option<InFlight<AgentId>>),
+    _place: OwnedSemaphorePermit,
 }
 
 async fn prepare(
@@ -115,10 +114,6 @@ async fn prepare(
                 .towards(&request.authority)
                 .detail("limits.tunnels is reached")
         })?;
-    let place = wire
-        .shared
-        .gate
-        .tunnel_of(admission.who(), &request.authority)?;
     let (upstream, address) = dial::dial(&wire.shared, &admission).await?;
     trail.dialled(address.ip());
     Ok(Ready {
@@ -126,7 +121,7 @@ async fn prepare(
         request,
         upstream,
         dialled: address.ip(),
-        _places: (slot, place),
+        _place: slot,
     })
 }
 
@@ -198,7 +193,7 @@ async fn open(wire: Arc<Wire>, mut io: ConnIo, ready: Ready, mut trail: AuditTra
         request,
         mut upstream,
         dialled,
-        _places,
+        _place,
     } = ready;
     let ending = Arc::new(Ending::default());
     let _registered = wire.shared.tunnels.register(
@@ -228,11 +223,15 @@ async fn open(wire: Arc<Wire>, mut io: ConnIo, ready: Ready, mut trail: AuditTra
     let (end, carried) = match first {
         First::Opaque => {
             io.pass_through();
-            let mut relay = Relay::new(&mut io, &mut upstream, wire.shared.settings.tunnel_idle);
+            let idle = wire.shared.settings.tunnel_idle;
+            let mut relay = Relay::new(&mut io, &mut upstream, idle).within(&admission);
             let end = tokio::select! {
                 end = &mut relay => end,
                 end = ending.ended() => end,
             };
+            if let Some(detail) = relay.over().and_then(|way| admission.budget_cut(way)) {
+                trail.explain(detail);
+            }
             (end, relay.carried())
         }
         First::ClearText if !wire.shared.settings.plain_in_tunnels => {

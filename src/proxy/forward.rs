@@ -15,20 +15,25 @@ use bytes::Bytes;
 use http::header::{self, HeaderName, HeaderValue};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
-use pingora::protocols::Digest;
 use pingora::protocols::http::ServerSession;
+use pingora::protocols::{ALPN, Digest};
 use pingora::proxy::{FailToProxy, ProxyHttp, Session};
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, ErrorType};
 use tokio::sync::OwnedSemaphorePermit;
 
+use crate::config::Endpoint;
 use crate::egress::{
     Ask, Authority, EgressRequest, Host, RequestId, RequestPath, RequestTarget, Scheme, is_proxys,
 };
 use crate::gate::ports::Observation;
-use crate::gate::{Admission, AuditTrail, Cause, Denial, Opening, POLICY_PATH};
+use crate::gate::{
+    Admission, AuditTrail, Budget, Cause, Denial, Opening, POLICY_PATH, Standing, TunnelEnd, Way,
+};
+use crate::identity::Principal;
 
 use super::conn::{Connection, CurrentRequest, Ending};
+use super::peers::{Call, Callee, PeerEndpoint, UnderWay};
 use super::routes::Chosen;
 use super::serve::bad_target;
 use super::tunnels::Registered;
@@ -38,6 +43,16 @@ use super::{AgentEndpoint, Shared, dial, local, refusal};
 pub(super) const SKILL_FIELD: &str = "x-openclaw-skill";
 /// AgentPort's credential where `Authorization` belongs to the origin.
 pub(super) const TOKEN_FIELD: &str = "x-agentport-token";
+
+/// Who calls, for an agent that is called; nobody else can write it.
+const CALLER_FIELD: &str = "x-agentport-caller";
+/// The caller's tenant.
+const CALLER_TENANT_FIELD: &str = "x-agentport-caller-tenant";
+/// For whom it calls.
+const ON_BEHALF_OF_FIELD: &str = "x-agentport-on-behalf-of";
+
+/// The most addresses that one call is tried at.
+const MOST_ATTEMPTS: usize = 8;
 
 /// The hooks that Pingora calls.
 pub(super) struct Forward {
@@ -57,6 +72,8 @@ pub(super) struct Exchange {
     socket: Option<String>,
     /// How the agent behind the gateway is addressed.
     agent_host: Option<String>,
+    /// The agent that is called, where one is.
+    call: Option<Calling>,
     /// By which route it goes, and the target there.
     route: Option<(Chosen, String)>,
     websocket: bool,
@@ -66,6 +83,8 @@ pub(super) struct Exchange {
     /// Bytes of the answer's body, or of an upgraded stream, sent to the client.
     sent: u64,
     answered: bool,
+    /// The budget that cut it.
+    cut: Option<String>,
     slot: Option<OwnedSemaphorePermit>,
     registered: Option<Registered>,
     /// How it may be ended from outside.
@@ -92,6 +111,67 @@ impl Exchange {
         (chosen.scheme() == Scheme::Https).then(|| chosen.route.route.to().certificate_name())
     }
 }
+
+/// A call from one agent to another.
+struct Calling {
+    callee: Arc<Callee>,
+    /// Where it may go, in the order in which it is tried.
+    at: Vec<(Arc<PeerEndpoint>, Option<SocketAddr>)>,
+    /// How many bytes of the path do not go on.
+    prefix: usize,
+    on_behalf_of: Option<Arc<Principal>>,
+    under_way: Option<UnderWay>,
+}
+
+impl Calling {
+    fn endpoint(&self, attempt: usize) -> Option<&Arc<PeerEndpoint>> {
+        self.at.get(attempt).map(|(endpoint, _)| endpoint)
+    }
+}
+
+impl Exchange {
+    /// Takes bytes from the budgets of the admission, waiting for a moment
+    /// where replicas are settling what is left.
+    async fn spend(&mut self, way: Way, count: u64) -> pingora::Result<()> {
+        while !self.is_settled(way, count) {
+            tokio::time::sleep(SETTLING).await;
+        }
+        self.try_spend(way, count).map(|_| ())
+    }
+
+    fn is_settled(&self, way: Way, count: u64) -> bool {
+        match &self.admission {
+            Some(admission) if count > 0 && admission.limits_bytes(way) => {
+                admission.bytes_left(way) != Budget::Later
+            }
+            _ => true,
+        }
+    }
+
+    /// Takes bytes from the budgets of the admission. The part that uses one up
+    /// passes whole, since half of it could look like all; the next does not.
+    /// Says whether what is left is known.
+    fn try_spend(&mut self, way: Way, count: u64) -> pingora::Result<bool> {
+        let Some(admission) = &self.admission else {
+            return Ok(true);
+        };
+        if count == 0 || !admission.limits_bytes(way) {
+            return Ok(true);
+        }
+        let left = admission.bytes_left(way);
+        if left == Budget::UsedUp {
+            self.cut = admission.budget_cut(way);
+            return Error::e_explain(BYTE_BUDGET, "a budget of bytes is used up");
+        }
+        admission.bytes_passed(way, count);
+        Ok(left != Budget::Later)
+    }
+}
+
+/// A budget of bytes is used up.
+const BYTE_BUDGET: ErrorType = ErrorType::Custom("byte_budget");
+/// How soon a budget is looked at again that replicas are settling.
+const SETTLING: Duration = Duration::from_millis(2);
 
 /// What becomes of a request after it was looked at.
 enum Verdict {
@@ -148,6 +228,25 @@ impl Forward {
                     .look_route(session, exchange, connection, chosen, current)
                     .await;
             }
+        }
+        if let Some(peers) = self.shared.peers.clone() {
+            let (host, path) = match current.target {
+                RequestTarget::Absolute {
+                    authority, path, ..
+                } => (Some(authority.host), path),
+                RequestTarget::Origin { path, .. } => (host_of(session)?, path),
+                RequestTarget::Asterisk => (host_of(session)?, root()?),
+                RequestTarget::Authority(_) => return Err(Denial::new(Cause::Method)),
+            };
+            let call = peers.call(host.as_ref(), &path);
+            if call.is_none() && path.as_str() == POLICY_PATH {
+                return self
+                    .look_local(session, exchange, connection, path, None)
+                    .await;
+            }
+            return self
+                .look_at_call(session, exchange, &connection, call)
+                .await;
         }
         let method = session.req_header().method.clone();
         let (authority, path) = match (current.target, &connection.tunnel) {
@@ -385,6 +484,101 @@ impl Forward {
         self.admitted(exchange, admission, request)
     }
 
+    /// A request to another agent: who calls is in the certificate, and there
+    /// alone.
+    async fn look_at_call(
+        &self,
+        session: &Session,
+        exchange: &mut Exchange,
+        connection: &Connection,
+        call: Option<Call>,
+    ) -> Result<Verdict, Denial> {
+        let Some(trail) = exchange.trail.as_mut() else {
+            return Err(Denial::new(Cause::Internal));
+        };
+        trail.delegates();
+        let gate = &self.shared.gate;
+        let source = connection.client.map(|client| client.ip());
+        let certified = connection.certified.as_ref();
+        let who = gate
+            .authenticate(certified, None, None, source, trail)
+            .await
+            .map_err(Denial::at_origin)?;
+        let Some(call) = call else {
+            return Err(
+                Denial::new(Cause::NotFound).detail("neither the host nor the path names an agent")
+            );
+        };
+        let authority = Authority {
+            host: Host::Name(call.host),
+            port: 443,
+        };
+        let on_behalf_of = match session.req_header().headers.get(TOKEN_FIELD) {
+            None => None,
+            Some(_) => {
+                let (_, credential) = own_credential(&session.req_header().headers);
+                let credential = credential.unwrap_or_default();
+                let whom = gate.on_behalf_of(&who, &credential, trail).await;
+                Some(whom.map_err(|denial| denial.at_origin().towards(&authority))?)
+            }
+        };
+        if self.has_passed_here(session) {
+            return Err(Denial::new(Cause::Loop).towards(&authority));
+        }
+        self.check_length(session, &authority)?;
+        let request = EgressRequest {
+            authority,
+            ask: Ask::Request {
+                scheme: Scheme::Https,
+                method: session.req_header().method.clone(),
+                path: call.path,
+            },
+        };
+        let admission = gate.admit_behind(&who, &request, None, trail).await?;
+        // Only who may call it learns whether it is there.
+        let callee = self
+            .shared
+            .peers
+            .as_ref()
+            .and_then(|peers| peers.find(&call.name));
+        let Some(callee) = callee else {
+            trail.leads_nowhere();
+            return Err(Denial::new(Cause::NotFound)
+                .towards(&request.authority)
+                .detail("peers.agents has no such agent"));
+        };
+        let mut at = Vec::new();
+        let mut failed = None;
+        for endpoint in callee.order(gate.clock().monotonic()) {
+            match endpoint.at() {
+                Endpoint::Unix(_) => at.push((endpoint, None)),
+                Endpoint::Tcp(authority) => match gate.locate(authority).await {
+                    Ok(found) => {
+                        let found = dial::order(&found, self.shared.settings.ipv4_first);
+                        at.extend(found.iter().map(|one| (Arc::clone(&endpoint), Some(*one))));
+                    }
+                    Err(denial) => failed = Some(denial),
+                },
+            }
+        }
+        at.truncate(MOST_ATTEMPTS);
+        if at.is_empty() {
+            let denial = failed.unwrap_or_else(|| Denial::new(Cause::NameNotFound));
+            return Err(denial.towards(&request.authority));
+        }
+        exchange.agent_host = Some(request.authority.host.to_string());
+        let verdict = self.admitted(exchange, admission, request)?;
+        exchange.addresses = at.iter().filter_map(|(_, address)| *address).collect();
+        exchange.call = Some(Calling {
+            callee,
+            at,
+            prefix: call.prefix,
+            on_behalf_of,
+            under_way: None,
+        });
+        Ok(verdict)
+    }
+
     fn admitted(
         &self,
         exchange: &mut Exchange,
@@ -484,6 +678,23 @@ async fn answer_here(session: &mut Session, exchange: &mut Exchange) -> Verdict 
     Verdict::Answered
 }
 
+/// The host that an origin-form request is meant for.
+fn host_of(session: &Session) -> Result<Option<Host>, Denial> {
+    let Some(value) = session.req_header().headers.get(header::HOST) else {
+        return Ok(None);
+    };
+    let host = value
+        .to_str()
+        .ok()
+        .and_then(|text| Authority::parse_optional_port(text).ok());
+    match host {
+        Some((host, _)) => Ok(Some(host)),
+        None => Err(Denial::new(Cause::BadRequest(
+            "the Host field is not a valid host",
+        ))),
+    }
+}
+
 fn root() -> Result<RequestPath, Denial> {
     RequestPath::parse("/").map_err(|_| Denial::new(Cause::Internal))
 }
@@ -543,14 +754,6 @@ fn http2_request(session: &Session) -> Result<CurrentRequest, Denial> {
         target,
         credential,
         last_hop: max_forwards(head) == Some(0),
-    })
-}
-
-/// Whether `TE` says that trailers are kept (RFC 9110 section 10.1.4).
-fn takes_trailers(headers: &http::HeaderMap) -> bool {
-    headers.get_all(header::TE).iter().any(|value| {
-        let mut codings = value.as_bytes().split(|b| *b == b',');
-        codings.any(|coding| coding.trim_ascii().eq_ignore_ascii_case(b"trailers"))
     })
 }
 
@@ -656,9 +859,22 @@ impl ProxyHttp for Forward {
             return Error::e_explain(ErrorType::InternalError, "no admission");
         };
         let settings = &self.shared.settings;
-        let mut peer = match (&exchange.socket, exchange.addresses.get(exchange.attempt)) {
+        let tls_name = exchange.tls_name();
+        let mut address = exchange.addresses.get(exchange.attempt);
+        if let Some(call) = &mut exchange.call {
+            let Some((endpoint, at)) = call.at.get(exchange.attempt) else {
+                return Error::e_explain(ErrorType::InternalError, "no endpoint");
+            };
+            call.under_way = Some(UnderWay::on(endpoint));
+            exchange.socket = match endpoint.at() {
+                Endpoint::Unix(path) => Some(path.display().to_string()),
+                Endpoint::Tcp(_) => None,
+            };
+            address = at.as_ref();
+        }
+        let mut peer = match (&exchange.socket, address) {
             (Some(path), _) => HttpPeer::new_uds(path, false, String::new())?,
-            (None, Some(address)) => match exchange.tls_name() {
+            (None, Some(address)) => match tls_name {
                 Some(name) => HttpPeer::new(*address, true, name),
                 None => HttpPeer::new(*address, false, String::new()),
             },
@@ -679,6 +895,12 @@ impl ProxyHttp for Forward {
         let options = &mut peer.options;
         if let Some((chosen, _)) = &exchange.route {
             chosen.set(options, exchange.websocket);
+        }
+        // Without TLS nothing is negotiated: it is known beforehand. A WebSocket
+        // goes by HTTP/1.1.
+        if exchange.call.as_ref().is_some_and(|call| call.callee.http2) && !exchange.websocket {
+            options.alpn = ALPN::H2;
+            options.max_h2_streams = 100;
         }
         options.connection_timeout = Some(settings.connect_timeout);
         options.total_connection_timeout = Some(settings.connect_timeout);
@@ -739,8 +961,20 @@ impl ProxyHttp for Forward {
                 .observe()
                 .observe(Observation::Dialled { outcome, took });
         }
+        let now = self.shared.gate.clock().monotonic();
+        let attempts = match &mut exchange.call {
+            None => exchange.addresses.len(),
+            Some(call) => {
+                call.under_way = None;
+                if let Some(endpoint) = call.endpoint(exchange.attempt) {
+                    endpoint.unreachable(now);
+                }
+                call.at.len()
+            }
+        };
         exchange.attempt += 1;
-        error.set_retry(exchange.attempt < exchange.addresses.len());
+        // Nothing has been sent yet.
+        error.set_retry(exchange.attempt < attempts);
         error
     }
 
@@ -750,13 +984,15 @@ impl ProxyHttp for Forward {
         request: &mut RequestHeader,
         exchange: &mut Exchange,
     ) -> pingora::Result<()> {
-        request.remove_header(TOKEN_FIELD);
-        // A word of gRPC's to each hop that it keeps trailers; Pingora does,
-        // between two of HTTP/2.
-        let trailers = exchange.route.is_some()
-            && request.version == http::Version::HTTP_2
-            && session.req_header().version == http::Version::HTTP_2
-            && takes_trailers(&request.headers);
+        match &exchange.call {
+            // Who has it may show on whose behalf it goes on from there.
+            Some(call) if call.on_behalf_of.is_some() => {}
+            _ => _ = request.remove_header(TOKEN_FIELD),
+        }
+        let te_trailers = request
+            .headers
+            .get(header::TE)
+            .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"trailers"));
         // HTTP/1 heads have come through `canonical`; HTTP/2 ones have not.
         if session.req_header().version == http::Version::HTTP_2 {
             let proxys: Vec<_> = request
@@ -784,7 +1020,7 @@ impl ProxyHttp for Forward {
                 request.insert_header(header::MAX_FORWARDS, left.to_string())?;
             }
         }
-        if trailers {
+        if te_trailers && exchange.route.is_some() && request.version == http::Version::HTTP_2 {
             request.insert_header(header::TE, "trailers")?;
         }
         if let Some(spent) = &exchange.spent {
@@ -811,13 +1047,19 @@ impl ProxyHttp for Forward {
                 request.set_raw_path(path.as_bytes())?;
             }
         }
+        if let Some(call) = &exchange.call {
+            go_between(request, call, exchange.admission.as_ref())?;
+            if call.callee.http2 && te_trailers {
+                request.insert_header(header::TE, "trailers")?;
+            }
+        }
         let version = match session.req_header().version {
             http::Version::HTTP_2 => "2",
             http::Version::HTTP_10 => "1.0",
             _ => "1.1",
         };
         request.append_header(header::VIA, format!("{version} {}", self.shared.instance))?;
-        if exchange.agent_host.is_some()
+        if (exchange.agent_host.is_some() || exchange.call.is_some())
             && let Some(client) = connection(session).and_then(|connection| connection.client)
         {
             request.insert_header("Forwarded", forwarded(client))?;
@@ -839,7 +1081,9 @@ impl ProxyHttp for Forward {
         _end: bool,
         exchange: &mut Exchange,
     ) -> pingora::Result<()> {
-        exchange.body += body.as_ref().map_or(0, |bytes| bytes.len() as u64);
+        let count = body.as_ref().map_or(0, |bytes| bytes.len() as u64);
+        exchange.spend(Way::Up, count).await?;
+        exchange.body += count;
         match self.shared.settings.body_bytes {
             Some(most) if exchange.body > most && !exchange.websocket => Error::e_explain(
                 ErrorType::HTTPStatus(413),
@@ -875,6 +1119,11 @@ impl ProxyHttp for Forward {
         if let Some((chosen, _)) = &exchange.route {
             chosen.adapt(response)?;
         }
+        if let Some(admission) = &exchange.admission {
+            for (name, value) in admission.standing().iter().flat_map(Standing::fields) {
+                response.append_header(name, value)?;
+            }
+        }
         if let Some(connection) = connection(session) {
             let length = response.headers.get(header::CONTENT_LENGTH);
             let length = length.and_then(|value| value.to_str().ok()?.parse().ok());
@@ -891,6 +1140,11 @@ impl ProxyHttp for Forward {
         }
         trail.answered(response.status.as_u16());
         exchange.answered = true;
+        if let Some(endpoint) =
+            (exchange.call.as_ref()).and_then(|call| call.endpoint(exchange.attempt))
+        {
+            endpoint.succeeded();
+        }
         if response.status == http::StatusCode::SWITCHING_PROTOCOLS
             && let (Some(admission), Some(request), Some(connection)) =
                 (&exchange.admission, &exchange.request, connection(session))
@@ -899,7 +1153,7 @@ impl ProxyHttp for Forward {
                 .addresses
                 .get(exchange.attempt)
                 .map(SocketAddr::ip)
-                .filter(|_| exchange.agent_host.is_none());
+                .filter(|_| exchange.agent_host.is_none() && exchange.call.is_none());
             let registered = self.shared.tunnels.register(
                 &self.shared.gate,
                 admission.who(),
@@ -919,8 +1173,10 @@ impl ProxyHttp for Forward {
         _end: bool,
         exchange: &mut Exchange,
     ) -> pingora::Result<Option<Duration>> {
-        exchange.sent += body.as_ref().map_or(0, |bytes| bytes.len() as u64);
-        Ok(None)
+        let count = body.as_ref().map_or(0, |bytes| bytes.len() as u64);
+        let settled = exchange.try_spend(Way::Down, count)?;
+        exchange.sent += count;
+        Ok((!settled).then_some(SETTLING))
     }
 
     async fn fail_to_proxy(
@@ -930,14 +1186,17 @@ impl ProxyHttp for Forward {
         exchange: &mut Exchange,
     ) -> FailToProxy {
         let denial = denial_of(error, exchange);
+        if error.esource() == &ErrorSource::Upstream
+            && !exchange.answered
+            && let Some(call) = &exchange.call
+            && let Some(endpoint) = call.endpoint(exchange.attempt)
+        {
+            endpoint.broke_off(self.shared.gate.clock().monotonic());
+        }
         if session.response_written().is_some() || denial.is_none() {
             if let Some(trail) = exchange.trail.as_mut() {
-                let reason = if error.esource() == &ErrorSource::Upstream {
-                    "upstream_broke_off"
-                } else {
-                    "aborted"
-                };
-                trail.broke_off(reason, Some(error.etype().as_str().to_owned()));
+                let (reason, detail) = broke_off(error, exchange.cut.as_deref());
+                trail.broke_off(reason, Some(detail));
             }
             return FailToProxy {
                 error_code: 0,
@@ -968,12 +1227,8 @@ impl ProxyHttp for Forward {
                 .response_written()
                 .is_some_and(|header| header.status.as_u16() < 400)
         {
-            let reason = if error.esource() == &ErrorSource::Upstream {
-                "upstream_broke_off"
-            } else {
-                "aborted"
-            };
-            trail.broke_off(reason, Some(error.etype().as_str().to_owned()));
+            let (reason, detail) = broke_off(error, exchange.cut.as_deref());
+            trail.broke_off(reason, Some(detail));
         }
         trail.finish();
     }
@@ -1017,6 +1272,38 @@ fn remove_hop_fields(response: &mut ResponseHeader) {
     }
 }
 
+/// Puts what the agent that is called may rely on in place of what the caller
+/// has written there, and takes its name off the path.
+fn go_between(
+    request: &mut RequestHeader,
+    call: &Calling,
+    admission: Option<&Admission>,
+) -> pingora::Result<()> {
+    for name in [CALLER_FIELD, CALLER_TENANT_FIELD, ON_BEHALF_OF_FIELD] {
+        request.remove_header(name);
+    }
+    if let Some(admission) = admission {
+        let who = admission.who();
+        request.insert_header(CALLER_FIELD, who.agent().as_str())?;
+        if let Some(tenant) = who.tenant() {
+            request.insert_header(CALLER_TENANT_FIELD, tenant.as_str())?;
+        }
+    }
+    if let Some(whom) = &call.on_behalf_of {
+        request.insert_header(ON_BEHALF_OF_FIELD, whom.agent().as_str())?;
+    }
+    if call.prefix > 0 {
+        let path = String::from_utf8_lossy(request.raw_path()).into_owned();
+        let rest = path.get(call.prefix..).unwrap_or_default();
+        let path = match rest.starts_with('/') {
+            true => rest.to_owned(),
+            false => format!("/{rest}"),
+        };
+        request.set_raw_path(path.as_bytes())?;
+    }
+    Ok(())
+}
+
 /// `Forwarded` (RFC 7239) for the agent behind the gateway.
 fn forwarded(client: SocketAddr) -> String {
     match client {
@@ -1038,6 +1325,10 @@ fn next_hop_trace(value: &[u8], random: u128) -> Option<String> {
 fn denial_of(error: &Error, exchange: &Exchange) -> Option<Denial> {
     let cause = match error.etype() {
         ErrorType::HTTPStatus(413) => Cause::BodyTooLarge,
+        etype if *etype == BYTE_BUDGET => Cause::Throttled {
+            limit: "bytes",
+            retry_after: SETTLING,
+        },
         _ => match error.esource() {
             ErrorSource::Downstream => match error.etype() {
                 _ if is_malformed(error) => Cause::BadRequest("the chunked body is malformed"),
@@ -1056,13 +1347,25 @@ fn denial_of(error: &Error, exchange: &Exchange) -> Option<Denial> {
         Cause::UpstreamTls | Cause::UpstreamCertificate => {
             error.to_string().chars().take(400).collect()
         }
-        _ => error.etype().as_str().to_owned(),
+        _ => broke_off(error, exchange.cut.as_deref()).1,
     };
     let denial = Denial::new(cause).detail(detail);
     Some(match &exchange.request {
         Some(request) => denial.towards(&request.authority),
         None => denial,
     })
+}
+
+/// Why an exchange ended before its end, and more for the operator.
+fn broke_off(error: &Error, cut: Option<&str>) -> (&'static str, String) {
+    if let Some(cut) = cut {
+        return (TunnelEnd::Budget.code(), cut.to_owned());
+    }
+    let reason = match error.esource() {
+        ErrorSource::Upstream => "upstream_broke_off",
+        ErrorSource::Downstream | ErrorSource::Internal | ErrorSource::Unset => "aborted",
+    };
+    (reason, error.etype().as_str().to_owned())
 }
 
 /// Whether the client's bytes broke the framing, as `conn` found.

@@ -125,6 +125,12 @@ impl Bound {
         }
     }
 
+    /// Its name in records and figures.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// Whether it speaks TLS.
     #[must_use]
     pub fn is_tls(&self) -> bool {
@@ -144,11 +150,14 @@ impl Bound {
 /// How long the queue of a listener that closes is waited for.
 const QUEUE: Duration = Duration::from_millis(5);
 
+/// How many connections each source address may have.
+type PerSource = (ConcurrencyLimit<IpAddr>, NonZeroU32);
+
 /// Accepts connections from one listener.
 pub struct Accepting {
     wire: Arc<Wire>,
     connections: Arc<Semaphore>,
-    per_source: Option<Arc<ConcurrencyLimit<IpAddr>>>,
+    per_source: Option<Arc<PerSource>>,
     proxies: Arc<[IpNet]>,
     stop: watch::Receiver<bool>,
 }
@@ -166,7 +175,7 @@ impl Accepting {
         per_source: Option<NonZeroU32>,
         stop: watch::Receiver<bool>,
     ) -> Self {
-        let per_source = per_source.map(|most| Arc::new(ConcurrencyLimit::new(most, SOURCES)));
+        let per_source = per_source.map(|most| Arc::new((ConcurrencyLimit::new(SOURCES), most)));
         Self {
             wire,
             connections,
@@ -235,7 +244,7 @@ struct Arrival {
     listener: Arc<str>,
     tls: Option<Arc<ListenerTls>>,
     proxies: Arc<[IpNet]>,
-    per_source: Option<Arc<ConcurrencyLimit<IpAddr>>>,
+    per_source: Option<Arc<PerSource>>,
 }
 
 impl Arrival {
@@ -268,8 +277,8 @@ impl Arrival {
                 }
             }
         }
-        let place = match (&self.per_source, client) {
-            (Some(limit), Some(client)) => limit.enter(&client.ip()).map(Some),
+        let place = match (self.per_source.as_deref(), client) {
+            (Some((limit, most)), Some(client)) => limit.enter(&client.ip(), *most).map(Some),
             _ => Ok(None),
         };
         let Ok(place) = place else {

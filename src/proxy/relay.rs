@@ -13,10 +13,12 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
-use crate::gate::TunnelEnd;
+use crate::gate::{Admission, Budget, TunnelEnd, Way};
 
 /// What is read at once.
 const CHUNK: usize = 64 * 1024;
+/// How soon a budget is looked at again that replicas are settling.
+const PAUSE: Duration = Duration::from_millis(2);
 /// Chunks one direction may move before the other tasks get their turn.
 const TURN: usize = 16;
 
@@ -33,7 +35,11 @@ pub(super) struct Carried {
 
 /// Carries bytes until both sides have closed, one has failed, or nothing has
 /// moved for `idle`. A close on one side is passed on and the other goes on.
+/// What runs over a budget of bytes is cut.
 pub(super) struct Relay<'a, A, B> {
+    admission: Option<&'a Admission>,
+    /// While replicas settle what is left of a budget.
+    pause: Option<Pin<Box<Sleep>>>,
     client: &'a mut A,
     upstream: &'a mut B,
     up: Direction,
@@ -43,8 +49,12 @@ pub(super) struct Relay<'a, A, B> {
     timer: Pin<Box<Sleep>>,
 }
 
-#[derive(Default)]
 struct Direction {
+    way: Way,
+    /// The budget is used up.
+    over: bool,
+    /// What is left of the budget is not known yet.
+    waits: bool,
     kept: Vec<u8>,
     sent: usize,
     unflushed: bool,
@@ -61,14 +71,31 @@ where
     pub(super) fn new(client: &'a mut A, upstream: &'a mut B, idle: Duration) -> Self {
         let moved = Instant::now();
         Self {
+            admission: None,
+            pause: None,
             client,
             upstream,
-            up: Direction::default(),
-            down: Direction::default(),
+            up: Direction::new(Way::Up),
+            down: Direction::new(Way::Down),
             idle,
             moved,
             timer: Box::pin(tokio::time::sleep_until(moved + idle)),
         }
+    }
+
+    /// The same, within the budgets of an admission.
+    pub(super) fn within(mut self, admission: &'a Admission) -> Self {
+        let limited = admission.limits_bytes(Way::Up) || admission.limits_bytes(Way::Down);
+        self.admission = limited.then_some(admission);
+        self
+    }
+
+    /// Which way the budget was used up, where one was.
+    pub(super) fn over(&self) -> Option<Way> {
+        [&self.up, &self.down]
+            .into_iter()
+            .find(|direction| direction.over)
+            .map(|direction| direction.way)
     }
 
     pub(super) fn carried(&self) -> Carried {
@@ -89,8 +116,13 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<TunnelEnd> {
         let this = self.get_mut();
         let before = this.carried();
-        let up = this.up.poll(cx, this.client, this.upstream);
-        let down = this.down.poll(cx, this.upstream, this.client);
+        let up = this.up.poll(cx, this.client, this.upstream, this.admission);
+        let down = this
+            .down
+            .poll(cx, this.upstream, this.client, this.admission);
+        if this.up.over || this.down.over {
+            return Poll::Ready(TunnelEnd::Budget);
+        }
         match (up, down) {
             (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) => return Poll::Ready(TunnelEnd::Closed),
             (Poll::Ready(Err(_)), _) | (_, Poll::Ready(Err(_))) => {
@@ -100,6 +132,15 @@ where
         }
         if this.carried() != before {
             this.moved = Instant::now();
+        }
+        if this.up.waits || this.down.waits {
+            let pause = this
+                .pause
+                .get_or_insert_with(|| Box::pin(tokio::time::sleep(PAUSE)));
+            if pause.as_mut().poll(cx).is_ready() {
+                this.pause = None;
+                cx.waker().wake_by_ref();
+            }
         }
         // The timer is moved only when it fires, not with every byte.
         while this.timer.as_mut().poll(cx).is_ready() {
@@ -114,7 +155,27 @@ where
 }
 
 impl Direction {
-    fn poll<R, W>(&mut self, cx: &mut Context<'_>, from: &mut R, to: &mut W) -> Poll<io::Result<()>>
+    fn new(way: Way) -> Self {
+        Self {
+            way,
+            over: false,
+            waits: false,
+            kept: Vec::new(),
+            sent: 0,
+            unflushed: false,
+            ended: false,
+            closed: false,
+            carried: 0,
+        }
+    }
+
+    fn poll<R, W>(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &mut R,
+        to: &mut W,
+        admission: Option<&Admission>,
+    ) -> Poll<io::Result<()>>
     where
         R: AsyncRead + Unpin,
         W: AsyncWrite + Unpin,
@@ -129,7 +190,7 @@ impl Direction {
                 self.closed = true;
                 return Poll::Ready(Ok(()));
             }
-            match self.poll_move(cx, from, to) {
+            match self.poll_move(cx, from, to, admission) {
                 Poll::Ready(result) => result?,
                 Poll::Pending => {
                     if self.unflushed {
@@ -170,15 +231,35 @@ impl Direction {
         cx: &mut Context<'_>,
         from: &mut R,
         to: &mut W,
+        admission: Option<&Admission>,
     ) -> Poll<io::Result<()>>
     where
         R: AsyncRead + Unpin,
         W: AsyncWrite + Unpin,
     {
+        self.waits = false;
+        // No more is read than may pass. Where nothing may, one byte tells
+        // whether there is more: a tunnel that ends with its budget is whole.
+        let most = match admission.map(|admission| admission.bytes_left(self.way)) {
+            None => CHUNK,
+            Some(Budget::Bytes(left)) => usize::try_from(left).unwrap_or(CHUNK).min(CHUNK),
+            Some(Budget::UsedUp) => 0,
+            Some(Budget::Later) => {
+                self.waits = true;
+                return Poll::Pending;
+            }
+        };
         SCRATCH.with_borrow_mut(|scratch| {
-            let mut buf = ReadBuf::new(scratch);
+            let mut buf = ReadBuf::new(&mut scratch[..most.max(1)]);
             std::task::ready!(Pin::new(from).poll_read(cx, &mut buf))?;
             let bytes = buf.filled();
+            if most == 0 && !bytes.is_empty() {
+                self.over = true;
+                return Poll::Ready(Err(io::ErrorKind::QuotaExceeded.into()));
+            }
+            if let Some(admission) = admission {
+                admission.bytes_passed(self.way, bytes.len() as u64);
+            }
             if bytes.is_empty() {
                 self.ended = true;
                 return Poll::Ready(Ok(()));

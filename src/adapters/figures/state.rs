@@ -16,6 +16,7 @@ use prometheus_client::registry::Unit;
 use super::super::records::AuditLog;
 use super::super::redis::Redis;
 use super::unix;
+use crate::limit::Shared;
 
 /// The most documents that are named in the figures.
 const MOST_NAMED: usize = 100;
@@ -36,6 +37,7 @@ pub(super) struct State {
     documents_refused: Mutex<Refused>,
     audit_log: OnceLock<Arc<AuditLog>>,
     redis: OnceLock<Redis>,
+    shared_limits: OnceLock<Arc<Shared>>,
     open_file_limit: Mutex<Option<u64>>,
     /// How many, and whether they cannot be read any more.
     revocations: Mutex<Option<(usize, bool)>>,
@@ -50,6 +52,7 @@ impl State {
             documents_refused: Mutex::default(),
             audit_log: OnceLock::new(),
             redis: OnceLock::new(),
+            shared_limits: OnceLock::new(),
             open_file_limit: Mutex::default(),
             revocations: Mutex::default(),
         }
@@ -97,6 +100,11 @@ impl State {
     /// The first connection stays.
     pub(super) fn redis(&self, redis: Redis) {
         let _ = self.redis.set(redis);
+    }
+
+    /// The first accounts stay.
+    pub(super) fn shared_limits(&self, shared: Arc<Shared>) {
+        let _ = self.shared_limits.set(shared);
     }
 }
 
@@ -185,6 +193,20 @@ impl Collector for State {
                 "Times that the connection to Redis was lost or could not be made.",
                 None,
                 &ConstCounter::new(state.failures),
+            )?;
+        }
+        if let Some(shared) = self.shared_limits.get() {
+            out.write(
+                "agentport_limits_replicas",
+                "Replicas that share limits, as far as this one has seen.",
+                None,
+                &ConstGauge::new(shared.replicas()),
+            )?;
+            out.write(
+                "agentport_limits_shared",
+                "1 while limits are counted together with the other replicas.",
+                None,
+                &ConstGauge::new(u32::from(shared.is_connected())),
             )?;
         }
         if let Some(limit) = *lock(&self.open_file_limit) {
