@@ -496,6 +496,7 @@ impl TokenEndpoint {
             agent_id: issued.map(|issued| issued.agent.clone()),
             tenant: issued.and_then(|issued| issued.tenant.clone()),
             token_jti: issued.map(|issued| RequestId::from_bits(issued.jti).as_str().into()),
+            on_behalf_of: None,
             act: issued
                 .filter(|issued| !issued.actors.is_empty())
                 .map(|issued| issued.actors.clone().into()),

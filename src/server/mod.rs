@@ -4,9 +4,11 @@
 mod certificates;
 mod documents;
 mod agent_keys;
+mod peers;
 pub mod load;
 mod reload;
 mod revocation;
+mod routes;
 mod tokens;
 
 use std::net::SocketAddr;
@@ -41,11 +43,12 @@ use crate::identity::{CacheSettings, CachedVerifier, Principal, TokenVerifier, V
 use crate::limit::Ledger;
 use crate::policy::{EchRule, SniRule, TlsRule, TlsUse};
 use crate::proxy::{
-    Accepting, AgentEndpoint, Bound, FrontedAgent, ListenAddress, ListenerTls, Settings, Wire, bind,
+    Accepting, AgentEndpoint, Bound, FrontedAgent, ListenAddress, NamedRoute, Settings, Wire, bind,
 };
 
 use certificates::CertificateReloader;
 use documents::Documents;
+use peers::PeersKeeper;
 use reload::{PolicyInForce, Reloader};
 use revocation::{RevocationsInForce, Revoking};
 
@@ -63,7 +66,8 @@ pub struct Gateway {
     log: Arc<AuditLog>,
     reloader: Reloader,
     issuers: Arc<Issuers>,
-    certificates: Option<CertificateReloader>,
+    certificates: Vec<CertificateReloader>,
+    peers: Option<PeersKeeper>,
     revoking: Option<Revoking>,
     agent_keys: Option<(AgentKeyFile, Arc<agent_keys::AgentKeysInForce>)>,
     readiness: Arc<Readiness>,
@@ -78,6 +82,8 @@ pub struct Addresses {
     pub egress: Vec<SocketAddr>,
     /// The egress listeners that speak TLS.
     pub egress_tls: Vec<SocketAddr>,
+    /// The listener on which agents call each other.
+    pub peers: Option<SocketAddr>,
     /// The admin listener.
     pub admin: Option<SocketAddr>,
 }
@@ -117,7 +123,16 @@ impl Gateway {
         if let Some(bundle) = &config.upstream_ca {
             check_bundle(bundle)?;
         }
-        let (tls, tls_files) = certificates::listener_tls(&config, &figures, &*clock)?.unzip();
+        let egress_tls = Arc::new(config.tls.clone());
+        let (tls, tls_files) = match config.listen.egress_tls.is_empty() {
+            true => (None, None),
+            false => {
+                let (tls, files) = certificates::listener_tls(&egress_tls, &figures, &*clock)?;
+                (Some(tls), Some(files))
+            }
+        };
+        let between = peers::open(&config, &figures, &*clock)?;
+        let routes = routes::read(&config)?;
         let log = Arc::new(open_log(&config)?);
         figures.follow(Arc::clone(&log));
 
@@ -141,6 +156,10 @@ impl Gateway {
                 .map_err(anyhow::Error::msg)?;
             egress.push(bound.over_tls("egress_tls", Arc::clone(tls)));
         }
+        let peers_listener = match &between {
+            Some(between) => Some(between.bind().await?),
+            None => None,
+        };
         let admin_listener = match &config.listen.admin {
             Some(listener) => Some(
                 crate::admin::bind(listener)
@@ -153,6 +172,8 @@ impl Gateway {
             sockets: egress.iter().filter_map(Bound::address).collect(),
             local: host::interface_addresses().unwrap_or_default(),
         };
+        own.sockets
+            .extend(peers_listener.as_ref().and_then(Bound::address));
         own.sockets.extend(
             admin_listener
                 .as_ref()
@@ -202,6 +223,10 @@ impl Gateway {
             Arc::clone(&names) as _,
             Arc::clone(&figures),
         ));
+        if let Some(between) = &between {
+            between.locate(&names).await;
+        }
+        let off_limits = between.as_ref().map(|between| between.peers() as _);
         let revocations = Arc::new(RevocationsInForce::default());
         let revocation_store = revocation::store(&config, redis.as_ref());
         if let Some(store) = &revocation_store {
@@ -229,18 +254,23 @@ impl Gateway {
             clients: endpoint.clone(),
             secret_file: config.listen.admin_secret_file.clone(),
         };
-        let gate = Gate::new(GateParts {
+        let parts = |between: Option<&peers::Between>| GateParts {
             policy: Arc::clone(&in_force) as _,
             tokens: Arc::clone(&tokens),
             agent_keys: Arc::clone(&agent_keys) as _,
             issuers: (!issuers.is_empty()).then(|| Arc::clone(&issuers) as _),
-            proof: match config.identity.require {
-                RequiredProof::Token => Proof::Token,
-                RequiredProof::Certificate => Proof::Certificate,
-                RequiredProof::Either => Proof::Either,
-                RequiredProof::Both => Proof::Both,
+            proof: match (between, config.identity.require) {
+                // A token alone opens nothing there.
+                (Some(_), _) => Proof::Certificate,
+                (None, RequiredProof::Token) => Proof::Token,
+                (None, RequiredProof::Certificate) => Proof::Certificate,
+                (None, RequiredProof::Either) => Proof::Either,
+                (None, RequiredProof::Both) => Proof::Both,
             },
-            certificates: tls.clone().map(|tls| tls as _),
+            certificates: match between {
+                Some(between) => Some(between.tls() as _),
+                None => tls.clone().map(|tls| tls as _),
+            },
             revocations: Arc::clone(&revocations) as _,
             match_basic_user: config.identity.basic_user == BasicUser::Match,
             names: Arc::clone(&names) as _,
@@ -248,12 +278,16 @@ impl Gateway {
             observe: Arc::clone(&figures) as _,
             clock: Arc::clone(&clock),
             limits: config.limits.per_owner.clone(),
-            ledger,
-            shared_limits,
-            own,
+            ledger: Arc::clone(&ledger),
+            shared_limits: shared_limits.clone(),
+            own: own.clone(),
+            off_limits: match between {
+                Some(_) => None,
+                None => off_limits.clone(),
+            },
             bad_credential_status: config.auth_failure_status.code(),
             storms: StormSettings::default(),
-        });
+        };
         let readiness = Arc::new(Readiness::default());
         let admin = Admin::new(
             Arc::clone(&figures),
@@ -266,22 +300,56 @@ impl Gateway {
         .with_tokens(endpoint)
         .with_router(revocation_pages.router())
         .with_issuers(Arc::clone(&issuers));
-        let wire = Arc::new(Wire::new(
-            gate,
-            settings(&config),
+        let beside = between.as_ref().map(|between| {
+            Arc::new(Wire::between(
+                between.peers(),
+                Gate::new(parts(Some(between))),
+                Settings {
+                    agent: None,
+                    ..settings(&config, Vec::new())
+                },
+                Arc::new(admin.clone()),
+                host::random_bits,
+                stopped.clone(),
+            ))
+        });
+        let wire = Wire::new(
+            Gate::new(parts(None)),
+            settings(&config, routes),
             Arc::new(admin.clone()),
             host::random_bits,
             stopped,
-        ));
-        let certificates = tls.map(|tls: Arc<ListenerTls>| CertificateReloader {
-            config: Arc::clone(&config),
-            tls,
-            in_force: tls_files.unwrap_or_default(),
-            wire: Arc::clone(&wire),
-            figures: Arc::clone(&figures),
-            readiness: Arc::clone(&readiness),
-            clock: Arc::clone(&clock),
-        });
+        );
+        let wire = Arc::new(wire.beside(beside.clone()));
+        let mut certificates = Vec::new();
+        if let Some(tls) = tls {
+            let readiness = Arc::clone(&readiness);
+            certificates.push(CertificateReloader {
+                written: egress_tls,
+                tls,
+                in_force: tls_files.unwrap_or_default(),
+                wire: Arc::clone(&wire),
+                figures: Arc::clone(&figures),
+                tell: Box::new(move |outcome| readiness.certificates_are(outcome)),
+                clock: Arc::clone(&clock),
+            });
+        }
+        let peers = match (between, peers_listener, beside) {
+            (Some(between), Some(listener), Some(beside)) => {
+                let readiness = Arc::clone(&readiness);
+                certificates.push(CertificateReloader {
+                    written: between.written(),
+                    tls: between.tls(),
+                    in_force: between.files(),
+                    wire: Arc::clone(&wire),
+                    figures: Arc::clone(&figures),
+                    tell: Box::new(move |outcome| readiness.peers_certificates_are(outcome)),
+                    clock: Arc::clone(&clock),
+                });
+                Some(PeersKeeper::new(between, listener, beside, &wire, &names))
+            }
+            _ => None,
+        };
         let revoking = revocation_store.map(|store| Revoking {
             store,
             in_force: revocations,
@@ -314,6 +382,7 @@ impl Gateway {
             reloader,
             issuers,
             certificates,
+            peers,
             revoking,
             agent_keys: agent_key_file.map(|file| (file, agent_keys)),
             readiness,
@@ -332,6 +401,7 @@ impl Gateway {
         Addresses {
             egress: addresses(false),
             egress_tls: addresses(true),
+            peers: self.peers.as_ref().and_then(PeersKeeper::address),
             admin: self
                 .admin
                 .as_ref()
@@ -355,6 +425,7 @@ impl Gateway {
             reloader,
             issuers,
             certificates,
+            peers,
             revoking,
             agent_keys,
             readiness,
@@ -385,17 +456,27 @@ impl Gateway {
         background.spawn(issuers.run(move || {
             judging.judge_again();
         }));
-        if let Some(certificates) = certificates {
+        for certificates in certificates {
             background.spawn(certificates.run()?);
         }
         let connections = config.limits.connections;
         let mut room = Vec::new();
         let mut accepting = JoinSet::new();
-        for bound in egress {
+        let mut listeners: Vec<_> = egress
+            .into_iter()
+            .map(|bound| (bound, Arc::clone(&wire)))
+            .collect();
+        if let Some(peers) = peers {
+            let beside = Arc::clone(peers.wire());
+            let (bound, keeping) = peers.run(Arc::clone(&readiness))?;
+            background.spawn(keeping);
+            listeners.push((bound, beside));
+        }
+        for (bound, wire) in listeners {
             let slots = Arc::new(Semaphore::new(connections));
             room.push(Arc::clone(&slots));
             let accept = Accepting::new(
-                Arc::clone(&wire),
+                wire,
                 slots,
                 config.limits.connections_per_source,
                 stop.subscribe(),
@@ -436,7 +517,7 @@ impl Gateway {
         }
         reloading.abort();
         background.shutdown().await;
-        wire.gate().write_repeated(true);
+        wire.write_repeated(true);
         drop(pid_file);
         let closed = tokio::task::spawn_blocking(move || log.close(Duration::from_secs(10))).await;
         closed
@@ -453,7 +534,7 @@ async fn write_repeated(wire: Arc<Wire>) {
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tick.tick().await;
-        wire.gate().write_repeated(false);
+        wire.write_repeated(false);
     }
 }
 
@@ -566,7 +647,7 @@ fn resolver(config: &Config, clock: &Arc<dyn Clock>) -> anyhow::Result<Resolver>
     Resolver::new(settings, Arc::clone(clock)).context("the resolver cannot be set up")
 }
 
-fn settings(config: &Config) -> Settings {
+fn settings(config: &Config, routes: Vec<NamedRoute>) -> Settings {
     let bytes = |size: config::ByteSize| usize::try_from(size.bytes()).unwrap_or(usize::MAX);
     let allow = |verdict: Verdict| verdict == Verdict::Allow;
     Settings {
@@ -607,6 +688,7 @@ fn settings(config: &Config) -> Settings {
                 Endpoint::Unix(path) => AgentEndpoint::Unix(path.display().to_string()),
             },
         }),
+        routes,
         every_tunnel: TlsRule {
             tls: if allow(config.tunnel.opaque) {
                 TlsUse::Any
