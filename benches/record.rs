@@ -22,6 +22,7 @@ fn record() -> AuditRecord {
         tenant: TenantId::parse("acme").ok(),
         token_jti: Some("0b1e7b6c-6a4e-4b2f-9d1c-8a1f".into()),
         act: None,
+        on_behalf_of: None,
         service_account: None,
         credential: None,
         token_ttl_s: None,

@@ -81,6 +81,11 @@ impl Accounts {
 
 /// Sends a form to the token endpoint.
 fn post(gateway: &Gateway, fields: &str, form: &[(&str, &str)]) -> Response {
+    post_to(gateway, "/oauth/token", fields, form)
+}
+
+/// Sends a form to a page of the admin listener.
+fn post_to(gateway: &Gateway, path: &str, fields: &str, form: &[(&str, &str)]) -> Response {
     let body: Vec<String> = form
         .iter()
         .map(|(name, value)| format!("{name}={}", escaped(value)))
@@ -88,7 +93,7 @@ fn post(gateway: &Gateway, fields: &str, form: &[(&str, &str)]) -> Response {
     let body = body.join("&");
     let mut conn = Conn::to(gateway.admin());
     conn.send(format!(
-        "POST /oauth/token HTTP/1.1\r\nHost: admin\r\nContent-Type: application/x-www-form-urlencoded\r\nContent-Length: {}\r\n{fields}Connection: close\r\n\r\n{body}",
+        "POST {path} HTTP/1.1\r\nHost: admin\r\nContent-Type: application/x-www-form-urlencoded\r\nContent-Length: {}\r\n{fields}Connection: close\r\n\r\n{body}",
         body.len()
     ));
     conn.response_to("POST")
@@ -813,6 +818,47 @@ fn a_key_past_its_end_opens_nothing() {
         answer.2.contains("expired"),
         "the key was right: {answer:?}"
     );
+}
+
+#[test]
+fn an_account_speaks_of_its_own_tokens_alone() {
+    let accounts = Accounts::new();
+    let (ours, theirs) = (accounts.open("ours"), accounts.open("theirs"));
+    let folder = tempfile::tempdir().expect("a folder");
+    let list = folder.path().join("revoked.jsonl").display().to_string();
+    let gateway = accounts.gateway_with(&[("identity.revocations.file", list.as_str())]);
+    let origin = Origin::ok();
+    let token = token_in(&ask(&gateway, "ours", &ours, &[("agent_id", "bot-1")]));
+    let about = |path: &str, id: &str, key: &str| {
+        let form = [
+            ("token", token.as_str()),
+            ("token_type_hint", "access_token"),
+        ];
+        post_to(&gateway, path, &basic(id, key), &form)
+    };
+    let through = || through(&gateway, &token, "x.a.test", origin.port());
+
+    let said = about("/oauth/introspect", "ours", &ours).json();
+    assert_eq!(
+        (&said["active"], &said["agent_id"], &said["client_id"]),
+        (&true.into(), &"bot-1".into(), &"ours".into())
+    );
+    let said = about("/oauth/introspect", "theirs", &theirs).json();
+    assert_eq!(said, json!({ "active": false }));
+    let (status, error, _) = refused(&about("/oauth/revoke", "theirs", &theirs));
+    assert_eq!((status, error.as_str()), (400, "unauthorized_client"));
+    for path in ["/oauth/introspect", "/oauth/revoke"] {
+        let (status, error, _) = refused(&about(path, "ours", &theirs));
+        assert_eq!((status, error.as_str()), (401, "invalid_client"), "{path}");
+    }
+    assert_eq!(through().status, 200);
+
+    assert_eq!(about("/oauth/revoke", "ours", &ours).status, 200);
+    let before = origin.connections();
+    assert_eq!(through().refusal(), "revoked");
+    assert_eq!(origin.connections(), before);
+    let said = about("/oauth/introspect", "ours", &ours).json();
+    assert_eq!(said, json!({ "active": false }));
 }
 
 #[test]

@@ -497,7 +497,10 @@ impl Figures {
             AuditEvent::TunnelClosed => Some(&self.tunnel_duration_seconds),
             // Tokens have figures of their own.
             AuditEvent::TokenIssued | AuditEvent::TokenRefused => return,
-            AuditEvent::Request | AuditEvent::Tunnel | AuditEvent::Repeated => {
+            AuditEvent::Request
+            | AuditEvent::Tunnel
+            | AuditEvent::Repeated
+            | AuditEvent::Delegation => {
                 let listener = Arc::clone(&record.listener);
                 self.requests
                     .get_or_create(&RequestLabels {
@@ -506,7 +509,8 @@ impl Figures {
                         listener,
                     })
                     .inc_by(record.count);
-                (record.event == AuditEvent::Request).then_some(&self.request_duration_seconds)
+                matches!(record.event, AuditEvent::Request | AuditEvent::Delegation)
+                    .then_some(&self.request_duration_seconds)
             }
         };
         self.tenants.finished(record, decision);

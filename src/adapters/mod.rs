@@ -7,6 +7,7 @@
 pub mod certificates;
 pub mod clock;
 pub mod names;
+pub mod peers;
 pub mod records;
 pub mod redis;
 pub mod shared_limits;

@@ -122,11 +122,7 @@ impl Redis {
     /// `response_timeout`; tell [`Redis::failed`] of those that fail.
     #[must_use]
     pub fn connection(&self) -> Option<MultiplexedConnection> {
-        self.link
-            .connection
-            .load()
-            .as_deref()
-            .map(MultiplexedConnection::clone)
+        self.link.connection.load().as_deref().cloned()
     }
 
     /// Sends one command and waits for its answer, at most `response_timeout`.

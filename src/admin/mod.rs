@@ -40,6 +40,7 @@ pub struct Readiness {
     acme: Mutex<Option<serde_json::Value>>,
     revocations: Mutex<Option<String>>,
     agent_keys: Mutex<Option<String>>,
+    peers: Mutex<[Option<String>; 2]>,
     draining: AtomicBool,
 }
 
@@ -115,6 +116,22 @@ impl Readiness {
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         *agent_keys = outcome.err();
+    }
+
+    /// How the last reading of the file of callable agents went.
+    pub fn peers_are(&self, outcome: Result<(), String>) {
+        self.peers.lock().unwrap_or_else(PoisonError::into_inner)[0] = outcome.err();
+    }
+
+    /// How the last reading of the certificates of `listen.peers` went.
+    pub fn peers_certificates_are(&self, outcome: Result<(), String>) {
+        self.peers.lock().unwrap_or_else(PoisonError::into_inner)[1] = outcome.err();
+    }
+
+    fn peers(&self) -> Option<String> {
+        let peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
+        let all: Vec<&str> = peers.iter().flatten().map(String::as_str).collect();
+        (!all.is_empty()).then(|| all.join("\n"))
     }
 
     /// The gateway is going down.
@@ -342,6 +359,7 @@ impl Admin {
             "issuers": self.issuers(),
             "certificates": { "refused": self.readiness.certificates() },
             "acme": self.readiness.acme(),
+            "peers": { "refused": self.readiness.peers() },
             "revocations": { "failing": revocations },
             "audit": { "failing": state.failing, "queue": state.depth },
             "redis": self.redis.as_ref().map(|redis| {

@@ -32,6 +32,10 @@ use crate::limit::{Quota, RateLimiter, Throttled};
 
 /// Where tokens are had.
 pub const TOKEN_PATH: &str = "/oauth/token";
+/// The revocation endpoint (RFC 7009), which `admin::revocation` serves.
+pub const REVOCATION_PATH: &str = "/oauth/revoke";
+/// The introspection endpoint (RFC 7662), which `admin::revocation` serves.
+pub const INTROSPECTION_PATH: &str = "/oauth/introspect";
 /// The same under the name that older clients use.
 const TOKEN_ALIAS: &str = "/v1/token";
 /// Where the endpoint is described (RFC 8414, 3).
@@ -178,7 +182,6 @@ impl TokenEndpoint {
     }
 
     /// The pages.
-    #[must_use]
     pub fn router(self: Arc<Self>) -> Router {
         Router::new()
             .route(TOKEN_PATH, post(token))
@@ -389,8 +392,9 @@ impl TokenEndpoint {
         let mut audiences = vec![self.parts.issuer.clone()];
         for base in bases {
             audiences.push(base.clone());
-            audiences.push(format!("{base}{TOKEN_PATH}"));
-            audiences.push(format!("{base}{TOKEN_ALIAS}"));
+            for path in [TOKEN_PATH, TOKEN_ALIAS, REVOCATION_PATH, INTROSPECTION_PATH] {
+                audiences.push(format!("{base}{path}"));
+            }
         }
         audiences
     }
@@ -492,6 +496,7 @@ impl TokenEndpoint {
             agent_id: issued.map(|issued| issued.agent.clone()),
             tenant: issued.and_then(|issued| issued.tenant.clone()),
             token_jti: issued.map(|issued| RequestId::from_bits(issued.jti).as_str().into()),
+            on_behalf_of: None,
             act: issued
                 .filter(|issued| !issued.actors.is_empty())
                 .map(|issued| issued.actors.clone().into()),
@@ -546,6 +551,8 @@ impl TokenEndpoint {
         json!({
             "issuer": issuer,
             "token_endpoint": format!("{base}{TOKEN_PATH}"),
+            "revocation_endpoint": format!("{base}{REVOCATION_PATH}"),
+            "introspection_endpoint": format!("{base}{INTROSPECTION_PATH}"),
             "jwks_uri": format!("{base}/.well-known/jwks.json"),
             "response_types_supported": [],
             "grant_types_supported": [
@@ -689,7 +696,7 @@ async fn metadata(State(endpoint): State<Arc<TokenEndpoint>>, headers: HeaderMap
 }
 
 /// `Authorization`, of a request that is a form.
-fn credentials(headers: &HeaderMap) -> Result<Option<&str>, Refusal> {
+pub(super) fn credentials(headers: &HeaderMap) -> Result<Option<&str>, Refusal> {
     const FORM: &str = "application/x-www-form-urlencoded";
     let kind = headers
         .get(header::CONTENT_TYPE)

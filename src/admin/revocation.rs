@@ -2,20 +2,22 @@
 //! RFC 7009 and RFC 7662 for the tokens of others' clients, and the list
 //! itself for operators.
 //!
-//! All of it wants the admin secret, also on loopback: who may revoke can shut
-//! an agent out, and an introspection that anybody may ask tells good tokens
-//! from bad ones (RFC 7662, 2.1).
+//! All of it wants the admin secret, also on loopback, or, for the tokens that
+//! a service account was issued, that account's key: who may revoke can shut an
+//! agent out, and an introspection that anybody may ask tells good tokens from
+//! bad ones (RFC 7662, 2.1).
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use axum::Router;
 use axum::body::Bytes;
-use axum::extract::{DefaultBodyLimit, RawQuery, State};
+use axum::extract::{ConnectInfo, DefaultBodyLimit, RawQuery, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use axum::{Extension, Router};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use ring::digest;
@@ -27,8 +29,11 @@ use tokio::sync::{mpsc, oneshot};
 use crate::adapters::revocations::{RevocationStore, StoreError};
 use crate::gate::ports::{AgentKeySource, Clock, RevocationSource};
 use crate::identity::{
-    AgentKey, CachedVerifier, Principal, Revocation, Revoked, RevokedKind, TokenError,
+    AgentKey, CachedVerifier, GrantError, Principal, Revocation, Revoked, RevokedKind, TokenError,
+    TokenQuery,
 };
+
+use super::oauth::{self, INTROSPECTION_PATH, REVOCATION_PATH, TokenEndpoint};
 
 /// The fewest bytes that the admin secret may have.
 const MIN_SECRET_BYTES: usize = 32;
@@ -52,6 +57,8 @@ pub struct RevocationPages {
     pub revocations: Arc<dyn RevocationSource>,
     /// Time.
     pub clock: Arc<dyn Clock>,
+    /// Who knows the service accounts; `None` where there are none.
+    pub clients: Option<Arc<TokenEndpoint>>,
     /// The file with the admin secret, read for each request so that it may be
     /// rotated. Without one every request is refused.
     pub secret_file: Option<PathBuf>,
@@ -61,11 +68,19 @@ type Pages = Arc<RevocationPages>;
 
 /// Why a request is refused: status, `error` and `error_description` as in
 /// RFC 6749, 5.2.
-struct Refusal(StatusCode, &'static str, String);
+enum Refusal {
+    /// In the words of this page.
+    Said(StatusCode, &'static str, String),
+    /// In those of the token endpoint, which knows the clients.
+    Client(oauth::Refusal),
+}
 
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
-        let Self(status, error, description) = self;
+        let (status, error, description) = match self {
+            Self::Client(refusal) => return refusal.into_response(),
+            Self::Said(status, error, description) => (status, error, description),
+        };
         let mut answer = answer(
             status,
             &json!({ "error": error, "error_description": description }),
@@ -80,11 +95,23 @@ impl IntoResponse for Refusal {
     }
 }
 
+impl From<oauth::Refusal> for Refusal {
+    fn from(refusal: oauth::Refusal) -> Self {
+        Self::Client(refusal)
+    }
+}
+
+impl From<GrantError> for Refusal {
+    fn from(error: GrantError) -> Self {
+        Self::Client(error.into())
+    }
+}
+
 impl From<StoreError> for Refusal {
     fn from(error: StoreError) -> Self {
         match error {
             StoreError::Entry(error) => bad_request(error.to_string()),
-            other => Self(
+            other => Self::Said(
                 StatusCode::SERVICE_UNAVAILABLE,
                 "temporarily_unavailable",
                 format!("the list of revocations cannot be changed: {other}"),
@@ -94,7 +121,7 @@ impl From<StoreError> for Refusal {
 }
 
 fn bad_request(description: impl Into<String>) -> Refusal {
-    Refusal(
+    Refusal::Said(
         StatusCode::BAD_REQUEST,
         "invalid_request",
         description.into(),
@@ -117,8 +144,8 @@ impl RevocationPages {
     /// The pages.
     pub fn router(self) -> Router {
         Router::new()
-            .route("/oauth/revoke", post(revoke))
-            .route("/oauth/introspect", post(introspect))
+            .route(REVOCATION_PATH, post(revoke))
+            .route(INTROSPECTION_PATH, post(introspect))
             .route("/v1/revocations", get(list).post(add).delete(undo))
             .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
             .with_state(Arc::new(self))
@@ -136,7 +163,7 @@ impl RevocationPages {
     /// password of Basic, beside any user name.
     async fn authorize(&self, headers: &HeaderMap) -> Result<(), Refusal> {
         let Some(path) = &self.secret_file else {
-            return Err(Refusal(
+            return Err(Refusal::Said(
                 StatusCode::FORBIDDEN,
                 "access_denied",
                 "there is no admin secret: set listen.admin_secret_file to a file with `openssl rand -hex 32`".into(),
@@ -145,7 +172,7 @@ impl RevocationPages {
         let unusable = |why: String| {
             tracing::error!(path = %path.display(), "listen.admin_secret_file: {why}");
             let why = "the admin secret cannot be used: the gateway's log says why";
-            Refusal(
+            Refusal::Said(
                 StatusCode::SERVICE_UNAVAILABLE,
                 "temporarily_unavailable",
                 why.into(),
@@ -172,17 +199,41 @@ impl RevocationPages {
         if good {
             return Ok(());
         }
-        Err(Refusal(
+        Err(Refusal::Said(
             StatusCode::UNAUTHORIZED,
             "invalid_client",
             "send the admin secret: Authorization: Bearer SECRET".into(),
         ))
     }
 
+    /// The token that a request is about, and who asks: the operator by the
+    /// admin secret, or a service account by its key, which may only speak of
+    /// the tokens that it was issued.
+    async fn query(
+        &self,
+        headers: &HeaderMap,
+        body: &[u8],
+        source: Option<SocketAddr>,
+    ) -> Result<(String, Asker), Refusal> {
+        let refused = match self.authorize(headers).await {
+            Ok(()) => return Ok((TokenQuery::parse(body, None)?.token, Asker::Operator)),
+            Err(refused) => refused,
+        };
+        let Some(clients) = &self.clients else {
+            return Err(refused);
+        };
+        let query = TokenQuery::parse(body, oauth::credentials(headers)?)?;
+        let Some(credential) = query.client else {
+            return Err(refused);
+        };
+        let client = clients.authenticate(&credential, source).await?;
+        Ok((query.token, Asker::Account(Arc::clone(client.account.id()))))
+    }
+
     fn store(&self) -> Result<&RevocationStore, Refusal> {
         self.store.as_ref().ok_or_else(|| {
             let why = "there is no list of revocations: set identity.revocations.file or identity.revocations.redis";
-            Refusal(StatusCode::NOT_IMPLEMENTED, "unsupported", why.into())
+            Refusal::Said(StatusCode::NOT_IMPLEMENTED, "unsupported", why.into())
         })
     }
 
@@ -208,6 +259,31 @@ impl RevocationPages {
     }
 }
 
+/// Who asks about a token.
+enum Asker {
+    Operator,
+    /// A service account, by its name.
+    Account(Arc<str>),
+}
+
+impl Asker {
+    fn may_speak_of(&self, who: &Principal) -> bool {
+        match self {
+            Self::Operator => true,
+            Self::Account(account) => who.client() == Some(account),
+        }
+    }
+}
+
+/// From where a request comes, where that is an address.
+type Source = Option<Extension<ConnectInfo<SocketAddr>>>;
+
+fn address(source: &Source) -> Option<SocketAddr> {
+    source
+        .as_ref()
+        .map(|Extension(ConnectInfo(address))| *address)
+}
+
 fn sent_secret(value: &str) -> Option<String> {
     let (scheme, rest) = value.split_once(' ')?;
     let rest = rest.trim();
@@ -225,21 +301,26 @@ fn sent_secret(value: &str) -> Option<String> {
 /// has ended, is revoked already (2.2).
 async fn revoke(
     State(pages): State<Pages>,
+    source: Source,
     headers: HeaderMap,
     body: Bytes,
 ) -> Result<Response, Refusal> {
-    pages.authorize(&headers).await?;
-    let token = token_of(&body)?;
+    let (token, asker) = pages.query(&headers, &body, address(&source)).await?;
     let store = pages.store()?;
     let now = pages.now();
     let Ok(who) = pages.whose(&token, now) else {
         return Ok(answer(StatusCode::OK, &json!({})));
     };
+    if !asker.may_speak_of(&who) {
+        // RFC 7009, 2.1: the client is told.
+        let why = "the token was not issued to this service account".to_owned();
+        return Err(GrantError::UnauthorizedClient(why).into());
+    }
     let (kind, value) = match who.jti() {
         Some(jti) => (RevokedKind::Jti, jti.to_string()),
         None if AgentKey::is_one(&token) => (RevokedKind::Key, who.key_id().to_string()),
         None => {
-            return Err(Refusal(
+            return Err(Refusal::Said(
                 StatusCode::BAD_REQUEST,
                 "unsupported_token_type",
                 "the token has no jti: revoke its agent instead, by POST /v1/revocations".into(),
@@ -266,16 +347,20 @@ async fn revoke(
 /// RFC 7662: whether a token is good on this gateway now, and whose it is.
 async fn introspect(
     State(pages): State<Pages>,
+    source: Source,
     headers: HeaderMap,
     body: Bytes,
 ) -> Result<Response, Refusal> {
-    pages.authorize(&headers).await?;
-    let token = token_of(&body)?;
+    let (token, asker) = pages.query(&headers, &body, address(&source)).await?;
     let now = pages.now();
     let inactive = || answer(StatusCode::OK, &json!({ "active": false }));
     let Ok(who) = pages.whose(&token, now) else {
         return Ok(inactive());
     };
+    // RFC 7662, 2.2: what the client may not know of is inactive to it.
+    if !asker.may_speak_of(&who) {
+        return Ok(inactive());
+    }
     if pages.revocations.current().revokes(&who, now).is_some() {
         return Ok(inactive());
     }
@@ -398,7 +483,7 @@ async fn undo(
         tenant: of("tenant"),
     };
     if !store.remove(what.clone(), pages.now()).await? {
-        return Err(Refusal(
+        return Err(Refusal::Said(
             StatusCode::NOT_FOUND,
             "not_found",
             format!("{} {} is not revoked", what.kind, what.value),
@@ -409,19 +494,7 @@ async fn undo(
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
-/// The one `token` of a form; what else is there, such as a hint of its type,
-/// changes nothing.
-fn token_of(body: &[u8]) -> Result<String, Refusal> {
-    let form = form(body)?;
-    let mut tokens = form.into_iter().filter(|(name, _)| name == "token");
-    match (tokens.next(), tokens.next()) {
-        (Some((_, token)), None) if !token.is_empty() => Ok(token),
-        (Some(_), Some(_)) => Err(bad_request("there are several tokens: send one")),
-        _ => Err(bad_request("there is no token: send the form token=TOKEN")),
-    }
-}
-
-/// `application/x-www-form-urlencoded`.
+/// The parameters of a query.
 fn form(body: &[u8]) -> Result<Vec<(String, String)>, Refusal> {
     let bad = || bad_request("the request is not a form (application/x-www-form-urlencoded)");
     let text = std::str::from_utf8(body).map_err(|_| bad())?;
@@ -468,10 +541,6 @@ mod tests {
         );
         for bad in ["token=%", "token=%2", "token=%zz", "token=%ff"] {
             assert_eq!(read(bad), None, "{bad}");
-        }
-        assert_eq!(token_of(b"a=b&token=t").ok().as_deref(), Some("t"));
-        for bad in ["", "token=", "token=a&token=b", "a=b"] {
-            assert!(token_of(bad.as_bytes()).is_err(), "{bad}");
         }
     }
 

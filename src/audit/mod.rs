@@ -24,6 +24,9 @@ pub enum AuditEvent {
     TunnelClosed,
     /// Refusals like an earlier one, counted instead of written one by one.
     Repeated,
+    /// A call from one agent to another, forwarded or refused, when it has
+    /// ended.
+    Delegation,
     /// A token that the token endpoint has issued.
     TokenIssued,
     /// A token that the token endpoint was asked for and refused.
@@ -53,6 +56,14 @@ pub struct AuditRecord {
     pub token_jti: Option<Arc<str>>,
     /// On whose behalf: the delegation chain, nearest actor first (RFC 8693).
     pub act: Option<Arc<[String]>>,
+    /// For whom the agent calls another one: the agent of the token that it has
+    /// brought along, to which `act` and `token_jti` then belong. Stands in
+    /// records of delegations only.
+    #[serde(
+        skip_serializing_if = "Option::is_none",
+        serialize_with = "optional_text"
+    )]
+    pub on_behalf_of: Option<AgentId>,
     /// What proved the agent: `token`, `agent_key`, or `peer` for the user id at
     /// the other end of a Unix socket.
     pub credential: Option<&'static str>,
@@ -219,6 +230,7 @@ mod tests {
             tenant: None,
             token_jti: Some("j\"1\n".into()),
             act: None,
+            on_behalf_of: None,
             service_account: None,
             credential: None,
             token_ttl_s: None,

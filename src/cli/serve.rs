@@ -24,6 +24,9 @@ pub(super) fn serve(settings: &SettingsArgs) -> anyhow::Result<ExitCode> {
         for address in &addresses.egress_tls {
             tracing::info!(%address, "egress TLS listener");
         }
+        if let Some(address) = addresses.peers {
+            tracing::info!(%address, "peers listener");
+        }
         if let Some(address) = addresses.admin {
             tracing::info!(%address, "admin listener");
         }

@@ -20,7 +20,7 @@ use super::SettingsArgs;
 #[derive(Subcommand)]
 pub(super) enum ServiceAccountCommand {
     /// Make an account, and print its key: it is shown once
-    Create(CreateArgs),
+    Create(Box<CreateArgs>),
     /// Make another key for an account, and print it; the old ones stay
     AddKey {
         /// The account

@@ -14,16 +14,20 @@ mod tree;
 mod value;
 mod issuer;
 mod acme;
+mod route;
 mod settings;
 mod load;
+mod peers;
 
 pub use acme::{Acme, ExternalAccount};
 pub use error::{ConfigError, Place};
 pub use issuer::{KeySource, OtherIssuer};
 pub use load::{Override, Purpose, Sources};
+pub use peers::{HealthCheck, MAX_CALLEES, PeerAgent, PeerDirectory, PeersError};
+pub use route::{AuthorizationOwner, NamedRoute, UpstreamHttp2};
 pub use settings::{
-    Agent, Audit, Config, Identity, Limits, Listen, Log, Redis, Resolver, ResolverCache, Timeouts,
-    Tls, TlsClients, TokenCache, TunnelDefaults,
+    Agent, Audit, Config, Identity, Limits, Listen, Log, Peers, Redis, Resolver, ResolverCache,
+    Timeouts, Tls, TlsClients, TokenCache, TunnelDefaults,
 };
 pub use value::{
     AcmeChallenge, Alpn, AuditPath, AuthFailureStatus, BasicUser, ByteSize, CertificatePair,

@@ -17,6 +17,7 @@ use crate::policy::Mode;
 use super::acme::{Acme, acme};
 use super::issuer::OtherIssuer;
 use super::load::{Purpose, Reader};
+use super::route::NamedRoute;
 use super::value::{
     AcmeChallenge, Alpn, AuditPath, AuthFailureStatus, BasicUser, ByteSize, CertificatePair,
     ClientCertificates, Endpoint, Family, Fsync, Listener, LogFormat, LogLevel, Overflow,
@@ -42,6 +43,9 @@ pub struct Config {
     pub mode: Mode,
     /// TLS on the listeners that speak it.
     pub tls: Tls,
+    /// Agents that call each other; where [`Listen::peers`] is `None`, of no
+    /// use.
+    pub peers: Peers,
     /// Who is asking.
     pub identity: Identity,
     /// Names to addresses.
@@ -61,12 +65,15 @@ pub struct Config {
     pub redis: Option<Redis>,
     /// The agent behind the gateway.
     pub agent: Agent,
+    /// Origins that are reached by a path or a host on the gateway; names,
+    /// prefixes and hosts are each there once.
+    pub routes: Vec<NamedRoute>,
     /// Worker threads.
     pub threads: Threads,
     /// Where the process writes its number.
     pub pid_file: Option<PathBuf>,
-    /// A PEM bundle that upstream TLS is checked against, beside the system's
-    /// roots.
+    /// A PEM bundle that upstream TLS is checked against, in place of the
+    /// system's.
     pub upstream_ca: Option<PathBuf>,
     /// What a bad credential is answered with.
     pub auth_failure_status: AuthFailureStatus,
@@ -90,6 +97,9 @@ pub struct Listen {
     pub unix_mode: UnixMode,
     /// Whom the peers of Unix sockets are, each user id once.
     pub peer_credentials: Vec<PeerCredential>,
+    /// Where agents call each other; `None` for no such listener. Never a Unix
+    /// socket.
+    pub peers: Option<Listener>,
     /// Metrics, health and readiness; `None` for no such listener.
     pub admin: Option<Listener>,
     /// A file with the secret that revocation and introspection want.
@@ -124,6 +134,44 @@ pub struct TlsClients {
     pub crl: Vec<PathBuf>,
     /// How their names are read as agents.
     pub names: Vec<ClientName>,
+}
+
+/// Agents that call each other.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Peers {
+    /// Certificates with their keys; the first serves names that none has.
+    pub certificates: Vec<CertificatePair>,
+    /// A PEM bundle of those who issue agents' certificates.
+    pub ca: Option<PathBuf>,
+    /// PEM lists of those revoked.
+    pub crl: Vec<PathBuf>,
+    /// How their names are read as agents.
+    pub names: Vec<ClientName>,
+    /// What the hosts of agents end in.
+    pub domain: DnsName,
+    /// The file that says where agents are.
+    pub agents: Option<PathBuf>,
+}
+
+impl Config {
+    /// TLS of [`Listen::peers`]: nobody comes in without a certificate.
+    #[must_use]
+    pub fn peers_tls(&self) -> Tls {
+        Tls {
+            certificates: self.peers.certificates.clone(),
+            min_version: self.tls.min_version,
+            alpn: self.tls.alpn.clone(),
+            clients: TlsClients {
+                certificates: ClientCertificates::Required,
+                ca: self.peers.ca.clone(),
+                crl: self.peers.crl.clone(),
+                names: self.peers.names.clone(),
+            },
+            // Peers show certificates of their own CA.
+            acme: None,
+        }
+    }
 }
 
 /// Who is asking, and what may be issued.
@@ -406,6 +454,18 @@ pub(super) fn config(read: &mut Reader<'_>, purpose: Purpose) -> Option<Config> 
     let allowed_destinations = read.value("allowed_destinations");
     let mode = read.value("mode");
     let tls = tls(read);
+    let peers = section!(
+        read,
+        "peers",
+        Peers {
+            certificates,
+            ca,
+            crl,
+            names,
+            domain,
+            agents
+        }
+    );
     let identity = identity(read);
     let resolver = resolver(read);
     let timeouts = timeouts(read);
@@ -415,6 +475,7 @@ pub(super) fn config(read: &mut Reader<'_>, purpose: Purpose) -> Option<Config> 
     let log = log(read);
     let redis = redis(read);
     let agent = agent(read);
+    let routes = routes(read);
     let threads = read.value("threads");
     let pid_file = read.value("pid_file");
     let upstream_ca = read.value("upstream_ca");
@@ -428,6 +489,7 @@ pub(super) fn config(read: &mut Reader<'_>, purpose: Purpose) -> Option<Config> 
         allowed_destinations: allowed_destinations?,
         mode: mode?,
         tls: tls?,
+        peers: peers?,
         identity: identity?,
         resolver: resolver?,
         timeouts: timeouts?,
@@ -437,6 +499,7 @@ pub(super) fn config(read: &mut Reader<'_>, purpose: Purpose) -> Option<Config> 
         log: log?,
         redis: redis?,
         agent: agent?,
+        routes: routes?,
         threads: threads?,
         pid_file: pid_file?,
         upstream_ca: upstream_ca?,
@@ -461,6 +524,7 @@ pub(super) fn config(read: &mut Reader<'_>, purpose: Purpose) -> Option<Config> 
         read.mistake("identity.max_token", message);
     }
     tls_fits(read, &config);
+    peers_fit(read, &config);
     config.warnings = warnings(&config);
     Some(config)
 }
@@ -475,6 +539,7 @@ fn listen(read: &mut Reader<'_>) -> Option<Listen> {
             proxy_protocol,
             unix_mode,
             peer_credentials,
+            peers,
             admin,
             admin_secret_file
         }
@@ -515,6 +580,18 @@ fn listen(read: &mut Reader<'_>) -> Option<Listen> {
             let key = format!("listen.egress[{at}]");
             let message = format!("{listener} is taken by an earlier entry: remove one");
             read.mistake_at("listen.egress", key, message);
+        }
+    }
+    if let Some(peers) = &listen.peers {
+        let mut others = (listen.egress.iter())
+            .chain(&listen.egress_tls)
+            .chain(&listen.admin);
+        if matches!(peers, Listener::Unix(_)) {
+            let message = "write address:port, or off: no certificate comes by a Unix socket";
+            read.mistake("listen.peers", message);
+        } else if others.any(|other| overlap(other, peers)) {
+            let message = format!("{peers} is taken by another listener: write another port");
+            read.mistake("listen.peers", message);
         }
     }
     if let Some(admin) = &listen.admin
@@ -632,6 +709,35 @@ fn tls_fits(read: &mut Reader<'_>, config: &Config) {
         let message = "no certificate names an agent: write patterns such as \
                        spiffe://example.org/agent/{agent}";
         read.mistake("tls.clients.names", message);
+    }
+}
+
+/// What `peers` and `listen.peers` must agree on.
+fn peers_fit(read: &mut Reader<'_>, config: &Config) {
+    let peers = &config.peers;
+    let written = [
+        ("peers.certificates", !peers.certificates.is_empty()),
+        ("peers.ca", peers.ca.is_some()),
+        ("peers.names", !peers.names.is_empty()),
+        ("peers.agents", peers.agents.is_some()),
+    ];
+    if config.listen.peers.is_none() {
+        for (key, _) in written.into_iter().filter(|(_, written)| *written) {
+            read.mistake(key, "has no effect: write listen.peers: 0.0.0.0:8443");
+        }
+        return;
+    }
+    let what = [
+        "listen.peers needs a certificate: write {certificate: PATH, key: PATH}",
+        "listen.peers needs the PEM bundle of those who issue agents' certificates",
+        "no certificate names an agent: write patterns such as \
+         spiffe://example.org/agent/{agent}",
+        "listen.peers needs the file that says where agents are",
+    ];
+    for ((key, written), message) in written.into_iter().zip(what) {
+        if !written {
+            read.mistake(key, message);
+        }
     }
 }
 
@@ -941,6 +1047,32 @@ fn agent(read: &mut Reader<'_>) -> Option<Agent> {
     section!(read, "agent", Agent { upstream, name })
 }
 
+fn routes(read: &mut Reader<'_>) -> Option<Vec<NamedRoute>> {
+    let routes: Vec<NamedRoute> = read.value("routes")?;
+    for (at, named) in routes.iter().enumerate() {
+        let route = &named.route;
+        let twice = |other: &NamedRoute| {
+            let other = &other.route;
+            let host = route
+                .hosts()
+                .iter()
+                .find(|host| other.hosts().contains(host));
+            if other.name() == route.name() {
+                Some(format!("the name {:?}", route.name()))
+            } else if other.prefix() == route.prefix() {
+                Some(format!("the prefix {:?}", route.prefix()))
+            } else {
+                host.map(|host| format!("the host {host}"))
+            }
+        };
+        if let Some(what) = routes[..at].iter().find_map(twice) {
+            let message = format!("{what} is that of an earlier route: write another");
+            read.mistake_at("routes", format!("routes[{at}]"), message);
+        }
+    }
+    Some(routes)
+}
+
 fn warnings(config: &Config) -> Vec<String> {
     let mut warnings = Vec::new();
     if config.mode == Mode::Audit {
@@ -958,6 +1090,13 @@ fn warnings(config: &Config) -> Vec<String> {
         warnings.push(format!(
             "listen.admin is {admin}, which is not loopback: keep agents away from it"
         ));
+    }
+    if config.peers.ca.is_some() && config.peers.ca == config.tls.clients.ca {
+        warnings.push(
+            "peers.ca is tls.clients.ca too: a certificate that opens the egress port calls \
+             agents as well"
+                .into(),
+        );
     }
     let others_write = config.listen.unix_mode.bits() & 0o002 != 0;
     if others_write

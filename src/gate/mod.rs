@@ -31,8 +31,9 @@ use crate::limit::{Ledger, Limit};
 use crate::policy::{Decision, DenyReason, Permit, PolicySet, Reach};
 
 use ports::{
-    AgentKeySource, AuditSink, Clock, IssuerKeys, KeyNews, Observation, Observe, PolicySource,
-    Resolve, ResolveError, RevocationSource, SharedLimits, SinkState, TrustsCertificates,
+    AgentKeySource, AuditSink, Clock, IssuerKeys, KeyNews, Observation, Observe, OffLimits,
+    PolicySource, Resolve, ResolveError, RevocationSource, SharedLimits, SinkState,
+    TrustsCertificates,
 };
 use quota::{Quotas, Spending};
 use trail::TrailPorts;
@@ -131,14 +132,17 @@ pub struct OwnListeners {
 
 impl OwnListeners {
     fn contains(&self, address: SocketAddr) -> bool {
+        self.sockets.iter().any(|own| self.is(*own, address))
+    }
+
+    /// Whether an address leads to a socket that listens at `own`.
+    fn is(&self, own: SocketAddr, address: SocketAddr) -> bool {
         let ip = address.ip().to_canonical();
         let here = ip.is_loopback() || ip.is_unspecified() || self.local.contains(&ip);
-        self.sockets.iter().any(|own| {
-            own.port() == address.port()
-                && (own.ip().to_canonical() == ip
-                    || (own.ip().is_unspecified() && here)
-                    || (ip.is_unspecified() && own.ip().is_loopback()))
-        })
+        own.port() == address.port()
+            && (own.ip().to_canonical() == ip
+                || (own.ip().is_unspecified() && here)
+                || (ip.is_unspecified() && own.ip().is_loopback()))
     }
 }
 
@@ -190,6 +194,8 @@ pub struct GateParts {
     pub shared_limits: Option<Arc<dyn SharedLimits>>,
     /// Where agents must not come back to.
     pub own: OwnListeners,
+    /// What they reach by another way alone.
+    pub off_limits: Option<Arc<dyn OffLimits>>,
     /// The status of a credential that is no good: 403, or 407 for clients
     /// that can ask for another one.
     pub bad_credential_status: u16,
@@ -210,7 +216,8 @@ pub struct Gate {
     names: Arc<dyn Resolve>,
     quotas: Quotas,
     bad_credential_status: u16,
-    own: OwnListeners,
+    own: Arc<OwnListeners>,
+    off_limits: Option<Arc<dyn OffLimits>>,
     ports: Arc<TrailPorts>,
 }
 
@@ -236,7 +243,8 @@ impl Gate {
                 Arc::clone(&parts.observe),
             ),
             bad_credential_status: parts.bad_credential_status,
-            own: parts.own,
+            own: Arc::new(parts.own),
+            off_limits: parts.off_limits,
             ports: Arc::new(TrailPorts {
                 sink: parts.sink,
                 clock: parts.clock,
@@ -303,6 +311,18 @@ impl Gate {
                 Err(Denial::new(Cause::AuditUnavailable))
             }
         }
+    }
+
+    /// Whether this names one of the gateway's own listeners by its address, or
+    /// by `localhost`.
+    #[must_use]
+    pub fn is_own(&self, authority: &Authority) -> bool {
+        let address = match &authority.host {
+            Host::Address(address) => *address,
+            Host::Name(name) if name.to_string() == "localhost" => IpAddr::from([127, 0, 0, 1]),
+            Host::Name(_) => return false,
+        };
+        self.own.contains(SocketAddr::new(address, authority.port))
     }
 
     /// Another request of an agent whose credential held when its tunnel
@@ -680,6 +700,42 @@ impl Gate {
         Ok((permit, spending))
     }
 
+    /// The addresses of a service that the operator has named; they are not
+    /// judged.
+    ///
+    /// # Errors
+    /// A [`Denial`] where it has none.
+    pub async fn locate(&self, authority: &Authority) -> Result<Vec<SocketAddr>, Denial> {
+        let found = self.resolve(authority).await?;
+        let at = |address: &IpAddr| SocketAddr::new(*address, authority.port);
+        Ok(found.iter().map(at).collect())
+    }
+
+    /// For whom an agent calls another one: whom the token names that it has
+    /// brought along. It lends no rights; the agent calls with its own alone.
+    ///
+    /// # Errors
+    /// A [`Denial`]: a token that is no good, or that of another tenant.
+    pub async fn on_behalf_of(
+        &self,
+        caller: &Principal,
+        credential: &[u8],
+        trail: &mut AuditTrail,
+    ) -> Result<Arc<Principal>, Denial> {
+        let checked = self.by_token(Some(credential), None, trail).await;
+        // What it has written down of the token's agent is the caller's place.
+        trail.principal(caller);
+        let who = checked?;
+        if let (Some(callers), Some(tokens)) = (caller.tenant(), who.tenant())
+            && callers != tokens
+        {
+            let detail = format!("the token brought along is of the tenant {tokens}");
+            return Err(bad_certificate("tenant_mismatch").detail(detail));
+        }
+        trail.on_behalf_of(&who);
+        Ok(who)
+    }
+
     async fn resolve(&self, authority: &Authority) -> Result<Arc<[IpAddr]>, Denial> {
         let name = match &authority.host {
             Host::Address(address) => return Ok(Arc::from([*address])),
@@ -705,12 +761,20 @@ impl Gate {
         authority: &Authority,
         trail: &mut AuditTrail,
     ) -> Result<Vec<SocketAddr>, Denial> {
+        if is_off_limits(self.off_limits.as_deref(), authority) {
+            trail.not_admitted();
+            return Err(Denial::new(Cause::OwnListener)
+                .towards(authority)
+                .detail("agents are called on listen.peers alone"));
+        }
         let found = self.resolve(authority).await?;
         let mut passed = Vec::with_capacity(found.len());
         let mut refused = None;
         for address in found.iter() {
             let socket = SocketAddr::new(*address, authority.port);
-            if self.own.contains(socket) {
+            if self.own.contains(socket)
+                || is_off_limits_at(self.off_limits.as_deref(), &self.own, socket)
+            {
                 refused.get_or_insert_with(|| (*address, Denial::new(Cause::OwnListener)));
             } else {
                 match permit.address(*address) {
@@ -756,6 +820,8 @@ impl Gate {
             now: trail::unix_seconds(self.ports.clock.wall()),
             certificates: self.certificates.clone(),
             wall: self.now(),
+            own: Arc::clone(&self.own),
+            off_limits: self.off_limits.clone(),
         }
     }
 }
@@ -769,6 +835,8 @@ pub struct Judge {
     now: u64,
     certificates: Option<Arc<dyn TrustsCertificates>>,
     wall: std::time::SystemTime,
+    own: Arc<OwnListeners>,
+    off_limits: Option<Arc<dyn OffLimits>>,
 }
 
 impl Judge {
@@ -797,6 +865,13 @@ impl Judge {
         if self.revocations.revokes(who, self.now).is_some() {
             return Err(TunnelEnd::Revoked);
         }
+        let off_limits = self.off_limits.as_deref();
+        let at = dialled.map(|address| SocketAddr::new(address, request.authority.port));
+        if is_off_limits(off_limits, &request.authority)
+            || at.is_some_and(|at| is_off_limits_at(off_limits, &self.own, at))
+        {
+            return Err(TunnelEnd::PolicyChanged);
+        }
         match self.policy.decide(&who.subject(), request) {
             Decision::Allow(permit) => match dialled.map(|address| permit.address(address)) {
                 None | Some(Ok(_)) => Ok(()),
@@ -805,6 +880,19 @@ impl Judge {
             Decision::Deny(_) => Err(TunnelEnd::PolicyChanged),
         }
     }
+}
+
+fn is_off_limits(off_limits: Option<&dyn OffLimits>, authority: &Authority) -> bool {
+    off_limits.is_some_and(|off_limits| off_limits.authority(authority))
+}
+
+fn is_off_limits_at(
+    off_limits: Option<&dyn OffLimits>,
+    own: &OwnListeners,
+    address: SocketAddr,
+) -> bool {
+    off_limits
+        .is_some_and(|off_limits| off_limits.address(address, &|left, right| own.is(left, right)))
 }
 
 /// Whether a certificate that held at its handshake still does.

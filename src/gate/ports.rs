@@ -1,13 +1,13 @@
 //! What the gate needs of the machine, as traits: names, records, figures, time.
 
 use std::future::Future;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use crate::audit::AuditRecord;
-use crate::egress::DnsName;
+use crate::egress::{Authority, DnsName};
 use crate::identity::{AgentKeys, PeerCertificate, RevocationSet};
 use crate::policy::PolicySet;
 
@@ -122,6 +122,16 @@ pub enum KeyNews {
     /// There are no keys of this issuer: it has not answered yet, or not for
     /// longer than its keys may be kept.
     Unavailable,
+}
+
+/// What agents reach by another way alone, whatever a rule says: agents that
+/// are called on a listener of their own.
+pub trait OffLimits: Send + Sync {
+    /// Whether this host and port are.
+    fn authority(&self, authority: &Authority) -> bool;
+
+    /// Whether this address is; `is` says whether two are the same from here.
+    fn address(&self, address: SocketAddr, is: &dyn Fn(SocketAddr, SocketAddr) -> bool) -> bool;
 }
 
 /// The time. Tests hold it.

@@ -56,6 +56,7 @@ impl AuditTrail {
                 tenant: None,
                 token_jti: None,
                 act: None,
+                on_behalf_of: None,
                 service_account: None,
                 credential: None,
                 token_ttl_s: None,
@@ -168,6 +169,20 @@ impl AuditTrail {
         });
     }
 
+    /// It is a call from one agent to another.
+    pub fn delegates(&mut self) {
+        self.edit(|record| record.event = AuditEvent::Delegation);
+    }
+
+    /// For whom the agent calls another one.
+    pub(super) fn on_behalf_of(&mut self, who: &Principal) {
+        self.edit(|record| {
+            record.on_behalf_of = Some(who.agent().clone());
+            record.act = who.act().cloned();
+            record.token_jti = who.jti().cloned();
+        });
+    }
+
     /// Who it claims to be, where the signature held and something else did not.
     pub(super) fn known(&mut self, agent: Option<AgentId>, jti: Option<Arc<str>>) {
         self.edit(|record| {
@@ -201,6 +216,11 @@ impl AuditTrail {
         self.edit(|record| {
             record.would_deny.get_or_insert(code);
         });
+    }
+
+    /// The permit did not lead anywhere: what it was for is not there.
+    pub fn leads_nowhere(&mut self) {
+        self.not_admitted();
     }
 
     /// The permit did not lead anywhere: no address passed.

@@ -349,6 +349,34 @@ pub(super) fn lifetime(
     }
 }
 
+/// What a client asks about one token: to revoke it (RFC 7009, 2.1) or whether
+/// it is good (RFC 7662, 2.1).
+pub struct TokenQuery {
+    /// The token.
+    pub token: String,
+    /// Who the client says it is.
+    pub client: Option<ClientCredential>,
+}
+
+impl TokenQuery {
+    /// Reads a request, as [`TokenRequest::parse`] does. A hint of the token's
+    /// type changes nothing.
+    ///
+    /// # Errors
+    /// [`GrantError`], which says what to write.
+    pub fn parse(body: &[u8], authorization: Option<&str>) -> Result<Self, GrantError> {
+        let form = Form::parse(body)?;
+        let client = client(&form, authorization)?;
+        let token = form
+            .get("token")
+            .ok_or_else(|| GrantError::request("there is no token: send the form token=TOKEN"))?;
+        Ok(Self {
+            token: token.to_owned(),
+            client,
+        })
+    }
+}
+
 /// The parameters of a body.
 struct Form(Vec<(String, String)>);
 

@@ -59,7 +59,8 @@ pub use error::{Facts, TokenError};
 pub use exchange::exchange;
 pub use folder::{FolderError, FolderKey, KeyFolder, KeyState};
 pub use grant::{
-    ACCESS_TOKEN, ClientCredential, Grant, GrantError, MAX_FORM_BYTES, Terms, TokenRequest,
+    ACCESS_TOKEN, ClientCredential, Grant, GrantError, MAX_FORM_BYTES, Terms, TokenQuery,
+    TokenRequest,
 };
 pub use issue::{
     IssueError, IssueRequest, MAX_LIFETIME, SigningKey, TokenIssuer, generate_ed25519,

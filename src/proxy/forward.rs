@@ -15,13 +15,14 @@ use bytes::Bytes;
 use http::header::{self, HeaderName, HeaderValue};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
-use pingora::protocols::Digest;
 use pingora::protocols::http::ServerSession;
+use pingora::protocols::{ALPN, Digest};
 use pingora::proxy::{FailToProxy, ProxyHttp, Session};
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, ErrorType};
 use tokio::sync::OwnedSemaphorePermit;
 
+use crate::config::Endpoint;
 use crate::egress::{
     Ask, Authority, EgressRequest, Host, RequestId, RequestPath, RequestTarget, Scheme, is_proxys,
 };
@@ -29,8 +30,11 @@ use crate::gate::ports::Observation;
 use crate::gate::{
     Admission, AuditTrail, Budget, Cause, Denial, Opening, POLICY_PATH, Standing, TunnelEnd, Way,
 };
+use crate::identity::Principal;
 
 use super::conn::{Connection, CurrentRequest, Ending};
+use super::peers::{Call, Callee, PeerEndpoint, UnderWay};
+use super::routes::Chosen;
 use super::serve::bad_target;
 use super::tunnels::Registered;
 use super::{AgentEndpoint, Shared, dial, local, refusal};
@@ -38,7 +42,17 @@ use super::{AgentEndpoint, Shared, dial, local, refusal};
 /// In what field an agent says which skill it runs. Never used for a decision.
 pub(super) const SKILL_FIELD: &str = "x-openclaw-skill";
 /// AgentPort's credential where `Authorization` belongs to the origin.
-const TOKEN_FIELD: &str = "x-agentport-token";
+pub(super) const TOKEN_FIELD: &str = "x-agentport-token";
+
+/// Who calls, for an agent that is called; nobody else can write it.
+const CALLER_FIELD: &str = "x-agentport-caller";
+/// The caller's tenant.
+const CALLER_TENANT_FIELD: &str = "x-agentport-caller-tenant";
+/// For whom it calls.
+const ON_BEHALF_OF_FIELD: &str = "x-agentport-on-behalf-of";
+
+/// The most addresses that one call is tried at.
+const MOST_ATTEMPTS: usize = 8;
 
 /// The hooks that Pingora calls.
 pub(super) struct Forward {
@@ -58,9 +72,13 @@ pub(super) struct Exchange {
     socket: Option<String>,
     /// How the agent behind the gateway is addressed.
     agent_host: Option<String>,
+    /// The agent that is called, where one is.
+    call: Option<Calling>,
+    /// By which route it goes, and the target there.
+    route: Option<(Chosen, String)>,
     websocket: bool,
     /// A credential field of ours that must not go on.
-    spent: Option<&'static str>,
+    spent: Option<HeaderName>,
     body: u64,
     /// Bytes of the answer's body, or of an upgraded stream, sent to the client.
     sent: u64,
@@ -82,6 +100,32 @@ impl Drop for Exchange {
             trail.bytes(self.body, self.sent);
             trail.broke_off(why.code(), None);
         }
+    }
+}
+
+impl Exchange {
+    /// The name that the origin's certificate must be valid for, where it is
+    /// reached over TLS.
+    fn tls_name(&self) -> Option<String> {
+        let (chosen, _) = self.route.as_ref()?;
+        (chosen.scheme() == Scheme::Https).then(|| chosen.route.route.to().certificate_name())
+    }
+}
+
+/// A call from one agent to another.
+struct Calling {
+    callee: Arc<Callee>,
+    /// Where it may go, in the order in which it is tried.
+    at: Vec<(Arc<PeerEndpoint>, Option<SocketAddr>)>,
+    /// How many bytes of the path do not go on.
+    prefix: usize,
+    on_behalf_of: Option<Arc<Principal>>,
+    under_way: Option<UnderWay>,
+}
+
+impl Calling {
+    fn endpoint(&self, attempt: usize) -> Option<&Arc<PeerEndpoint>> {
+        self.at.get(attempt).map(|(endpoint, _)| endpoint)
     }
 }
 
@@ -171,6 +215,39 @@ impl Forward {
             Some(current) => current,
             None => http2_request(session)?,
         };
+        if connection.tunnel.is_none() {
+            let head = session.req_header();
+            let chosen = self.shared.routes.choose(
+                &current.target,
+                head.headers.get(header::HOST),
+                head.version == http::Version::HTTP_2,
+                &self.shared.gate,
+            );
+            if let Some(chosen) = chosen {
+                return self
+                    .look_route(session, exchange, connection, chosen, current)
+                    .await;
+            }
+        }
+        if let Some(peers) = self.shared.peers.clone() {
+            let (host, path) = match current.target {
+                RequestTarget::Absolute {
+                    authority, path, ..
+                } => (Some(authority.host), path),
+                RequestTarget::Origin { path, .. } => (host_of(session)?, path),
+                RequestTarget::Asterisk => (host_of(session)?, root()?),
+                RequestTarget::Authority(_) => return Err(Denial::new(Cause::Method)),
+            };
+            let call = peers.call(host.as_ref(), &path);
+            if call.is_none() && path.as_str() == POLICY_PATH {
+                return self
+                    .look_local(session, exchange, connection, path, None)
+                    .await;
+            }
+            return self
+                .look_at_call(session, exchange, &connection, call)
+                .await;
+        }
         let method = session.req_header().method.clone();
         let (authority, path) = match (current.target, &connection.tunnel) {
             (
@@ -244,12 +321,63 @@ impl Forward {
         self.check_length(session, &request.authority)?;
         let admission = self.shared.gate.admit(&who, &request, trail).await?;
         if current.last_hop {
-            exchange.answered = true;
-            trail.answered(200);
-            let page = local::Page::new(200, "text/plain", Vec::new());
-            let _ = local::write(session, page).await;
-            return Ok(Verdict::Answered);
+            return Ok(answer_here(session, exchange).await);
         }
+        self.admitted(exchange, admission, request)
+    }
+
+    /// A request to the gateway itself that is meant for an origin. What the
+    /// gate judges is the request as the origin gets it.
+    async fn look_route(
+        &self,
+        session: &mut Session,
+        exchange: &mut Exchange,
+        connection: Arc<Connection>,
+        chosen: Chosen,
+        current: CurrentRequest,
+    ) -> Result<Verdict, Denial> {
+        let Some(trail) = exchange.trail.as_mut() else {
+            return Err(Denial::new(Cause::Internal));
+        };
+        let head = session.req_header();
+        let method = head.method.clone();
+        let authority = chosen.authority().clone();
+        let (spent, credential) = chosen.credential(&head.headers, current.credential)?;
+        let who = self
+            .shared
+            .gate
+            .authenticate(
+                connection.certified.as_ref(),
+                credential.as_deref(),
+                connection.peer.as_ref(),
+                connection.client.map(|client| client.ip()),
+                trail,
+            )
+            .await
+            .map_err(|denial| denial.at_origin().towards(&authority))?;
+        exchange.spent = spent;
+        if self.has_passed_here(session) {
+            return Err(Denial::new(Cause::Loop).towards(&authority));
+        }
+        if self.shared.settings.is_agent(&authority) {
+            return Err(super::agents_name(&authority));
+        }
+        let path = chosen.path_there()?;
+        let target = chosen.target(&path);
+        self.check_length(session, &authority)?;
+        let request = EgressRequest {
+            authority,
+            ask: Ask::Request {
+                scheme: chosen.scheme(),
+                method,
+                path,
+            },
+        };
+        let admission = self.shared.gate.admit(&who, &request, trail).await?;
+        if current.last_hop {
+            return Ok(answer_here(session, exchange).await);
+        }
+        exchange.route = Some((chosen, target));
         self.admitted(exchange, admission, request)
     }
 
@@ -324,7 +452,7 @@ impl Forward {
             )
             .await
             .map_err(|denial| denial.at_origin().towards(&authority))?;
-        exchange.spent = Some(spent);
+        exchange.spent = Some(HeaderName::from_static(spent));
         if self.has_passed_here(session) {
             return Err(Denial::new(Cause::Loop).towards(&authority));
         }
@@ -354,6 +482,101 @@ impl Forward {
             .admit_behind(&who, &request, at, trail)
             .await?;
         self.admitted(exchange, admission, request)
+    }
+
+    /// A request to another agent: who calls is in the certificate, and there
+    /// alone.
+    async fn look_at_call(
+        &self,
+        session: &Session,
+        exchange: &mut Exchange,
+        connection: &Connection,
+        call: Option<Call>,
+    ) -> Result<Verdict, Denial> {
+        let Some(trail) = exchange.trail.as_mut() else {
+            return Err(Denial::new(Cause::Internal));
+        };
+        trail.delegates();
+        let gate = &self.shared.gate;
+        let source = connection.client.map(|client| client.ip());
+        let certified = connection.certified.as_ref();
+        let who = gate
+            .authenticate(certified, None, None, source, trail)
+            .await
+            .map_err(Denial::at_origin)?;
+        let Some(call) = call else {
+            return Err(
+                Denial::new(Cause::NotFound).detail("neither the host nor the path names an agent")
+            );
+        };
+        let authority = Authority {
+            host: Host::Name(call.host),
+            port: 443,
+        };
+        let on_behalf_of = match session.req_header().headers.get(TOKEN_FIELD) {
+            None => None,
+            Some(_) => {
+                let (_, credential) = own_credential(&session.req_header().headers);
+                let credential = credential.unwrap_or_default();
+                let whom = gate.on_behalf_of(&who, &credential, trail).await;
+                Some(whom.map_err(|denial| denial.at_origin().towards(&authority))?)
+            }
+        };
+        if self.has_passed_here(session) {
+            return Err(Denial::new(Cause::Loop).towards(&authority));
+        }
+        self.check_length(session, &authority)?;
+        let request = EgressRequest {
+            authority,
+            ask: Ask::Request {
+                scheme: Scheme::Https,
+                method: session.req_header().method.clone(),
+                path: call.path,
+            },
+        };
+        let admission = gate.admit_behind(&who, &request, None, trail).await?;
+        // Only who may call it learns whether it is there.
+        let callee = self
+            .shared
+            .peers
+            .as_ref()
+            .and_then(|peers| peers.find(&call.name));
+        let Some(callee) = callee else {
+            trail.leads_nowhere();
+            return Err(Denial::new(Cause::NotFound)
+                .towards(&request.authority)
+                .detail("peers.agents has no such agent"));
+        };
+        let mut at = Vec::new();
+        let mut failed = None;
+        for endpoint in callee.order(gate.clock().monotonic()) {
+            match endpoint.at() {
+                Endpoint::Unix(_) => at.push((endpoint, None)),
+                Endpoint::Tcp(authority) => match gate.locate(authority).await {
+                    Ok(found) => {
+                        let found = dial::order(&found, self.shared.settings.ipv4_first);
+                        at.extend(found.iter().map(|one| (Arc::clone(&endpoint), Some(*one))));
+                    }
+                    Err(denial) => failed = Some(denial),
+                },
+            }
+        }
+        at.truncate(MOST_ATTEMPTS);
+        if at.is_empty() {
+            let denial = failed.unwrap_or_else(|| Denial::new(Cause::NameNotFound));
+            return Err(denial.towards(&request.authority));
+        }
+        exchange.agent_host = Some(request.authority.host.to_string());
+        let verdict = self.admitted(exchange, admission, request)?;
+        exchange.addresses = at.iter().filter_map(|(_, address)| *address).collect();
+        exchange.call = Some(Calling {
+            callee,
+            at,
+            prefix: call.prefix,
+            on_behalf_of,
+            under_way: None,
+        });
+        Ok(verdict)
     }
 
     fn admitted(
@@ -440,6 +663,35 @@ fn own_credential(headers: &http::HeaderMap) -> (&'static str, Option<Vec<u8>>) 
                 value.map(|value| value.as_bytes().to_vec()),
             )
         }
+    }
+}
+
+/// Answers an `OPTIONS` whose `Max-Forwards` has run out (RFC 9110 section
+/// 7.6.2).
+async fn answer_here(session: &mut Session, exchange: &mut Exchange) -> Verdict {
+    exchange.answered = true;
+    if let Some(trail) = exchange.trail.as_mut() {
+        trail.answered(200);
+    }
+    let page = local::Page::new(200, "text/plain", Vec::new());
+    let _ = local::write(session, page).await;
+    Verdict::Answered
+}
+
+/// The host that an origin-form request is meant for.
+fn host_of(session: &Session) -> Result<Option<Host>, Denial> {
+    let Some(value) = session.req_header().headers.get(header::HOST) else {
+        return Ok(None);
+    };
+    let host = value
+        .to_str()
+        .ok()
+        .and_then(|text| Authority::parse_optional_port(text).ok());
+    match host {
+        Some((host, _)) => Ok(Some(host)),
+        None => Err(Denial::new(Cause::BadRequest(
+            "the Host field is not a valid host",
+        ))),
     }
 }
 
@@ -607,19 +859,49 @@ impl ProxyHttp for Forward {
             return Error::e_explain(ErrorType::InternalError, "no admission");
         };
         let settings = &self.shared.settings;
-        let mut peer = match (&exchange.socket, exchange.addresses.get(exchange.attempt)) {
+        let tls_name = exchange.tls_name();
+        let mut address = exchange.addresses.get(exchange.attempt);
+        if let Some(call) = &mut exchange.call {
+            let Some((endpoint, at)) = call.at.get(exchange.attempt) else {
+                return Error::e_explain(ErrorType::InternalError, "no endpoint");
+            };
+            call.under_way = Some(UnderWay::on(endpoint));
+            exchange.socket = match endpoint.at() {
+                Endpoint::Unix(path) => Some(path.display().to_string()),
+                Endpoint::Tcp(_) => None,
+            };
+            address = at.as_ref();
+        }
+        let mut peer = match (&exchange.socket, address) {
             (Some(path), _) => HttpPeer::new_uds(path, false, String::new())?,
-            (None, Some(address)) => HttpPeer::new(*address, false, String::new()),
+            (None, Some(address)) => match tls_name {
+                Some(name) => HttpPeer::new(*address, true, name),
+                None => HttpPeer::new(*address, false, String::new()),
+            },
             (None, None) => {
                 return Error::e_explain(ErrorType::InternalError, "no admitted address");
             }
         };
         let who = admission.who();
-        peer.group_key =
-            self.shared
-                .pool_key
-                .hash_one((who.tenant(), who.agent(), admission.authority()));
+        // Two routes to one origin may trust different CAs.
+        let route = exchange.route.as_ref();
+        let route = route.map(|(chosen, _)| chosen.route.route.name());
+        peer.group_key = self.shared.pool_key.hash_one((
+            who.tenant(),
+            who.agent(),
+            admission.authority(),
+            route,
+        ));
         let options = &mut peer.options;
+        if let Some((chosen, _)) = &exchange.route {
+            chosen.set(options, exchange.websocket);
+        }
+        // Without TLS nothing is negotiated: it is known beforehand. A WebSocket
+        // goes by HTTP/1.1.
+        if exchange.call.as_ref().is_some_and(|call| call.callee.http2) && !exchange.websocket {
+            options.alpn = ALPN::H2;
+            options.max_h2_streams = 100;
+        }
         options.connection_timeout = Some(settings.connect_timeout);
         options.total_connection_timeout = Some(settings.connect_timeout);
         options.idle_timeout = Some(settings.upstream_idle);
@@ -679,8 +961,20 @@ impl ProxyHttp for Forward {
                 .observe()
                 .observe(Observation::Dialled { outcome, took });
         }
+        let now = self.shared.gate.clock().monotonic();
+        let attempts = match &mut exchange.call {
+            None => exchange.addresses.len(),
+            Some(call) => {
+                call.under_way = None;
+                if let Some(endpoint) = call.endpoint(exchange.attempt) {
+                    endpoint.unreachable(now);
+                }
+                call.at.len()
+            }
+        };
         exchange.attempt += 1;
-        error.set_retry(exchange.attempt < exchange.addresses.len());
+        // Nothing has been sent yet.
+        error.set_retry(exchange.attempt < attempts);
         error
     }
 
@@ -690,7 +984,15 @@ impl ProxyHttp for Forward {
         request: &mut RequestHeader,
         exchange: &mut Exchange,
     ) -> pingora::Result<()> {
-        request.remove_header(TOKEN_FIELD);
+        match &exchange.call {
+            // Who has it may show on whose behalf it goes on from there.
+            Some(call) if call.on_behalf_of.is_some() => {}
+            _ => _ = request.remove_header(TOKEN_FIELD),
+        }
+        let te_trailers = request
+            .headers
+            .get(header::TE)
+            .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"trailers"));
         // HTTP/1 heads have come through `canonical`; HTTP/2 ones have not.
         if session.req_header().version == http::Version::HTTP_2 {
             let proxys: Vec<_> = request
@@ -718,17 +1020,25 @@ impl ProxyHttp for Forward {
                 request.insert_header(header::MAX_FORWARDS, left.to_string())?;
             }
         }
-        if let Some(spent) = exchange.spent {
+        if te_trailers && exchange.route.is_some() && request.version == http::Version::HTTP_2 {
+            request.insert_header(header::TE, "trailers")?;
+        }
+        if let Some(spent) = &exchange.spent {
             request.remove_header(spent);
         }
         if let Some(EgressRequest { authority, .. }) = &exchange.request {
             let host = match &exchange.agent_host {
                 Some(host) => host.clone(),
-                None if authority.port == 80 => authority.host.to_string(),
-                None => authority.to_string(),
+                None => match &exchange.route {
+                    Some((chosen, _)) => chosen.route.route.to().host_field(),
+                    None if authority.port == 80 => authority.host.to_string(),
+                    None => authority.to_string(),
+                },
             };
             request.insert_header(header::HOST, host)?;
-            if session.req_header().version == http::Version::HTTP_2 {
+            if let Some((_, target)) = &exchange.route {
+                request.set_raw_path(target.as_bytes())?;
+            } else if session.req_header().version == http::Version::HTTP_2 {
                 let path = request
                     .uri
                     .path_and_query()
@@ -737,13 +1047,19 @@ impl ProxyHttp for Forward {
                 request.set_raw_path(path.as_bytes())?;
             }
         }
+        if let Some(call) = &exchange.call {
+            go_between(request, call, exchange.admission.as_ref())?;
+            if call.callee.http2 && te_trailers {
+                request.insert_header(header::TE, "trailers")?;
+            }
+        }
         let version = match session.req_header().version {
             http::Version::HTTP_2 => "2",
             http::Version::HTTP_10 => "1.0",
             _ => "1.1",
         };
         request.append_header(header::VIA, format!("{version} {}", self.shared.instance))?;
-        if exchange.spent.is_some()
+        if (exchange.agent_host.is_some() || exchange.call.is_some())
             && let Some(client) = connection(session).and_then(|connection| connection.client)
         {
             request.insert_header("Forwarded", forwarded(client))?;
@@ -800,6 +1116,9 @@ impl ProxyHttp for Forward {
             session.set_keepalive(None);
         }
         response.append_header(header::VIA, format!("1.1 {}", self.shared.instance))?;
+        if let Some((chosen, _)) = &exchange.route {
+            chosen.adapt(response)?;
+        }
         if let Some(admission) = &exchange.admission {
             for (name, value) in admission.standing().iter().flat_map(Standing::fields) {
                 response.append_header(name, value)?;
@@ -821,6 +1140,11 @@ impl ProxyHttp for Forward {
         }
         trail.answered(response.status.as_u16());
         exchange.answered = true;
+        if let Some(endpoint) =
+            (exchange.call.as_ref()).and_then(|call| call.endpoint(exchange.attempt))
+        {
+            endpoint.succeeded();
+        }
         if response.status == http::StatusCode::SWITCHING_PROTOCOLS
             && let (Some(admission), Some(request), Some(connection)) =
                 (&exchange.admission, &exchange.request, connection(session))
@@ -829,7 +1153,7 @@ impl ProxyHttp for Forward {
                 .addresses
                 .get(exchange.attempt)
                 .map(SocketAddr::ip)
-                .filter(|_| exchange.spent.is_none());
+                .filter(|_| exchange.agent_host.is_none() && exchange.call.is_none());
             let registered = self.shared.tunnels.register(
                 &self.shared.gate,
                 admission.who(),
@@ -862,6 +1186,13 @@ impl ProxyHttp for Forward {
         exchange: &mut Exchange,
     ) -> FailToProxy {
         let denial = denial_of(error, exchange);
+        if error.esource() == &ErrorSource::Upstream
+            && !exchange.answered
+            && let Some(call) = &exchange.call
+            && let Some(endpoint) = call.endpoint(exchange.attempt)
+        {
+            endpoint.broke_off(self.shared.gate.clock().monotonic());
+        }
         if session.response_written().is_some() || denial.is_none() {
             if let Some(trail) = exchange.trail.as_mut() {
                 let (reason, detail) = broke_off(error, exchange.cut.as_deref());
@@ -941,6 +1272,38 @@ fn remove_hop_fields(response: &mut ResponseHeader) {
     }
 }
 
+/// Puts what the agent that is called may rely on in place of what the caller
+/// has written there, and takes its name off the path.
+fn go_between(
+    request: &mut RequestHeader,
+    call: &Calling,
+    admission: Option<&Admission>,
+) -> pingora::Result<()> {
+    for name in [CALLER_FIELD, CALLER_TENANT_FIELD, ON_BEHALF_OF_FIELD] {
+        request.remove_header(name);
+    }
+    if let Some(admission) = admission {
+        let who = admission.who();
+        request.insert_header(CALLER_FIELD, who.agent().as_str())?;
+        if let Some(tenant) = who.tenant() {
+            request.insert_header(CALLER_TENANT_FIELD, tenant.as_str())?;
+        }
+    }
+    if let Some(whom) = &call.on_behalf_of {
+        request.insert_header(ON_BEHALF_OF_FIELD, whom.agent().as_str())?;
+    }
+    if call.prefix > 0 {
+        let path = String::from_utf8_lossy(request.raw_path()).into_owned();
+        let rest = path.get(call.prefix..).unwrap_or_default();
+        let path = match rest.starts_with('/') {
+            true => rest.to_owned(),
+            false => format!("/{rest}"),
+        };
+        request.set_raw_path(path.as_bytes())?;
+    }
+    Ok(())
+}
+
 /// `Forwarded` (RFC 7239) for the agent behind the gateway.
 fn forwarded(client: SocketAddr) -> String {
     match client {
@@ -979,7 +1342,14 @@ fn denial_of(error: &Error, exchange: &Exchange) -> Option<Denial> {
             ErrorSource::Internal | ErrorSource::Unset => Cause::Internal,
         },
     };
-    let denial = Denial::new(cause).detail(broke_off(error, exchange.cut.as_deref()).1);
+    let detail = match cause {
+        // What was wrong with a certificate stands in the words of the error.
+        Cause::UpstreamTls | Cause::UpstreamCertificate => {
+            error.to_string().chars().take(400).collect()
+        }
+        _ => broke_off(error, exchange.cut.as_deref()).1,
+    };
+    let denial = Denial::new(cause).detail(detail);
     Some(match &exchange.request {
         Some(request) => denial.towards(&request.authority),
         None => denial,
@@ -1014,9 +1384,14 @@ fn upstream_cause(error: &Error) -> Option<Cause> {
         | ErrorType::ConnectError
         | ErrorType::SocketError
         | ErrorType::BindError => Cause::Unreachable,
-        ErrorType::TLSHandshakeFailure | ErrorType::InvalidCert | ErrorType::HandshakeError => {
-            Cause::UpstreamTls
+        ErrorType::InvalidCert => Cause::UpstreamCertificate,
+        // The error of rustls is there as text only.
+        ErrorType::TLSHandshakeFailure
+            if error.to_string().contains("invalid peer certificate") =>
+        {
+            Cause::UpstreamCertificate
         }
+        ErrorType::TLSHandshakeFailure | ErrorType::HandshakeError => Cause::UpstreamTls,
         ErrorType::ReadTimedout | ErrorType::WriteTimedout => Cause::UpstreamTimeout,
         ErrorType::ConnectionClosed | ErrorType::ReadError | ErrorType::WriteError => {
             Cause::UpstreamClosed

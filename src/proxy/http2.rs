@@ -108,6 +108,11 @@ async fn stream(wire: Arc<Wire>, connection: Arc<Connection>, session: HttpSessi
             let stream = Http2Stream::new(session);
             let io = ConnIo::new(Transport::Http2(Box::new(stream)), of_stream);
             match head {
+                Ok(_) if wire.shared.peers.is_some() => {
+                    let mut trail = open_trail(&wire, &io);
+                    trail.method("CONNECT");
+                    refuse(io, trail, Denial::new(Cause::Method)).await;
+                }
                 Ok(head) => {
                     if let Some(tunnel) = connect::connect(&wire, io, head).await {
                         tunnel.await;

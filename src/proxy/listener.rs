@@ -125,6 +125,12 @@ impl Bound {
         }
     }
 
+    /// Its name in records and figures.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// Whether it speaks TLS.
     #[must_use]
     pub fn is_tls(&self) -> bool {

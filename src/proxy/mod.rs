@@ -13,8 +13,10 @@ mod forward;
 mod http2;
 mod listener;
 mod local;
+mod peers;
 mod refusal;
 mod relay;
+mod routes;
 mod serve;
 mod tls;
 mod transport;
@@ -33,6 +35,8 @@ use tokio::sync::{Semaphore, watch};
 
 pub use listener::{Accepting, Bound, ListenAddress, bind, remove_stale};
 pub use local::{LocalPages, Page};
+pub use peers::{Callee, Callees, PeerEndpoint, Peers};
+pub use routes::{NamedRoute, UpstreamHttp2, UpstreamRoots};
 pub use tls::{ClientTrust, ListenerTls, TlsParts};
 pub use tunnels::OpenTunnels;
 
@@ -88,6 +92,8 @@ pub struct Settings {
     pub peers: HashMap<u32, Arc<Principal>>,
     /// The agent behind the gateway.
     pub agent: Option<FrontedAgent>,
+    /// Origins that are reached by a path or a host on the gateway.
+    pub routes: Vec<NamedRoute>,
     /// What every tunnel may carry, whatever its rule says.
     pub every_tunnel: TlsRule,
     /// Whether IPv4 addresses are tried before IPv6 ones.
@@ -160,10 +166,14 @@ pub enum AgentEndpoint {
 pub struct Shared {
     gate: Gate,
     settings: Settings,
+    routes: routes::Routes,
     tunnels: OpenTunnels,
     in_flight: Arc<Semaphore>,
     tunnel_slots: Arc<Semaphore>,
     pages: Arc<dyn LocalPages>,
+    /// The agents that are called here, and nothing else is; `None` on the way
+    /// out.
+    peers: Option<Arc<Peers>>,
     /// 128 random bits.
     random: fn() -> u128,
     /// What tells this process's `Via` from others'.
@@ -179,6 +189,8 @@ pub struct Wire {
     shutdown: watch::Receiver<bool>,
     /// Turns true when what is still open is to be cut.
     cut: watch::Sender<bool>,
+    /// The wire on which agents call each other.
+    beside: Option<Arc<Wire>>,
 }
 
 impl Wire {
@@ -190,6 +202,39 @@ impl Wire {
         pages: Arc<dyn LocalPages>,
         random: fn() -> u128,
         shutdown: watch::Receiver<bool>,
+    ) -> Self {
+        Self::with(gate, settings, pages, random, shutdown, None)
+    }
+
+    /// The wire on which agents call each other, and no way out.
+    #[must_use]
+    pub fn between(
+        peers: Arc<Peers>,
+        gate: Gate,
+        settings: Settings,
+        pages: Arc<dyn LocalPages>,
+        random: fn() -> u128,
+        shutdown: watch::Receiver<bool>,
+    ) -> Self {
+        Self::with(gate, settings, pages, random, shutdown, Some(peers))
+    }
+
+    /// The same, with another wire that is judged, cut and stopped with it.
+    #[must_use]
+    pub fn beside(self, other: Option<Arc<Self>>) -> Self {
+        Self {
+            beside: other,
+            ..self
+        }
+    }
+
+    fn with(
+        gate: Gate,
+        settings: Settings,
+        pages: Arc<dyn LocalPages>,
+        random: fn() -> u128,
+        shutdown: watch::Receiver<bool>,
+        peers: Option<Arc<Peers>>,
     ) -> Self {
         let conf = Arc::new(ServerConf {
             threads: settings.threads,
@@ -205,8 +250,10 @@ impl Wire {
             tunnel_slots: Arc::new(Semaphore::new(settings.tunnels)),
             tunnels: OpenTunnels::new(settings.tunnels_outlive_tokens),
             gate,
+            routes: routes::Routes::new(&settings.routes),
             settings,
             pages,
+            peers,
             random,
             instance: format!(
                 "{}-{:08x}",
@@ -233,6 +280,7 @@ impl Wire {
             proxy: Arc::new(proxy),
             shutdown,
             cut: watch::Sender::new(false),
+            beside: None,
         }
     }
 
@@ -251,12 +299,25 @@ impl Wire {
     /// Puts every open tunnel to the policy and the keys now in force, and ends
     /// those that they refuse. Gives how many.
     pub fn judge_again(&self) -> usize {
-        self.shared.tunnels.judge_again(&self.shared.gate)
+        let beside = self.beside.as_ref().map_or(0, |other| other.judge_again());
+        self.shared.tunnels.judge_again(&self.shared.gate) + beside
+    }
+
+    /// Writes the counts of refusals that were held back, of the wire beside it
+    /// too.
+    pub fn write_repeated(&self, all: bool) {
+        if let Some(other) = &self.beside {
+            other.write_repeated(all);
+        }
+        self.shared.gate.write_repeated(all);
     }
 
     /// Ends all that is still open: the time to drain is over. Every tunnel and
     /// every request writes its record before its connection goes.
     pub fn cut(&self) {
+        if let Some(other) = &self.beside {
+            other.cut();
+        }
         self.shared.tunnels.end_all(TunnelEnd::Drained);
         self.cut.send_replace(true);
     }
@@ -265,5 +326,8 @@ impl Wire {
     pub async fn stop_idle(&self) {
         use pingora::apps::HttpServerApp;
         self.proxy.http_cleanup().await;
+        if let Some(other) = &self.beside {
+            other.proxy.http_cleanup().await;
+        }
     }
 }

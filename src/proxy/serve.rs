@@ -248,10 +248,15 @@ async fn dispatch(
             Ok(head) if head.target.len() > wire.shared.settings.target_bytes => {
                 Err((Denial::new(Cause::TargetTooLong), head.method.to_owned()))
             }
+            Ok(head) if head.method == "CONNECT" && wire.shared.peers.is_some() => {
+                Err((Denial::new(Cause::Method), head.method.to_owned()))
+            }
             Ok(head) if head.method == "CONNECT" => {
                 Ok(Prepared::Connect(connect::ConnectHead::take(&head)))
             }
-            Ok(head) => prepare(&io, &head).map(|request| Prepared::Request(Box::new(request))),
+            Ok(head) => {
+                prepare(wire, &io, &head).map(|request| Prepared::Request(Box::new(request)))
+            }
             Err(error) => Err((bad_head(error), String::new())),
         }
     };
@@ -289,7 +294,7 @@ struct PreparedRequest {
 
 /// Parses the target, holds the `Host` against it, and writes the head that
 /// Pingora gets.
-fn prepare(io: &ConnIo, head: &Head<'_>) -> Result<PreparedRequest, (Denial, String)> {
+fn prepare(wire: &Wire, io: &ConnIo, head: &Head<'_>) -> Result<PreparedRequest, (Denial, String)> {
     let refuse = |denial: Denial| (denial, head.method.to_owned());
     if head.method == "TRACE" {
         // It would send back what other fields the way here has added.
@@ -312,7 +317,7 @@ fn prepare(io: &ConnIo, head: &Head<'_>) -> Result<PreparedRequest, (Denial, Str
                 ..
             },
             None,
-        ) => {
+        ) if wire.shared.peers.is_none() => {
             return Err(refuse(Denial::new(Cause::HttpsAbsolute).towards(authority)));
         }
         (RequestTarget::Absolute { authority, .. }, None) => Some(authority),

@@ -9,32 +9,28 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::adapters::certificates::{self, Loaded};
 use crate::adapters::figures::Figures;
 use crate::adapters::watch::Watch;
-use crate::admin::Readiness;
-use crate::config::Config;
+use crate::config::Tls;
 use crate::gate::ports::Clock;
 use crate::proxy::{ListenerTls, Wire};
 
-/// TLS as the configuration has it, with what tells its files from others;
-/// `None` where no listener speaks it.
+/// TLS as a section of the configuration has it, with what tells its files from
+/// others.
 ///
 /// # Errors
 /// Every file that gives nothing usable, and what to do.
 pub(super) fn listener_tls(
-    config: &Config,
+    tls: &Tls,
     figures: &Figures,
     clock: &dyn Clock,
-) -> anyhow::Result<Option<(Arc<ListenerTls>, [u8; 32])>> {
-    if config.listen.egress_tls.is_empty() {
-        return Ok(None);
-    }
-    let loaded = certificates::load(&config.tls, clock.wall())
+) -> anyhow::Result<(Arc<ListenerTls>, [u8; 32])> {
+    let loaded = certificates::load(tls, clock.wall())
         .map_err(|errors| anyhow::anyhow!(errors.join("\n")))
         .context("the certificates are not valid")?;
     observe(figures, &loaded);
     let tls = ListenerTls::new(loaded.parts)
         .map_err(anyhow::Error::msg)
         .context("tls")?;
-    Ok(Some((Arc::new(tls), loaded.digest)))
+    Ok((Arc::new(tls), loaded.digest))
 }
 
 fn observe(figures: &Figures, loaded: &Loaded) {
@@ -46,20 +42,21 @@ fn observe(figures: &Figures, loaded: &Loaded) {
 
 /// Keeps the certificates up with their files.
 pub(super) struct CertificateReloader {
-    pub(super) config: Arc<Config>,
+    pub(super) written: Arc<Tls>,
     pub(super) tls: Arc<ListenerTls>,
     /// What is in force, by [`Loaded::digest`].
     pub(super) in_force: [u8; 32],
     pub(super) wire: Arc<Wire>,
     pub(super) figures: Arc<Figures>,
-    pub(super) readiness: Arc<Readiness>,
+    /// Where the outcome is told.
+    pub(super) tell: Box<dyn Fn(Result<(), String>) + Send + Sync>,
     pub(super) clock: Arc<dyn Clock>,
 }
 
 impl CertificateReloader {
     /// Reloads when a file changes and on SIGHUP, for ever.
     pub(super) fn run(mut self) -> anyhow::Result<impl Future<Output = ()> + Send + 'static> {
-        let files = certificates::files(&self.config.tls);
+        let files = certificates::files(&self.written);
         let mut watch = Watch::start(files).context("cannot watch the certificates")?;
         let mut hangup = signal(SignalKind::hangup())?;
         Ok(async move {
@@ -76,12 +73,11 @@ impl CertificateReloader {
     }
 
     async fn reload(&mut self) {
-        let (config, now) = (Arc::clone(&self.config), self.clock.wall());
-        let loaded =
-            tokio::task::spawn_blocking(move || certificates::load(&config.tls, now)).await;
+        let (written, now) = (Arc::clone(&self.written), self.clock.wall());
+        let loaded = tokio::task::spawn_blocking(move || certificates::load(&written, now)).await;
         let outcome = match loaded {
             Ok(Ok(loaded)) if loaded.digest == self.in_force => {
-                self.readiness.certificates_are(Ok(()));
+                (self.tell)(Ok(()));
                 return;
             }
             Ok(Ok(loaded)) => self.put_in_force(loaded),
@@ -97,7 +93,7 @@ impl CertificateReloader {
                 tracing::error!(%error, "the new certificates are refused; the old ones stay in force");
             }
         }
-        self.readiness.certificates_are(outcome.map(|_| ()));
+        (self.tell)(outcome.map(|_| ()));
     }
 
     /// Gives how many tunnels have lost what let them be opened.

@@ -5,9 +5,11 @@ mod acme;
 mod certificates;
 mod documents;
 mod agent_keys;
+mod peers;
 pub mod load;
 mod reload;
 mod revocation;
+mod routes;
 mod tokens;
 
 use std::net::SocketAddr;
@@ -42,11 +44,12 @@ use crate::identity::{CacheSettings, CachedVerifier, Principal, TokenVerifier, V
 use crate::limit::Ledger;
 use crate::policy::{EchRule, SniRule, TlsRule, TlsUse};
 use crate::proxy::{
-    Accepting, AgentEndpoint, Bound, FrontedAgent, ListenAddress, ListenerTls, Settings, Wire, bind,
+    Accepting, AgentEndpoint, Bound, FrontedAgent, ListenAddress, NamedRoute, Settings, Wire, bind,
 };
 
 use certificates::CertificateReloader;
 use documents::Documents;
+use peers::PeersKeeper;
 use reload::{PolicyInForce, Reloader};
 use revocation::{RevocationsInForce, Revoking};
 
@@ -64,8 +67,9 @@ pub struct Gateway {
     log: Arc<AuditLog>,
     reloader: Reloader,
     issuers: Arc<Issuers>,
-    certificates: Option<CertificateReloader>,
+    certificates: Vec<CertificateReloader>,
     acme: Option<acme::AcmeKeeper>,
+    peers: Option<PeersKeeper>,
     revoking: Option<Revoking>,
     agent_keys: Option<(AgentKeyFile, Arc<agent_keys::AgentKeysInForce>)>,
     readiness: Arc<Readiness>,
@@ -80,6 +84,8 @@ pub struct Addresses {
     pub egress: Vec<SocketAddr>,
     /// The egress listeners that speak TLS.
     pub egress_tls: Vec<SocketAddr>,
+    /// The listener on which agents call each other.
+    pub peers: Option<SocketAddr>,
     /// The admin listener.
     pub admin: Option<SocketAddr>,
 }
@@ -119,7 +125,16 @@ impl Gateway {
         if let Some(bundle) = &config.upstream_ca {
             check_bundle(bundle)?;
         }
-        let (tls, tls_files) = certificates::listener_tls(&config, &figures, &*clock)?.unzip();
+        let egress_tls = Arc::new(config.tls.clone());
+        let (tls, tls_files) = match config.listen.egress_tls.is_empty() {
+            true => (None, None),
+            false => {
+                let (tls, files) = certificates::listener_tls(&egress_tls, &figures, &*clock)?;
+                (Some(tls), Some(files))
+            }
+        };
+        let between = peers::open(&config, &figures, &*clock)?;
+        let routes = routes::read(&config)?;
         let acme = acme::AcmeKeeper::open(&config, tls.as_ref(), &figures, &clock).await?;
         let log = Arc::new(open_log(&config)?);
         figures.follow(Arc::clone(&log));
@@ -144,6 +159,10 @@ impl Gateway {
                 .map_err(anyhow::Error::msg)?;
             egress.push(bound.over_tls("egress_tls", Arc::clone(tls)));
         }
+        let peers_listener = match &between {
+            Some(between) => Some(between.bind().await?),
+            None => None,
+        };
         let admin_listener = match &config.listen.admin {
             Some(listener) => Some(
                 crate::admin::bind(listener)
@@ -156,6 +175,8 @@ impl Gateway {
             sockets: egress.iter().filter_map(Bound::address).collect(),
             local: host::interface_addresses().unwrap_or_default(),
         };
+        own.sockets
+            .extend(peers_listener.as_ref().and_then(Bound::address));
         own.sockets.extend(
             admin_listener
                 .as_ref()
@@ -207,56 +228,16 @@ impl Gateway {
             Arc::clone(&names) as _,
             Arc::clone(&figures),
         ));
+        if let Some(between) = &between {
+            between.locate(&names).await;
+        }
+        let off_limits = between.as_ref().map(|between| between.peers() as _);
         let revocations = Arc::new(RevocationsInForce::default());
         let revocation_store = revocation::store(&config, redis.as_ref());
         if let Some(store) = &revocation_store {
             revocation::open(store, redis.as_ref(), &revocations, &figures).await?;
         }
-        let (read_now, asked) = mpsc::channel(16);
-        let revocation_pages = RevocationPages {
-            store: revocation_store.clone(),
-            read_now,
-            tokens: Arc::clone(&tokens),
-            agent_keys: Arc::clone(&agent_keys) as _,
-            revocations: Arc::clone(&revocations) as _,
-            clock: Arc::clone(&clock),
-            secret_file: config.listen.admin_secret_file.clone(),
-        };
-        let gate = Gate::new(GateParts {
-            policy: Arc::clone(&in_force) as _,
-            tokens: Arc::clone(&tokens),
-            agent_keys: Arc::clone(&agent_keys) as _,
-            issuers: (!issuers.is_empty()).then(|| Arc::clone(&issuers) as _),
-            proof: match config.identity.require {
-                RequiredProof::Token => Proof::Token,
-                RequiredProof::Certificate => Proof::Certificate,
-                RequiredProof::Either => Proof::Either,
-                RequiredProof::Both => Proof::Both,
-            },
-            certificates: tls.clone().map(|tls| tls as _),
-            revocations: Arc::clone(&revocations) as _,
-            match_basic_user: config.identity.basic_user == BasicUser::Match,
-            names: Arc::clone(&names) as _,
-            sink: Arc::clone(&log) as _,
-            observe: Arc::clone(&figures) as _,
-            clock: Arc::clone(&clock),
-            limits: config.limits.per_owner.clone(),
-            ledger,
-            shared_limits,
-            own,
-            bad_credential_status: config.auth_failure_status.code(),
-            storms: StormSettings::default(),
-        });
-        let readiness = Arc::new(Readiness::default());
-        let admin = Admin::new(
-            Arc::clone(&figures),
-            Arc::clone(&readiness),
-            Arc::clone(&log),
-            Arc::clone(&in_force) as _,
-            Arc::clone(&tokens),
-        )
-        .with_redis(redis.clone())
-        .with_tokens(tokens::endpoint(
+        let endpoint = tokens::endpoint(
             &config,
             admin_listener
                 .as_ref()
@@ -266,25 +247,114 @@ impl Gateway {
             &log,
             &figures,
             &clock,
-        )?)
+        )?;
+        let (read_now, asked) = mpsc::channel(16);
+        let revocation_pages = RevocationPages {
+            store: revocation_store.clone(),
+            read_now,
+            tokens: Arc::clone(&tokens),
+            agent_keys: Arc::clone(&agent_keys) as _,
+            revocations: Arc::clone(&revocations) as _,
+            clock: Arc::clone(&clock),
+            clients: endpoint.clone(),
+            secret_file: config.listen.admin_secret_file.clone(),
+        };
+        let parts = |between: Option<&peers::Between>| GateParts {
+            policy: Arc::clone(&in_force) as _,
+            tokens: Arc::clone(&tokens),
+            agent_keys: Arc::clone(&agent_keys) as _,
+            issuers: (!issuers.is_empty()).then(|| Arc::clone(&issuers) as _),
+            proof: match (between, config.identity.require) {
+                // A token alone opens nothing there.
+                (Some(_), _) => Proof::Certificate,
+                (None, RequiredProof::Token) => Proof::Token,
+                (None, RequiredProof::Certificate) => Proof::Certificate,
+                (None, RequiredProof::Either) => Proof::Either,
+                (None, RequiredProof::Both) => Proof::Both,
+            },
+            certificates: match between {
+                Some(between) => Some(between.tls() as _),
+                None => tls.clone().map(|tls| tls as _),
+            },
+            revocations: Arc::clone(&revocations) as _,
+            match_basic_user: config.identity.basic_user == BasicUser::Match,
+            names: Arc::clone(&names) as _,
+            sink: Arc::clone(&log) as _,
+            observe: Arc::clone(&figures) as _,
+            clock: Arc::clone(&clock),
+            limits: config.limits.per_owner.clone(),
+            ledger: Arc::clone(&ledger),
+            shared_limits: shared_limits.clone(),
+            own: own.clone(),
+            off_limits: match between {
+                Some(_) => None,
+                None => off_limits.clone(),
+            },
+            bad_credential_status: config.auth_failure_status.code(),
+            storms: StormSettings::default(),
+        };
+        let readiness = Arc::new(Readiness::default());
+        let admin = Admin::new(
+            Arc::clone(&figures),
+            Arc::clone(&readiness),
+            Arc::clone(&log),
+            Arc::clone(&in_force) as _,
+            Arc::clone(&tokens),
+        )
+        .with_redis(redis.clone())
+        .with_tokens(endpoint)
         .with_router(revocation_pages.router())
         .with_issuers(Arc::clone(&issuers));
-        let wire = Arc::new(Wire::new(
-            gate,
-            settings(&config),
+        let beside = between.as_ref().map(|between| {
+            Arc::new(Wire::between(
+                between.peers(),
+                Gate::new(parts(Some(between))),
+                Settings {
+                    agent: None,
+                    ..settings(&config, Vec::new())
+                },
+                Arc::new(admin.clone()),
+                host::random_bits,
+                stopped.clone(),
+            ))
+        });
+        let wire = Wire::new(
+            Gate::new(parts(None)),
+            settings(&config, routes),
             Arc::new(admin.clone()),
             host::random_bits,
             stopped,
-        ));
-        let certificates = tls.map(|tls: Arc<ListenerTls>| CertificateReloader {
-            config: Arc::clone(&config),
-            tls,
-            in_force: tls_files.unwrap_or_default(),
-            wire: Arc::clone(&wire),
-            figures: Arc::clone(&figures),
-            readiness: Arc::clone(&readiness),
-            clock: Arc::clone(&clock),
-        });
+        );
+        let wire = Arc::new(wire.beside(beside.clone()));
+        let mut certificates = Vec::new();
+        if let Some(tls) = tls {
+            let readiness = Arc::clone(&readiness);
+            certificates.push(CertificateReloader {
+                written: egress_tls,
+                tls,
+                in_force: tls_files.unwrap_or_default(),
+                wire: Arc::clone(&wire),
+                figures: Arc::clone(&figures),
+                tell: Box::new(move |outcome| readiness.certificates_are(outcome)),
+                clock: Arc::clone(&clock),
+            });
+        }
+        let peers = match (between, peers_listener, beside) {
+            (Some(between), Some(listener), Some(beside)) => {
+                let readiness = Arc::clone(&readiness);
+                certificates.push(CertificateReloader {
+                    written: between.written(),
+                    tls: between.tls(),
+                    in_force: between.files(),
+                    wire: Arc::clone(&wire),
+                    figures: Arc::clone(&figures),
+                    tell: Box::new(move |outcome| readiness.peers_certificates_are(outcome)),
+                    clock: Arc::clone(&clock),
+                });
+                Some(PeersKeeper::new(between, listener, beside, &wire, &names))
+            }
+            _ => None,
+        };
         let revoking = revocation_store.map(|store| Revoking {
             store,
             in_force: revocations,
@@ -318,6 +388,7 @@ impl Gateway {
             issuers,
             certificates,
             acme,
+            peers,
             revoking,
             agent_keys: agent_key_file.map(|file| (file, agent_keys)),
             readiness,
@@ -336,6 +407,7 @@ impl Gateway {
         Addresses {
             egress: addresses(false),
             egress_tls: addresses(true),
+            peers: self.peers.as_ref().and_then(PeersKeeper::address),
             admin: self
                 .admin
                 .as_ref()
@@ -360,6 +432,7 @@ impl Gateway {
             issuers,
             certificates,
             acme,
+            peers,
             revoking,
             agent_keys,
             readiness,
@@ -393,17 +466,27 @@ impl Gateway {
         if let Some(acme) = acme {
             background.spawn(acme.run(Arc::clone(&readiness))?);
         }
-        if let Some(certificates) = certificates {
+        for certificates in certificates {
             background.spawn(certificates.run()?);
         }
         let connections = config.limits.connections;
         let mut room = Vec::new();
         let mut accepting = JoinSet::new();
-        for bound in egress {
+        let mut listeners: Vec<_> = egress
+            .into_iter()
+            .map(|bound| (bound, Arc::clone(&wire)))
+            .collect();
+        if let Some(peers) = peers {
+            let beside = Arc::clone(peers.wire());
+            let (bound, keeping) = peers.run(Arc::clone(&readiness))?;
+            background.spawn(keeping);
+            listeners.push((bound, beside));
+        }
+        for (bound, wire) in listeners {
             let slots = Arc::new(Semaphore::new(connections));
             room.push(Arc::clone(&slots));
             let accept = Accepting::new(
-                Arc::clone(&wire),
+                wire,
                 slots,
                 config.limits.connections_per_source,
                 stop.subscribe(),
@@ -444,7 +527,7 @@ impl Gateway {
         }
         reloading.abort();
         background.shutdown().await;
-        wire.gate().write_repeated(true);
+        wire.write_repeated(true);
         drop(pid_file);
         let closed = tokio::task::spawn_blocking(move || log.close(Duration::from_secs(10))).await;
         closed
@@ -461,7 +544,7 @@ async fn write_repeated(wire: Arc<Wire>) {
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tick.tick().await;
-        wire.gate().write_repeated(false);
+        wire.write_repeated(false);
     }
 }
 
@@ -574,7 +657,7 @@ fn resolver(config: &Config, clock: &Arc<dyn Clock>) -> anyhow::Result<Resolver>
     Resolver::new(settings, Arc::clone(clock)).context("the resolver cannot be set up")
 }
 
-fn settings(config: &Config) -> Settings {
+fn settings(config: &Config, routes: Vec<NamedRoute>) -> Settings {
     let bytes = |size: config::ByteSize| usize::try_from(size.bytes()).unwrap_or(usize::MAX);
     let allow = |verdict: Verdict| verdict == Verdict::Allow;
     Settings {
@@ -615,6 +698,7 @@ fn settings(config: &Config) -> Settings {
                 Endpoint::Unix(path) => AgentEndpoint::Unix(path.display().to_string()),
             },
         }),
+        routes,
         every_tunnel: TlsRule {
             tls: if allow(config.tunnel.opaque) {
                 TlsUse::Any

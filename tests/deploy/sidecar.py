@@ -4,7 +4,8 @@ import json
 import re
 from pathlib import Path
 
-from engine import ROOT, Broken, Engine, Stack
+import chart
+from engine import Broken, Engine, Stack
 
 BASE = "docker-compose.yml"
 ATTACK = (Path(__file__).parent / "attack.py").read_text()
@@ -56,6 +57,7 @@ def sidecar(engine: Engine) -> None:
         published = engine.on_host("curl", "-s", "-m", "5", "http://127.0.0.1:8080/health")
         expect("published on loopback", json.loads(published)["status"], "up")
         with_the_gateway(engine, stack, "http://x:$(cat /run/secrets/agent_token)@gateway:8080")
+        helm_test(stack)
         a_skill(engine, stack)
         renewal(stack)
         subnet = network["IPAM"]["Config"][0]
@@ -216,6 +218,16 @@ def a_skill(engine: Engine, stack: Stack) -> None:
                            "http://127.0.0.1:7070/v1/skills/text-statistics/invoke")
     if '"words":2' not in made.replace(" ", ""):
         raise Broken(f"the process skill did not run: {made}")
+
+
+def helm_test(stack: Stack) -> None:
+    """What `helm test` runs in a cluster passes here, and fails elsewhere."""
+    pod = next(o for o in chart.documents(chart.helm("template", "agentport", str(chart.CHART))) if o["kind"] == "Pod")
+    script = pod["spec"]["containers"][0]["args"][0]
+    for gateway, wanted in (("http://gateway:8080", True), ("http://127.0.0.1:7070", False)):
+        done = stack.try_compose("exec", "-T", "-e", f"GATEWAY={gateway}", "agent", "sh", "-euc", script)
+        if (done.returncode == 0) != wanted:
+            raise Broken(f"the script of `helm test` at {gateway} ended with {done.returncode}: {done.stdout}{done.stderr}")
 
 
 def renewal(stack: Stack) -> None:

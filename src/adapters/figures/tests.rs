@@ -17,6 +17,7 @@ fn record(event: AuditEvent) -> AuditRecord {
         tenant: None,
         token_jti: None,
         act: None,
+        on_behalf_of: None,
         service_account: None,
         credential: None,
         token_ttl_s: None,

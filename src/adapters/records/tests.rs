@@ -26,6 +26,7 @@ fn record(number: u128) -> AuditRecord {
         tenant: None,
         token_jti: None,
         act: None,
+        on_behalf_of: None,
         service_account: None,
         credential: None,
         token_ttl_s: None,

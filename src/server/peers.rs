@@ -1,0 +1,218 @@
+//! Agents that call each other: the file that says where they are, kept up with
+//! while the gateway serves, and the health of their endpoints.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::{Context, bail};
+use tokio::task::JoinSet;
+
+use crate::adapters::figures::Figures;
+use crate::adapters::names::Resolver;
+use crate::adapters::peers;
+use crate::adapters::watch::Watch;
+use crate::admin::Readiness;
+use crate::config::{Config, Listener, PeerDirectory, Tls};
+use crate::egress::DnsName;
+use crate::gate::ports::Clock;
+use crate::proxy::{Bound, Callees, ListenAddress, ListenerTls, Peers, Wire, bind};
+
+use super::certificates;
+
+/// What the listener on which agents call each other is made of.
+pub(super) struct Between {
+    address: SocketAddr,
+    written: Arc<Tls>,
+    tls: Arc<ListenerTls>,
+    files: [u8; 32],
+    peers: Arc<Peers>,
+    file: PeersFile,
+    /// Read, and not in force before their names have been looked up.
+    first: PeerDirectory,
+}
+
+/// The file that says where agents are.
+#[derive(Clone)]
+struct PeersFile {
+    path: PathBuf,
+    domain: DnsName,
+}
+
+/// Reads all that the listener needs; `None` where there is none.
+///
+/// # Errors
+/// Every file that gives nothing usable, and what to do.
+pub(super) fn open(
+    config: &Config,
+    figures: &Figures,
+    clock: &dyn Clock,
+) -> anyhow::Result<Option<Between>> {
+    let (Some(listener), Some(path)) = (&config.listen.peers, &config.peers.agents) else {
+        return Ok(None);
+    };
+    let Listener::Tcp(address) = listener else {
+        bail!("listen.peers: {listener}: certificates are shown on addresses alone");
+    };
+    let written = Arc::new(config.peers_tls());
+    let (tls, files) = certificates::listener_tls(&written, figures, clock).context("peers")?;
+    let domain = config.peers.domain.clone();
+    let file = PeersFile {
+        path: path.clone(),
+        domain: domain.clone(),
+    };
+    let first = file.read().map_err(anyhow::Error::msg)?;
+    Ok(Some(Between {
+        address: *address,
+        written,
+        tls,
+        files,
+        peers: Arc::new(Peers::new(domain)),
+        file,
+        first,
+    }))
+}
+
+impl PeersFile {
+    fn read(&self) -> Result<PeerDirectory, String> {
+        peers::read(&self.path, &self.domain).map_err(|error| format!("peers.agents: {error}"))
+    }
+}
+
+impl Between {
+    pub(super) async fn bind(&self) -> anyhow::Result<Bound> {
+        let bound = bind(&ListenAddress::Tcp(self.address)).await;
+        let bound = bound.map_err(|error| anyhow::anyhow!("listen.peers: {error}"))?;
+        Ok(bound.over_tls("peers", self.tls()))
+    }
+
+    /// Looks up where the endpoints are, and puts them in force.
+    pub(super) async fn locate(&self, names: &Arc<Resolver>) {
+        let callees = self.peers.prepare(&self.first);
+        locate(&callees, names).await;
+        self.peers.replace(callees);
+    }
+
+    pub(super) fn peers(&self) -> Arc<Peers> {
+        Arc::clone(&self.peers)
+    }
+
+    pub(super) fn tls(&self) -> Arc<ListenerTls> {
+        Arc::clone(&self.tls)
+    }
+
+    pub(super) fn written(&self) -> Arc<Tls> {
+        Arc::clone(&self.written)
+    }
+
+    pub(super) fn files(&self) -> [u8; 32] {
+        self.files
+    }
+}
+
+/// Looks up the endpoints that are names, all at once. One that cannot be found
+/// is looked up again while the gateway serves.
+async fn locate(callees: &Callees, names: &Arc<Resolver>) {
+    let mut all = JoinSet::new();
+    for endpoint in callees.all().flat_map(|callee| callee.endpoints()) {
+        let (endpoint, names) = (Arc::clone(endpoint), Arc::clone(names));
+        all.spawn(async move { peers::locate(&endpoint, &*names).await });
+    }
+    while all.join_next().await.is_some() {}
+}
+
+/// Keeps the endpoints up with their file and with how they do.
+pub(super) struct PeersKeeper {
+    between: Between,
+    bound: Bound,
+    beside: Arc<Wire>,
+    wire: Arc<Wire>,
+    names: Arc<Resolver>,
+}
+
+impl PeersKeeper {
+    pub(super) fn new(
+        between: Between,
+        bound: Bound,
+        beside: Arc<Wire>,
+        wire: &Arc<Wire>,
+        names: &Arc<Resolver>,
+    ) -> Self {
+        Self {
+            between,
+            bound,
+            beside,
+            wire: Arc::clone(wire),
+            names: Arc::clone(names),
+        }
+    }
+
+    pub(super) fn address(&self) -> Option<SocketAddr> {
+        self.bound.address()
+    }
+
+    pub(super) fn wire(&self) -> &Arc<Wire> {
+        &self.beside
+    }
+
+    /// Gives the listener, and what runs for ever beside it.
+    ///
+    /// # Errors
+    /// Where the file cannot be watched.
+    pub(super) fn run(
+        self,
+        readiness: Arc<Readiness>,
+    ) -> anyhow::Result<(Bound, impl Future<Output = ()> + Send + 'static)> {
+        let file = self.between.file.clone();
+        let mut watch =
+            Watch::start(vec![file.path.clone()]).context("cannot watch peers.agents")?;
+        let (peers, wire, names) = (self.between.peers, self.wire, self.names);
+        let mut in_force = self.between.first;
+        let keeping = async move {
+            let mut checks = watch_over(&peers.prepare(&in_force), &names);
+            loop {
+                let reading = file.clone();
+                let read = tokio::task::spawn_blocking(move || reading.read()).await;
+                match read.unwrap_or_else(|error| Err(error.to_string())) {
+                    Ok(directory) if directory == in_force => readiness.peers_are(Ok(())),
+                    Ok(directory) => {
+                        let callees = peers.prepare(&directory);
+                        locate(&callees, &names).await;
+                        checks = watch_over(&callees, &names);
+                        peers.replace(callees);
+                        let agents = directory.agents.len();
+                        in_force = directory;
+                        readiness.peers_are(Ok(()));
+                        // A tunnel may lead to what is an endpoint from now on.
+                        let ended_tunnels = wire.judge_again();
+                        tracing::info!(agents, ended_tunnels, "callable agents are in force");
+                    }
+                    Err(error) => {
+                        readiness.peers_are(Err(error.clone()));
+                        tracing::error!(%error, "the callable agents are refused; the last good ones stay in force");
+                    }
+                }
+                tokio::select! {
+                    changed = watch.changed() => if changed.is_none() {
+                        std::future::pending::<()>().await;
+                    },
+                    Some(_) = checks.join_next() => {}
+                }
+            }
+        };
+        Ok((self.bound, keeping))
+    }
+}
+
+/// A task for each endpoint; they end with what is given.
+fn watch_over(callees: &Callees, names: &Arc<Resolver>) -> JoinSet<()> {
+    let mut checks = JoinSet::new();
+    for callee in callees.all() {
+        for endpoint in callee.endpoints() {
+            let (callee, endpoint, names) =
+                (Arc::clone(callee), Arc::clone(endpoint), Arc::clone(names));
+            checks.spawn(async move { peers::watch_over(&callee, &endpoint, &*names).await });
+        }
+    }
+    checks
+}
