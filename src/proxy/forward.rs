@@ -6,7 +6,7 @@
 //! do an intermediary's duties, `logging` closes the trail.
 
 use std::hash::BuildHasher;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -950,9 +950,12 @@ impl ProxyHttp for Forward {
             _ => "1.1",
         };
         request.append_header(header::VIA, format!("{version} {}", self.shared.instance))?;
-        if (exchange.spent.is_some() || exchange.call.is_some())
-            && let Some(client) = connection(session).and_then(|connection| connection.client)
-        {
+        if exchange.spent.is_some() || exchange.call.is_some() {
+            // What the client says of itself is nothing to rely on.
+            for name in CLIENTS_OWN_WORD {
+                request.remove_header(name);
+            }
+            let client = connection(session).and_then(|connection| connection.client);
             request.insert_header("Forwarded", forwarded(client))?;
         }
         if let Some(parent) = request
@@ -1193,12 +1196,24 @@ fn go_between(
 }
 
 /// `Forwarded` (RFC 7239) for the agent behind the gateway.
-fn forwarded(client: SocketAddr) -> String {
-    match client {
-        SocketAddr::V4(v4) => format!("for={}", v4.ip()),
-        SocketAddr::V6(v6) => format!("for=\"[{}]\"", v6.ip()),
+fn forwarded(client: Option<SocketAddr>) -> String {
+    match client.map(|client| client.ip().to_canonical()) {
+        Some(IpAddr::V4(v4)) => format!("for={v4}"),
+        Some(IpAddr::V6(v6)) => format!("for=\"[{v6}]\""),
+        // A Unix socket has no address (section 6.2).
+        None => "for=unknown".to_owned(),
     }
 }
+
+/// Fields in which a service behind a proxy looks for its client.
+const CLIENTS_OWN_WORD: [&str; 6] = [
+    "forwarded",
+    "x-forwarded-for",
+    "x-forwarded-host",
+    "x-forwarded-port",
+    "x-forwarded-proto",
+    "x-real-ip",
+];
 
 /// The same trace with this hop as the parent.
 fn next_hop_trace(value: &[u8], random: u128) -> Option<String> {
@@ -1307,6 +1322,19 @@ mod tests {
             b"\xff",
         ] {
             assert_eq!(trace_id(bad), None, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn the_client_is_written_as_rfc_7239_has_it() {
+        for (client, expected) in [
+            (Some("192.0.2.1:5"), "for=192.0.2.1"),
+            (Some("[2001:db8::1]:5"), "for=\"[2001:db8::1]\""),
+            (Some("[::ffff:192.0.2.1]:5"), "for=192.0.2.1"),
+            (None, "for=unknown"),
+        ] {
+            let client = client.map(|text| text.parse().expect("an address"));
+            assert_eq!(forwarded(client), expected, "{client:?}");
         }
     }
 
