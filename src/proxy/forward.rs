@@ -201,7 +201,13 @@ impl Forward {
 
         let current = match connection.take_current() {
             Some(current) => current,
-            None => http2_request(session)?,
+            None => {
+                let mut current = http2_request(session)?;
+                if self.shared.peers.is_none() {
+                    current.target = connection.own_target(current.target);
+                }
+                current
+            }
         };
         if let Some(peers) = self.shared.peers.clone() {
             let (host, path) = match current.target {
