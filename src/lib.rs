@@ -6,7 +6,8 @@
 //!
 //! What is true by absence: only `proxy`, and `server` which starts it, know
 //! Pingora. Only `adapters` touches files, the network's names and the clock.
-//! No path dials before [`gate`] has admitted it.
+//! No path dials before [`gate`] has admitted it; `connect` and `probe`, which
+//! run beside agents, dial for themselves.
 
 pub mod egress;
 /// The bundled agent: the words are all that it shares with the gateway.
@@ -30,5 +31,7 @@ pub mod admin;
 pub mod server;
 #[cfg(feature = "gateway")]
 pub mod connect;
+#[cfg(feature = "gateway")]
+pub mod probe;
 #[cfg(feature = "gateway")]
 pub mod cli;

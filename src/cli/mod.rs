@@ -11,6 +11,7 @@ pub mod env;
 mod health;
 mod keys;
 mod policy;
+mod probe;
 mod revoke;
 mod run;
 mod serve;
@@ -90,6 +91,8 @@ enum Command {
     Env(run::EnvArgs),
     /// Hold and renew a token beside an agent that cannot, and add it to the agent's requests
     Connect(connect::ConnectArgs),
+    /// Try to get out from here without the gateway, and by it against policy
+    Probe(probe::ProbeArgs),
     /// Run a command whose every runtime uses the gateway
     Run(run::RunArgs),
     /// Run the bundled agent, as the `openclaw` command does
@@ -121,6 +124,7 @@ pub fn main() -> ExitCode {
         Command::Health(args) => health::health(&settings, &args),
         Command::Env(args) => run::env(&args),
         Command::Connect(args) => connect::connect(&args),
+        Command::Probe(args) => return probe::probe(&args),
         Command::Run(args) => run::run(&args),
         #[cfg(feature = "openclaw")]
         Command::Openclaw { arguments } => {

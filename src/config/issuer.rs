@@ -208,16 +208,16 @@ impl Setting for OtherIssuer {
     }
 }
 
-/// The entries of one issuer.
-struct Fields<'n> {
-    entries: &'n [Entry],
-    key: &'n str,
-    errors: &'n mut Vec<ConfigError>,
+/// The entries of one mapping.
+pub(super) struct Fields<'n> {
+    pub(super) entries: &'n [Entry],
+    pub(super) key: &'n str,
+    pub(super) errors: &'n mut Vec<ConfigError>,
 }
 
 impl Fields<'_> {
     /// An entry's value, where it is written and can be read.
-    fn read<T: Setting>(&mut self, name: &str) -> Option<T> {
+    pub(super) fn read<T: Setting>(&mut self, name: &str) -> Option<T> {
         let entry = self.entries.iter().find(|entry| entry.key == name)?;
         T::read(&entry.node, &format!("{}.{name}", self.key), self.errors)
     }

@@ -13,6 +13,7 @@ mod error;
 mod tree;
 mod value;
 mod issuer;
+mod route;
 mod settings;
 mod load;
 mod peers;
@@ -21,6 +22,7 @@ pub use error::{ConfigError, Place};
 pub use issuer::{KeySource, OtherIssuer};
 pub use load::{Override, Purpose, Sources};
 pub use peers::{HealthCheck, MAX_CALLEES, PeerAgent, PeerDirectory, PeersError};
+pub use route::{AuthorizationOwner, NamedRoute, UpstreamHttp2};
 pub use settings::{
     Agent, Audit, Config, Identity, Limits, Listen, Log, Peers, Redis, Resolver, ResolverCache,
     Timeouts, Tls, TlsClients, TokenCache, TunnelDefaults,

@@ -16,6 +16,7 @@ use crate::policy::Mode;
 
 use super::issuer::OtherIssuer;
 use super::load::{Purpose, Reader};
+use super::route::NamedRoute;
 use super::value::{
     Alpn, AuditPath, AuthFailureStatus, BasicUser, ByteSize, CertificatePair, ClientCertificates,
     Endpoint, Family, Fsync, Listener, LogFormat, LogLevel, Overflow, PeerCredential, Plain,
@@ -63,12 +64,15 @@ pub struct Config {
     pub redis: Option<Redis>,
     /// The agent behind the gateway.
     pub agent: Agent,
+    /// Origins that are reached by a path or a host on the gateway; names,
+    /// prefixes and hosts are each there once.
+    pub routes: Vec<NamedRoute>,
     /// Worker threads.
     pub threads: Threads,
     /// Where the process writes its number.
     pub pid_file: Option<PathBuf>,
-    /// A PEM bundle that upstream TLS is checked against, beside the system's
-    /// roots.
+    /// A PEM bundle that upstream TLS is checked against, in place of the
+    /// system's.
     pub upstream_ca: Option<PathBuf>,
     /// What a bad credential is answered with.
     pub auth_failure_status: AuthFailureStatus,
@@ -466,6 +470,7 @@ pub(super) fn config(read: &mut Reader<'_>, purpose: Purpose) -> Option<Config> 
     let log = log(read);
     let redis = redis(read);
     let agent = agent(read);
+    let routes = routes(read);
     let threads = read.value("threads");
     let pid_file = read.value("pid_file");
     let upstream_ca = read.value("upstream_ca");
@@ -489,6 +494,7 @@ pub(super) fn config(read: &mut Reader<'_>, purpose: Purpose) -> Option<Config> 
         log: log?,
         redis: redis?,
         agent: agent?,
+        routes: routes?,
         threads: threads?,
         pid_file: pid_file?,
         upstream_ca: upstream_ca?,
@@ -1018,6 +1024,32 @@ fn redis(read: &mut Reader<'_>) -> Option<Option<Redis>> {
 
 fn agent(read: &mut Reader<'_>) -> Option<Agent> {
     section!(read, "agent", Agent { upstream, name })
+}
+
+fn routes(read: &mut Reader<'_>) -> Option<Vec<NamedRoute>> {
+    let routes: Vec<NamedRoute> = read.value("routes")?;
+    for (at, named) in routes.iter().enumerate() {
+        let route = &named.route;
+        let twice = |other: &NamedRoute| {
+            let other = &other.route;
+            let host = route
+                .hosts()
+                .iter()
+                .find(|host| other.hosts().contains(host));
+            if other.name() == route.name() {
+                Some(format!("the name {:?}", route.name()))
+            } else if other.prefix() == route.prefix() {
+                Some(format!("the prefix {:?}", route.prefix()))
+            } else {
+                host.map(|host| format!("the host {host}"))
+            }
+        };
+        if let Some(what) = routes[..at].iter().find_map(twice) {
+            let message = format!("{what} is that of an earlier route: write another");
+            read.mistake_at("routes", format!("routes[{at}]"), message);
+        }
+    }
+    Some(routes)
 }
 
 fn warnings(config: &Config) -> Vec<String> {

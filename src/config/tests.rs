@@ -1138,3 +1138,83 @@ fn peers_of_unix_sockets_are_named_once_and_whole() {
     let errors = messages(load(tcp, &[], &[], Purpose::Command)).join("\n");
     assert!(errors.contains("no listener is a Unix socket"), "{errors}");
 }
+
+#[test]
+fn routes_are_named_once_and_lead_somewhere() {
+    let with = |routes: &str| format!("routes: {routes}\n");
+    let config = from_file(&with(
+        "[{name: openai, to: \"https://api.openai.com/v1\", hosts: [openai.internal]}, \
+         {name: local, to: \"http://ollama:11434\", prefix: /ollama, http2: off}]",
+    ));
+    let prefixes: Vec<_> = config
+        .routes
+        .iter()
+        .map(|named| named.route.prefix())
+        .collect();
+    assert_eq!(prefixes, ["/routes/openai", "/ollama"]);
+    assert_eq!(config.routes[0].http2, UpstreamHttp2::Auto);
+    assert_eq!(config.routes[1].http2, UpstreamHttp2::Off);
+    for (case, routes, said) in [
+        ("no mapping", "[openai]", "write a mapping: {name: openai"),
+        (
+            "no name",
+            "[{to: \"https://a.example\"}]",
+            "name is missing",
+        ),
+        ("no target", "[{name: a}]", "to is missing"),
+        (
+            "a target without scheme",
+            "[{name: a, to: a.example}]",
+            "begins with https://",
+        ),
+        (
+            "a slip",
+            "[{name: a, to: \"https://a.example\", host: [b]}]",
+            "did you mean hosts?",
+        ),
+        (
+            "a bad name",
+            "[{name: A/b, to: \"https://a.example\"}]",
+            "write 1 to 63 of a-z",
+        ),
+        (
+            "a prefix with dots",
+            "[{name: a, to: \"https://a.example\", prefix: /a/../b}]",
+            "write plain segments",
+        ),
+        (
+            "everything",
+            "[{name: a, to: \"https://a.example\", prefix: /}]",
+            "write plain segments",
+        ),
+        (
+            "the gateway's own",
+            "[{name: a, to: \"https://a.example\", prefix: /.well-known/a}]",
+            "is the gateway's own",
+        ),
+        (
+            "a CA in clear",
+            "[{name: a, to: \"http://a.example\", ca: /ca.pem}]",
+            "ca has no effect",
+        ),
+        (
+            "a name twice",
+            "[{name: a, to: \"https://a.example\"}, {name: a, to: \"https://b.example\"}]",
+            "the name \"a\" is that of an earlier route",
+        ),
+        (
+            "a host twice",
+            "[{name: a, to: \"https://a.example\", hosts: [x.y]}, \
+              {name: b, to: \"https://b.example\", hosts: [x.y]}]",
+            "the host x.y is that of an earlier route",
+        ),
+        (
+            "an owner that is none",
+            "[{name: a, to: \"https://a.example\", authorization: us}]",
+            "write gateway or origin",
+        ),
+    ] {
+        let errors = messages(load(&with(routes), &[], &[], Purpose::Command)).join("\n");
+        assert!(errors.contains(said), "{case}: {errors}");
+    }
+}

@@ -15,6 +15,7 @@ mod pattern;
 pub mod proxy_header;
 mod request;
 mod target;
+mod route;
 mod url;
 
 pub use address::{AddressClass, classify, embedded_ipv4};
@@ -25,5 +26,6 @@ pub use id::{AgentId, IdError, RequestId, TenantId};
 pub use path::{PathError, PathGlob, PathGlobError, RequestPath};
 pub use pattern::{AddressRange, Destination, DestinationError, HostPattern, HostPatternError};
 pub use request::{Ask, EgressRequest, Subject};
+pub use route::{Found, Route, RouteError, RouteTarget, RouteTargetError, is_plain_path};
 pub use target::{MAX_TARGET_BYTES, RequestTarget, Scheme, TargetError};
 pub use url::{HttpsUrl, UrlError};

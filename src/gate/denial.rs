@@ -106,8 +106,10 @@ pub enum Cause {
     ConnectTimeout,
     /// There is no way to the destination.
     Unreachable,
-    /// The destination's certificate or handshake failed.
+    /// The TLS handshake with the destination failed.
     UpstreamTls,
+    /// The destination's certificate is not valid for it.
+    UpstreamCertificate,
     /// The destination answered no HTTP.
     UpstreamProtocol,
     /// The destination went away before it answered.
@@ -274,6 +276,7 @@ impl Denial {
                 | Cause::ConnectTimeout
                 | Cause::Unreachable
                 | Cause::UpstreamTls
+                | Cause::UpstreamCertificate
                 | Cause::UpstreamProtocol
                 | Cause::UpstreamClosed
                 | Cause::UpstreamTimeout
@@ -302,6 +305,7 @@ impl Denial {
             | Cause::ConnectRefused
             | Cause::Unreachable
             | Cause::UpstreamTls
+            | Cause::UpstreamCertificate
             | Cause::UpstreamProtocol
             | Cause::UpstreamClosed => 502,
             Cause::Overloaded
@@ -345,6 +349,7 @@ impl Denial {
             Cause::ConnectTimeout => "connect_timeout",
             Cause::Unreachable => "unreachable",
             Cause::UpstreamTls => "upstream_tls",
+            Cause::UpstreamCertificate => "upstream_certificate",
             Cause::UpstreamProtocol => "upstream_protocol",
             Cause::UpstreamClosed => "upstream_closed",
             Cause::UpstreamTimeout => "upstream_timeout",
@@ -384,6 +389,7 @@ impl Denial {
             Cause::ConnectTimeout => "connection_timeout",
             Cause::Unreachable => "destination_ip_unroutable",
             Cause::UpstreamTls => "tls_protocol_error",
+            Cause::UpstreamCertificate => "tls_certificate_error",
             Cause::UpstreamProtocol => "http_protocol_error",
             Cause::UpstreamClosed => "connection_terminated",
             Cause::UpstreamTimeout => "http_response_timeout",
@@ -427,6 +433,7 @@ impl Denial {
             Cause::ConnectTimeout => "the destination did not answer in time",
             Cause::Unreachable => "there is no route to the destination",
             Cause::UpstreamTls => "the TLS handshake with the destination failed",
+            Cause::UpstreamCertificate => "the destination's certificate is not valid for it",
             Cause::UpstreamProtocol => "the destination did not answer in HTTP",
             Cause::UpstreamClosed => "the destination closed the connection without an answer",
             Cause::UpstreamTimeout => "the destination did not answer in time",
@@ -488,6 +495,7 @@ impl Denial {
             Cause::ConnectRefused
             | Cause::Unreachable
             | Cause::UpstreamTls
+            | Cause::UpstreamCertificate
             | Cause::UpstreamProtocol
             | Cause::UpstreamClosed => "The gateway allows this; the destination itself fails.",
             Cause::Internal => "Tell the operator, with the request_id.",

@@ -313,6 +313,18 @@ impl Gate {
         }
     }
 
+    /// Whether this names one of the gateway's own listeners by its address, or
+    /// by `localhost`.
+    #[must_use]
+    pub fn is_own(&self, authority: &Authority) -> bool {
+        let address = match &authority.host {
+            Host::Address(address) => *address,
+            Host::Name(name) if name.to_string() == "localhost" => IpAddr::from([127, 0, 0, 1]),
+            Host::Name(_) => return false,
+        };
+        self.own.contains(SocketAddr::new(address, authority.port))
+    }
+
     /// Another request of an agent whose credential held when its tunnel
     /// opened: it must still.
     ///

@@ -34,6 +34,7 @@ use crate::identity::Principal;
 
 use super::conn::{Connection, CurrentRequest, Ending};
 use super::peers::{Call, Callee, PeerEndpoint, UnderWay};
+use super::routes::Chosen;
 use super::serve::bad_target;
 use super::tunnels::Registered;
 use super::{AgentEndpoint, Shared, dial, local, refusal};
@@ -41,7 +42,7 @@ use super::{AgentEndpoint, Shared, dial, local, refusal};
 /// In what field an agent says which skill it runs. Never used for a decision.
 pub(super) const SKILL_FIELD: &str = "x-openclaw-skill";
 /// AgentPort's credential where `Authorization` belongs to the origin.
-const TOKEN_FIELD: &str = "x-agentport-token";
+pub(super) const TOKEN_FIELD: &str = "x-agentport-token";
 
 /// Who calls, for an agent that is called; nobody else can write it.
 const CALLER_FIELD: &str = "x-agentport-caller";
@@ -73,9 +74,11 @@ pub(super) struct Exchange {
     agent_host: Option<String>,
     /// The agent that is called, where one is.
     call: Option<Calling>,
+    /// By which route it goes, and the target there.
+    route: Option<(Chosen, String)>,
     websocket: bool,
     /// A credential field of ours that must not go on.
-    spent: Option<&'static str>,
+    spent: Option<HeaderName>,
     body: u64,
     /// Bytes of the answer's body, or of an upgraded stream, sent to the client.
     sent: u64,
@@ -97,6 +100,15 @@ impl Drop for Exchange {
             trail.bytes(self.body, self.sent);
             trail.broke_off(why.code(), None);
         }
+    }
+}
+
+impl Exchange {
+    /// The name that the origin's certificate must be valid for, where it is
+    /// reached over TLS.
+    fn tls_name(&self) -> Option<String> {
+        let (chosen, _) = self.route.as_ref()?;
+        (chosen.scheme() == Scheme::Https).then(|| chosen.route.route.to().certificate_name())
     }
 }
 
@@ -201,14 +213,22 @@ impl Forward {
 
         let current = match connection.take_current() {
             Some(current) => current,
-            None => {
-                let mut current = http2_request(session)?;
-                if self.shared.peers.is_none() {
-                    current.target = connection.own_target(current.target);
-                }
-                current
-            }
+            None => http2_request(session)?,
         };
+        if connection.tunnel.is_none() && self.shared.peers.is_none() {
+            let head = session.req_header();
+            let chosen = self.shared.routes.choose(
+                &current.target,
+                head.headers.get(header::HOST),
+                head.version == http::Version::HTTP_2,
+                &self.shared.gate,
+            );
+            if let Some(chosen) = chosen {
+                return self
+                    .look_route(session, exchange, connection, chosen, current)
+                    .await;
+            }
+        }
         if let Some(peers) = self.shared.peers.clone() {
             let (host, path) = match current.target {
                 RequestTarget::Absolute {
@@ -228,8 +248,9 @@ impl Forward {
                 .look_at_call(session, exchange, &connection, call)
                 .await;
         }
+        let target = connection.own_target(current.target);
         let method = session.req_header().method.clone();
-        let (authority, path) = match (current.target, &connection.tunnel) {
+        let (authority, path) = match (target, &connection.tunnel) {
             (
                 RequestTarget::Absolute {
                     scheme: Scheme::Http,
@@ -301,12 +322,63 @@ impl Forward {
         self.check_length(session, &request.authority)?;
         let admission = self.shared.gate.admit(&who, &request, trail).await?;
         if current.last_hop {
-            exchange.answered = true;
-            trail.answered(200);
-            let page = local::Page::new(200, "text/plain", Vec::new());
-            let _ = local::write(session, page).await;
-            return Ok(Verdict::Answered);
+            return Ok(answer_here(session, exchange).await);
         }
+        self.admitted(exchange, admission, request)
+    }
+
+    /// A request to the gateway itself that is meant for an origin. What the
+    /// gate judges is the request as the origin gets it.
+    async fn look_route(
+        &self,
+        session: &mut Session,
+        exchange: &mut Exchange,
+        connection: Arc<Connection>,
+        chosen: Chosen,
+        current: CurrentRequest,
+    ) -> Result<Verdict, Denial> {
+        let Some(trail) = exchange.trail.as_mut() else {
+            return Err(Denial::new(Cause::Internal));
+        };
+        let head = session.req_header();
+        let method = head.method.clone();
+        let authority = chosen.authority().clone();
+        let (spent, credential) = chosen.credential(&head.headers, current.credential)?;
+        let who = self
+            .shared
+            .gate
+            .authenticate(
+                connection.certified.as_ref(),
+                credential.as_deref(),
+                connection.peer.as_ref(),
+                connection.client.map(|client| client.ip()),
+                trail,
+            )
+            .await
+            .map_err(|denial| denial.at_origin().towards(&authority))?;
+        exchange.spent = spent;
+        if self.has_passed_here(session) {
+            return Err(Denial::new(Cause::Loop).towards(&authority));
+        }
+        if self.shared.settings.is_agent(&authority) {
+            return Err(super::agents_name(&authority));
+        }
+        let path = chosen.path_there()?;
+        let target = chosen.target(&path);
+        self.check_length(session, &authority)?;
+        let request = EgressRequest {
+            authority,
+            ask: Ask::Request {
+                scheme: chosen.scheme(),
+                method,
+                path,
+            },
+        };
+        let admission = self.shared.gate.admit(&who, &request, trail).await?;
+        if current.last_hop {
+            return Ok(answer_here(session, exchange).await);
+        }
+        exchange.route = Some((chosen, target));
         self.admitted(exchange, admission, request)
     }
 
@@ -381,7 +453,7 @@ impl Forward {
             )
             .await
             .map_err(|denial| denial.at_origin().towards(&authority))?;
-        exchange.spent = Some(spent);
+        exchange.spent = Some(HeaderName::from_static(spent));
         if self.has_passed_here(session) {
             return Err(Denial::new(Cause::Loop).towards(&authority));
         }
@@ -595,6 +667,18 @@ fn own_credential(headers: &http::HeaderMap) -> (&'static str, Option<Vec<u8>>) 
     }
 }
 
+/// Answers an `OPTIONS` whose `Max-Forwards` has run out (RFC 9110 section
+/// 7.6.2).
+async fn answer_here(session: &mut Session, exchange: &mut Exchange) -> Verdict {
+    exchange.answered = true;
+    if let Some(trail) = exchange.trail.as_mut() {
+        trail.answered(200);
+    }
+    let page = local::Page::new(200, "text/plain", Vec::new());
+    let _ = local::write(session, page).await;
+    Verdict::Answered
+}
+
 /// The host that an origin-form request is meant for.
 fn host_of(session: &Session) -> Result<Option<Host>, Denial> {
     let Some(value) = session.req_header().headers.get(header::HOST) else {
@@ -776,6 +860,7 @@ impl ProxyHttp for Forward {
             return Error::e_explain(ErrorType::InternalError, "no admission");
         };
         let settings = &self.shared.settings;
+        let tls_name = exchange.tls_name();
         let mut address = exchange.addresses.get(exchange.attempt);
         if let Some(call) = &mut exchange.call {
             let Some((endpoint, at)) = call.at.get(exchange.attempt) else {
@@ -790,17 +875,28 @@ impl ProxyHttp for Forward {
         }
         let mut peer = match (&exchange.socket, address) {
             (Some(path), _) => HttpPeer::new_uds(path, false, String::new())?,
-            (None, Some(address)) => HttpPeer::new(*address, false, String::new()),
+            (None, Some(address)) => match tls_name {
+                Some(name) => HttpPeer::new(*address, true, name),
+                None => HttpPeer::new(*address, false, String::new()),
+            },
             (None, None) => {
                 return Error::e_explain(ErrorType::InternalError, "no admitted address");
             }
         };
         let who = admission.who();
-        peer.group_key =
-            self.shared
-                .pool_key
-                .hash_one((who.tenant(), who.agent(), admission.authority()));
+        // Two routes to one origin may trust different CAs.
+        let route = exchange.route.as_ref();
+        let route = route.map(|(chosen, _)| chosen.route.route.name());
+        peer.group_key = self.shared.pool_key.hash_one((
+            who.tenant(),
+            who.agent(),
+            admission.authority(),
+            route,
+        ));
         let options = &mut peer.options;
+        if let Some((chosen, _)) = &exchange.route {
+            chosen.set(options, exchange.websocket);
+        }
         // Without TLS nothing is negotiated: it is known beforehand. A WebSocket
         // goes by HTTP/1.1.
         if exchange.call.as_ref().is_some_and(|call| call.callee.http2) && !exchange.websocket {
@@ -925,17 +1021,25 @@ impl ProxyHttp for Forward {
                 request.insert_header(header::MAX_FORWARDS, left.to_string())?;
             }
         }
-        if let Some(spent) = exchange.spent {
+        if te_trailers && exchange.route.is_some() && request.version == http::Version::HTTP_2 {
+            request.insert_header(header::TE, "trailers")?;
+        }
+        if let Some(spent) = &exchange.spent {
             request.remove_header(spent);
         }
         if let Some(EgressRequest { authority, .. }) = &exchange.request {
             let host = match &exchange.agent_host {
                 Some(host) => host.clone(),
-                None if authority.port == 80 => authority.host.to_string(),
-                None => authority.to_string(),
+                None => match &exchange.route {
+                    Some((chosen, _)) => chosen.route.route.to().host_field(),
+                    None if authority.port == 80 => authority.host.to_string(),
+                    None => authority.to_string(),
+                },
             };
             request.insert_header(header::HOST, host)?;
-            if session.req_header().version == http::Version::HTTP_2 {
+            if let Some((_, target)) = &exchange.route {
+                request.set_raw_path(target.as_bytes())?;
+            } else if session.req_header().version == http::Version::HTTP_2 {
                 let path = request
                     .uri
                     .path_and_query()
@@ -956,7 +1060,7 @@ impl ProxyHttp for Forward {
             _ => "1.1",
         };
         request.append_header(header::VIA, format!("{version} {}", self.shared.instance))?;
-        if exchange.spent.is_some() || exchange.call.is_some() {
+        if exchange.agent_host.is_some() || exchange.call.is_some() {
             // What the client says of itself is nothing to rely on.
             for name in CLIENTS_OWN_WORD {
                 request.remove_header(name);
@@ -1016,6 +1120,9 @@ impl ProxyHttp for Forward {
             session.set_keepalive(None);
         }
         response.append_header(header::VIA, format!("1.1 {}", self.shared.instance))?;
+        if let Some((chosen, _)) = &exchange.route {
+            chosen.adapt(response)?;
+        }
         if let Some(admission) = &exchange.admission {
             for (name, value) in admission.standing().iter().flat_map(Standing::fields) {
                 response.append_header(name, value)?;
@@ -1050,7 +1157,7 @@ impl ProxyHttp for Forward {
                 .addresses
                 .get(exchange.attempt)
                 .map(SocketAddr::ip)
-                .filter(|_| exchange.spent.is_none() && exchange.call.is_none());
+                .filter(|_| exchange.agent_host.is_none() && exchange.call.is_none());
             let registered = self.shared.tunnels.register(
                 &self.shared.gate,
                 admission.who(),
@@ -1251,7 +1358,14 @@ fn denial_of(error: &Error, exchange: &Exchange) -> Option<Denial> {
             ErrorSource::Internal | ErrorSource::Unset => Cause::Internal,
         },
     };
-    let denial = Denial::new(cause).detail(broke_off(error, exchange.cut.as_deref()).1);
+    let detail = match cause {
+        // What was wrong with a certificate stands in the words of the error.
+        Cause::UpstreamTls | Cause::UpstreamCertificate => {
+            error.to_string().chars().take(400).collect()
+        }
+        _ => broke_off(error, exchange.cut.as_deref()).1,
+    };
+    let denial = Denial::new(cause).detail(detail);
     Some(match &exchange.request {
         Some(request) => denial.towards(&request.authority),
         None => denial,
@@ -1286,9 +1400,14 @@ fn upstream_cause(error: &Error) -> Option<Cause> {
         | ErrorType::ConnectError
         | ErrorType::SocketError
         | ErrorType::BindError => Cause::Unreachable,
-        ErrorType::TLSHandshakeFailure | ErrorType::InvalidCert | ErrorType::HandshakeError => {
-            Cause::UpstreamTls
+        ErrorType::InvalidCert => Cause::UpstreamCertificate,
+        // The error of rustls is there as text only.
+        ErrorType::TLSHandshakeFailure
+            if error.to_string().contains("invalid peer certificate") =>
+        {
+            Cause::UpstreamCertificate
         }
+        ErrorType::TLSHandshakeFailure | ErrorType::HandshakeError => Cause::UpstreamTls,
         ErrorType::ReadTimedout | ErrorType::WriteTimedout => Cause::UpstreamTimeout,
         ErrorType::ConnectionClosed | ErrorType::ReadError | ErrorType::WriteError => {
             Cause::UpstreamClosed

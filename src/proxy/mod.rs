@@ -16,6 +16,7 @@ mod local;
 mod peers;
 mod refusal;
 mod relay;
+mod routes;
 mod serve;
 mod tls;
 mod transport;
@@ -35,6 +36,7 @@ use tokio::sync::{Semaphore, watch};
 pub use listener::{Accepting, Bound, ListenAddress, bind, remove_stale};
 pub use local::{LocalPages, Page};
 pub use peers::{Callee, Callees, PeerEndpoint, Peers};
+pub use routes::{NamedRoute, UpstreamHttp2, UpstreamRoots};
 pub use tls::{ClientTrust, ListenerTls, TlsParts};
 pub use tunnels::OpenTunnels;
 
@@ -90,6 +92,8 @@ pub struct Settings {
     pub peers: HashMap<u32, Arc<Principal>>,
     /// The agent behind the gateway.
     pub agent: Option<FrontedAgent>,
+    /// Origins that are reached by a path or a host on the gateway.
+    pub routes: Vec<NamedRoute>,
     /// What every tunnel may carry, whatever its rule says.
     pub every_tunnel: TlsRule,
     /// Whether IPv4 addresses are tried before IPv6 ones.
@@ -162,6 +166,7 @@ pub enum AgentEndpoint {
 pub struct Shared {
     gate: Gate,
     settings: Settings,
+    routes: routes::Routes,
     tunnels: OpenTunnels,
     in_flight: Arc<Semaphore>,
     tunnel_slots: Arc<Semaphore>,
@@ -245,6 +250,7 @@ impl Wire {
             tunnel_slots: Arc::new(Semaphore::new(settings.tunnels)),
             tunnels: OpenTunnels::new(settings.tunnels_outlive_tokens),
             gate,
+            routes: routes::Routes::new(&settings.routes),
             settings,
             pages,
             peers,

@@ -8,6 +8,7 @@ mod peers;
 pub mod load;
 mod reload;
 mod revocation;
+mod routes;
 mod tokens;
 
 use std::net::SocketAddr;
@@ -42,7 +43,7 @@ use crate::identity::{CacheSettings, CachedVerifier, Principal, TokenVerifier, V
 use crate::limit::Ledger;
 use crate::policy::{EchRule, SniRule, TlsRule, TlsUse};
 use crate::proxy::{
-    Accepting, AgentEndpoint, Bound, FrontedAgent, ListenAddress, Settings, Wire, bind,
+    Accepting, AgentEndpoint, Bound, FrontedAgent, ListenAddress, NamedRoute, Settings, Wire, bind,
 };
 
 use certificates::CertificateReloader;
@@ -132,6 +133,7 @@ impl Gateway {
             }
         };
         let between = peers::open(&config, &figures, &*clock)?;
+        let routes = routes::read(&config)?;
         let log = Arc::new(open_log(&config)?);
         figures.follow(Arc::clone(&log));
 
@@ -306,7 +308,7 @@ impl Gateway {
                 Gate::new(parts(Some(between))),
                 Settings {
                     agent: None,
-                    ..settings(&config)
+                    ..settings(&config, Vec::new())
                 },
                 Arc::new(admin.clone()),
                 host::random_bits,
@@ -315,7 +317,7 @@ impl Gateway {
         });
         let wire = Wire::new(
             Gate::new(parts(None)),
-            settings(&config),
+            settings(&config, routes),
             Arc::new(admin.clone()),
             host::random_bits,
             stopped,
@@ -647,7 +649,7 @@ fn resolver(config: &Config, clock: &Arc<dyn Clock>) -> anyhow::Result<Resolver>
     Resolver::new(settings, Arc::clone(clock)).context("the resolver cannot be set up")
 }
 
-fn settings(config: &Config) -> Settings {
+fn settings(config: &Config, routes: Vec<NamedRoute>) -> Settings {
     let bytes = |size: config::ByteSize| usize::try_from(size.bytes()).unwrap_or(usize::MAX);
     let allow = |verdict: Verdict| verdict == Verdict::Allow;
     Settings {
@@ -688,6 +690,7 @@ fn settings(config: &Config) -> Settings {
                 Endpoint::Unix(path) => AgentEndpoint::Unix(path.display().to_string()),
             },
         }),
+        routes,
         every_tunnel: TlsRule {
             tls: if allow(config.tunnel.opaque) {
                 TlsUse::Any
