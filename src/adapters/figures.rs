@@ -26,7 +26,9 @@ use crate::audit::{AuditEvent, AuditRecord};
 use crate::egress::TenantId;
 use crate::gate::ports::{Observation, Observe};
 use crate::limit::Shared;
+use crate::proxy::Peers;
 
+use super::clock::SystemClock;
 use super::records::AuditLog;
 use super::redis::Redis;
 use exemplar::Exemplar;
@@ -473,6 +475,12 @@ impl Figures {
     /// Has the state of the connection to Redis read whenever the figures are.
     pub fn follow_redis(&self, redis: Redis) {
         self.state.redis(redis);
+    }
+
+    /// Has the state of callable agents read whenever the figures are, by the
+    /// clock of the gate.
+    pub fn follow_peers(&self, peers: Arc<Peers>, clock: SystemClock) {
+        self.state.peers(peers, clock);
     }
 
     /// Has the state of shared limits read whenever the figures are.

@@ -459,6 +459,29 @@ fn mistakes_in_the_file() {
              optional, or required",
         ),
         (
+            "agents that nobody can call",
+            "peers: {ca: /ca.pem}",
+            "config.yaml:1:9: peers.ca: has no effect: write listen.peers: 0.0.0.0:8443",
+        ),
+        (
+            "a port for agents without a certificate",
+            "listen: {peers: \"127.0.0.1:8443\"}",
+            "default: peers.certificates: listen.peers needs a certificate: write {certificate: \
+             PATH, key: PATH}",
+        ),
+        (
+            "a port for agents that is taken",
+            "listen: {peers: \"127.0.0.1:9090\"}",
+            "config.yaml:1:17: listen.peers: 127.0.0.1:9090 is taken by another listener: write \
+             another port",
+        ),
+        (
+            "a Unix socket for agents",
+            "listen: {peers: \"unix:/x\"}",
+            "config.yaml:1:17: listen.peers: write address:port, or off: no certificate comes by a \
+             Unix socket",
+        ),
+        (
             "a pattern that lets anybody choose the domain",
             "tls: {clients: {names: [\"spiffe://{agent}/x\"]}}",
             "config.yaml:1:25: tls.clients.names[0]: \"spiffe://{agent}/x\": write the domain out: \

@@ -112,7 +112,8 @@ impl Gateway {
         }
         let figures = Arc::new(Figures::new(env!("CARGO_PKG_VERSION")));
         raise_open_files(&figures, &config);
-        let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+        let system_clock = SystemClock::new();
+        let clock: Arc<dyn Clock> = Arc::new(system_clock);
         let mut documents = Documents::new(&config).context("the policy is not valid")?;
         let loaded = documents.load().context("the policy is not valid")?;
         let policy = loaded.policy;
@@ -230,6 +231,7 @@ impl Gateway {
         ));
         if let Some(between) = &between {
             between.locate(&names).await;
+            figures.follow_peers(between.peers(), system_clock);
         }
         let off_limits = between.as_ref().map(|between| between.peers() as _);
         let revocations = Arc::new(RevocationsInForce::default());
