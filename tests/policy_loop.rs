@@ -121,10 +121,11 @@ fn from_what_agents_do_to_what_they_may_do() {
     assert_eq!(rules.as_array().map(Vec::len), Some(2), "{learned}");
 
     // Check and keep.
-    let (code, out, said) = policy(
-        &["check", "--deny-warnings", "--keep", &history, &file],
-        None,
-    );
+    let (code, out, said) = policy(&["check", "--deny-warnings", &file], None);
+    assert_eq!(code, 1, "how much is not learned: {out}{said}");
+    assert_eq!(out.matches("warning: ").count(), 1, "{out}");
+    assert!(out.contains("has no limits"), "{out}");
+    let (code, out, said) = policy(&["check", "--keep", &history, &file], None);
     assert_eq!(code, 0, "{out}{said}");
     let (code, out, said) = policy(&["check", "--keep", &history, &old], None);
     assert_eq!(code, 0, "{out}{said}");

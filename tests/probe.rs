@@ -191,8 +191,7 @@ fn a_probe_names_every_way_that_is_open_and_no_other() {
         };
         net.rules("reject", &accept(forward), &accept(input));
         let report = net.probe(&["--refused-is-contained"]);
-        eprintln!("{case}");
-        report.comes_to("leak", 1, open);
+        report.of_case(case).comes_to("leak", 1, open);
     }
     net.rules("reject", "", "");
 
@@ -229,8 +228,8 @@ fn a_probe_names_every_way_that_is_open_and_no_other() {
             POLICY
         };
         net.replace_policy(&format!("{first}  - {rule}\n"));
-        eprintln!("{case}");
         net.probe(&["--refused-is-contained"])
+            .of_case(case)
             .comes_to("leak", 1, open);
     }
     assert_eq!(
@@ -493,6 +492,12 @@ impl Probed {
             code: output.status.code(),
             report,
         }
+    }
+
+    /// The same, with the case in what a failure shows.
+    fn of_case(mut self, case: &str) -> Self {
+        self.report["case"] = case.into();
+        self
     }
 
     #[track_caller]

@@ -249,6 +249,13 @@ pub enum Concern {
         "a tunnel to port 443 cannot be held to {0} and is refused by this rule; the rule works for requests whose inside is seen"
     )]
     NotForTunnels(&'static str),
+    /// Allow rules that neither their own limits nor a document's bound. Said
+    /// once for each document, at the first of them, with how many more.
+    #[error(
+        "has no limits{}: only the gateway's own bound how much agents use it; write limits in the rule or in its document",
+        if *.0 == 0 { String::new() } else { format!(", as {} more of this document", .0) }
+    )]
+    Unlimited(usize),
 }
 
 impl<W> Finding<W> {

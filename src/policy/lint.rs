@@ -65,7 +65,41 @@ impl PolicySet {
                 }
             }
         }
+        self.unlimited(&mut warnings);
         warnings
+    }
+
+    /// Allow rules without limits, one finding for each document.
+    fn unlimited(&self, warnings: &mut Vec<PolicyWarning>) {
+        let rules = &*self.rules;
+        let bounded = |document: &Document| !document.limits.is_empty();
+        if rules
+            .documents()
+            .any(|document| document.tenant.is_none() && bounded(document))
+        {
+            return;
+        }
+        let mut found: Vec<((u32, u32), usize, usize)> = Vec::new();
+        for (id, rule) in rules.all() {
+            let free = rule.action == Action::Allow && rule.limits.is_empty();
+            if !free || bounded(rules.document(id)) {
+                continue;
+            }
+            let of = id.in_document();
+            match found.iter_mut().find(|(document, ..)| *document == of) {
+                Some((_, _, more)) => *more += 1,
+                None => {
+                    found.push((of, rule.position, 0));
+                    let path = format!("rules[{}]", rule.position);
+                    let source = &rules.document(id).source;
+                    warnings.push(Finding::new(source, path, Concern::Unlimited(0)));
+                }
+            }
+        }
+        let first = warnings.len() - found.len();
+        for (warning, (_, _, more)) in warnings[first..].iter_mut().zip(found) {
+            warning.what = Concern::Unlimited(more);
+        }
     }
 }
 
@@ -291,7 +325,31 @@ rules:
                 "p.yaml: rules[10].hosts[1]: \"*.github.io\": names below github.io belong to whoever registers one; name the hosts, or the domain that is meant",
                 "p.yaml: rules[11]: never decides: rules[7] stands before it and speaks of all its hosts, agents, ports, methods and paths; take it away, or put it first",
                 "p.yaml: rules[12]: never matches: rule \"no\" of p.yaml refuses all of it, and deny wins",
+                "p.yaml: rules[0]: has no limits, as 12 more of this document: only the gateway's own bound how much agents use it; write limits in the rule or in its document",
             ]
         );
+    }
+
+    #[test]
+    fn limits_anywhere_above_a_rule_are_limits() {
+        let tenant = "{version: 1, tenant: acme, rules: [{name: a, action: allow, agents: any, hosts: [a.example]}]}";
+        let limited = "{version: 1, tenant: acme, limits: {agent: {requests: 9/s}}, rules: [{name: a, action: allow, agents: any, hosts: [a.example]}]}";
+        let own = "{version: 1, rules: [{name: a, action: allow, agents: any, hosts: [a.example], limits: {requests: 9/s}}]}";
+        let global = "{version: 1, limits: {tenant: {requests: 9/s}}}";
+        for (case, documents, doubts) in [
+            ("none", &[tenant][..], 1),
+            ("in the rule", &[own], 0),
+            ("in the document", &[limited], 0),
+            ("for everybody", &[tenant, global], 0),
+            ("only of another's rule", &[tenant, own], 1),
+        ] {
+            let documents = documents.iter().enumerate().map(|(at, text)| {
+                let source = SourceName::from(format!("{at}.yaml").as_str());
+                let document = PolicyDocument::parse(&source, Format::Yaml, text);
+                (source, document.expect("a document"))
+            });
+            let set = PolicySet::build(documents.collect(), Mode::Enforce).expect("a policy");
+            assert_eq!(set.lint().len(), doubts, "{case}: {:?}", set.lint());
+        }
     }
 }

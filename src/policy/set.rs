@@ -69,7 +69,7 @@ pub(super) struct Document {
     /// Whether audit mode also lets pass to addresses that are not public.
     pub(super) audit_addresses: bool,
     pub(super) denylist: Denylist,
-    limits: Vec<Arc<Limit>>,
+    pub(super) limits: Vec<Arc<Limit>>,
     rules: Vec<Rule>,
     digest: [u8; 32],
 }

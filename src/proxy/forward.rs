@@ -6,7 +6,7 @@
 //! do an intermediary's duties, `logging` closes the trail.
 
 use std::hash::BuildHasher;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -215,7 +215,7 @@ impl Forward {
             Some(current) => current,
             None => http2_request(session)?,
         };
-        if connection.tunnel.is_none() {
+        if connection.tunnel.is_none() && self.shared.peers.is_none() {
             let head = session.req_header();
             let chosen = self.shared.routes.choose(
                 &current.target,
@@ -248,8 +248,9 @@ impl Forward {
                 .look_at_call(session, exchange, &connection, call)
                 .await;
         }
+        let target = connection.own_target(current.target);
         let method = session.req_header().method.clone();
-        let (authority, path) = match (current.target, &connection.tunnel) {
+        let (authority, path) = match (target, &connection.tunnel) {
             (
                 RequestTarget::Absolute {
                     scheme: Scheme::Http,
@@ -1059,9 +1060,12 @@ impl ProxyHttp for Forward {
             _ => "1.1",
         };
         request.append_header(header::VIA, format!("{version} {}", self.shared.instance))?;
-        if (exchange.agent_host.is_some() || exchange.call.is_some())
-            && let Some(client) = connection(session).and_then(|connection| connection.client)
-        {
+        if exchange.agent_host.is_some() || exchange.call.is_some() {
+            // What the client says of itself is nothing to rely on.
+            for name in CLIENTS_OWN_WORD {
+                request.remove_header(name);
+            }
+            let client = connection(session).and_then(|connection| connection.client);
             request.insert_header("Forwarded", forwarded(client))?;
         }
         if let Some(parent) = request
@@ -1305,12 +1309,24 @@ fn go_between(
 }
 
 /// `Forwarded` (RFC 7239) for the agent behind the gateway.
-fn forwarded(client: SocketAddr) -> String {
-    match client {
-        SocketAddr::V4(v4) => format!("for={}", v4.ip()),
-        SocketAddr::V6(v6) => format!("for=\"[{}]\"", v6.ip()),
+fn forwarded(client: Option<SocketAddr>) -> String {
+    match client.map(|client| client.ip().to_canonical()) {
+        Some(IpAddr::V4(v4)) => format!("for={v4}"),
+        Some(IpAddr::V6(v6)) => format!("for=\"[{v6}]\""),
+        // A Unix socket has no address (section 6.2).
+        None => "for=unknown".to_owned(),
     }
 }
+
+/// Fields in which a service behind a proxy looks for its client.
+const CLIENTS_OWN_WORD: [&str; 6] = [
+    "forwarded",
+    "x-forwarded-for",
+    "x-forwarded-host",
+    "x-forwarded-port",
+    "x-forwarded-proto",
+    "x-real-ip",
+];
 
 /// The same trace with this hop as the parent.
 fn next_hop_trace(value: &[u8], random: u128) -> Option<String> {
@@ -1431,6 +1447,19 @@ mod tests {
             b"\xff",
         ] {
             assert_eq!(trace_id(bad), None, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn the_client_is_written_as_rfc_7239_has_it() {
+        for (client, expected) in [
+            (Some("192.0.2.1:5"), "for=192.0.2.1"),
+            (Some("[2001:db8::1]:5"), "for=\"[2001:db8::1]\""),
+            (Some("[::ffff:192.0.2.1]:5"), "for=192.0.2.1"),
+            (None, "for=unknown"),
+        ] {
+            let client = client.map(|text| text.parse().expect("an address"));
+            assert_eq!(forwarded(client), expected, "{client:?}");
         }
     }
 

@@ -174,6 +174,7 @@ impl ListenerTls {
             }
         };
         let tls = stream.get_ref().1;
+        let server_name = tls.server_name().map(Into::into);
         let resumed = tls.handshake_kind() == Some(HandshakeKind::Resumed);
         let chain = tls.peer_certificates().unwrap_or_default();
         let certified = match chain {
@@ -192,6 +193,7 @@ impl ListenerTls {
         Ok(Handshake::Client(Box::new(Arrived {
             stream: Box::new(stream),
             certified,
+            server_name,
             resumed,
         })))
     }
@@ -223,6 +225,8 @@ pub(super) struct Arrived {
     pub(super) stream: Box<TlsStream<TcpStream>>,
     /// What its certificate says, where it has shown one.
     pub(super) certified: Option<Certified>,
+    /// The name that it took the gateway for (RFC 6066 section 3).
+    pub(super) server_name: Option<Arc<str>>,
     /// Whether it took up an earlier session.
     pub(super) resumed: bool,
 }

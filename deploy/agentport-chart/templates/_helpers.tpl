@@ -92,6 +92,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | quote }}
       "policy" "/etc/agentport/policies"
       "mode" .Values.mode
       "identity" $identity
+      "limits" (dict "replicas" (int .Values.replicaCount))
       "timeouts" (dict "drain" (printf "%ds" (int .Values.drainSeconds)))
       "log" (dict "format" "json") -}}
 {{- if .Values.certManager.enabled -}}
