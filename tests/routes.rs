@@ -751,7 +751,7 @@ fn calls_of_json_rpc_that_no_rule_names_reach_nobody() {
     let mut client = gateway.connect();
     client.send_lossy(format!(
         "POST {} HTTP/1.1\r\n{}Proxy-Authorization: Bearer {}\r\nTransfer-Encoding: chunked\r\n\r\n\
-         a\r\n{{\"method\"\r\nc\r\n:\"eth_send\"}}\r\n0\r\n\r\n",
+         9\r\n{{\"method\"\r\nc\r\n:\"eth_send\"}}\r\n0\r\n\r\n",
         at("a.test"),
         field("a.test"),
         token("bot")
