@@ -314,6 +314,8 @@ pub struct Limits {
     pub target_bytes: ByteSize,
     /// A request's body.
     pub body_bytes: Option<ByteSize>,
+    /// A body that is read to judge its methods of JSON-RPC; at most 64 KiB.
+    pub rpc_body_bytes: ByteSize,
     /// Connections on one listener.
     pub connections: usize,
     /// Requests at one time, tunnels not counted.
@@ -430,6 +432,8 @@ pub(super) const BOUNDS: &[(&str, &str, &str)] = &[
     ("limits.header_bytes", "8KiB", "1MiB"),
     // `egress::MAX_TARGET_BYTES` is the most that is ever parsed.
     ("limits.target_bytes", "256", "8KiB"),
+    // What is read is kept where no more fits, until it is sent on.
+    ("limits.rpc_body_bytes", "256", "64KiB"),
     ("limits.upstream_pool", "0", ""),
     ("audit.max_bytes", "64KiB", ""),
     ("audit.keep", "0", "1000"),
@@ -865,6 +869,7 @@ fn limits(read: &mut Reader<'_>) -> Option<Limits> {
             header_bytes,
             target_bytes,
             body_bytes,
+            rpc_body_bytes,
             connections,
             in_flight,
             tunnels,

@@ -37,7 +37,7 @@ use super::peers::{Call, Callee, PeerEndpoint, UnderWay};
 use super::routes::Chosen;
 use super::serve::bad_target;
 use super::tunnels::Registered;
-use super::{AgentEndpoint, Shared, dial, local, refusal};
+use super::{AgentEndpoint, Shared, dial, local, refusal, rpc};
 
 /// In what field an agent says which skill it runs. Never used for a decision.
 pub(super) const SKILL_FIELD: &str = "x-openclaw-skill";
@@ -320,7 +320,7 @@ impl Forward {
             return Err(super::agents_name(&request.authority));
         }
         self.check_length(session, &request.authority)?;
-        let admission = self.shared.gate.admit(&who, &request, trail).await?;
+        let admission = rpc::admit(&self.shared, session, &who, &request, trail).await?;
         if current.last_hop {
             return Ok(answer_here(session, exchange).await);
         }
@@ -374,7 +374,7 @@ impl Forward {
                 path,
             },
         };
-        let admission = self.shared.gate.admit(&who, &request, trail).await?;
+        let admission = rpc::admit(&self.shared, session, &who, &request, trail).await?;
         if current.last_hop {
             return Ok(answer_here(session, exchange).await);
         }

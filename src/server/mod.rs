@@ -675,6 +675,7 @@ fn settings(config: &Config, routes: Vec<NamedRoute>) -> Settings {
         client_hello_timeout: config.timeouts.client_hello,
         header_bytes: bytes(config.limits.header_bytes),
         target_bytes: bytes(config.limits.target_bytes),
+        rpc_body_bytes: bytes(config.limits.rpc_body_bytes),
         body_bytes: config.limits.body_bytes.map(config::ByteSize::bytes),
         in_flight: config.limits.in_flight,
         tunnels: config.limits.tunnels,
