@@ -130,6 +130,8 @@ fn agent(
     let label = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
     let is_label = written.name.len() <= 63
         && written.name.bytes().all(label)
+        && !written.name.starts_with('-')
+        && !written.name.ends_with('-')
         && written.name.bytes().any(|b| b.is_ascii_lowercase());
     let host = format!("{}.{domain}", written.name);
     let host = is_label.then(|| DnsName::parse(&host).ok()).flatten();

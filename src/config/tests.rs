@@ -465,13 +465,13 @@ fn mistakes_in_the_file() {
         ),
         (
             "a port for agents without a certificate",
-            "listen: {peers: \"127.0.0.1:8443\"}",
+            "listen: {peers: \"127.0.0.1:8443\"}\npeers: {ca: /ca.pem, names: [\"spiffe://a/{agent}\"], agents: /a.yaml}\n",
             "default: peers.certificates: listen.peers needs a certificate: write {certificate: \
              PATH, key: PATH}",
         ),
         (
             "a port for agents that is taken",
-            "listen: {peers: \"127.0.0.1:9090\"}",
+            "listen: {peers: \"127.0.0.1:9090\"}\npeers: {certificates: [{certificate: /c, key: /k}], ca: /ca.pem, names: [\"spiffe://a/{agent}\"], agents: /a.yaml}\n",
             "config.yaml:1:17: listen.peers: 127.0.0.1:9090 is taken by another listener: write \
              another port",
         ),

@@ -892,8 +892,12 @@ impl ProxyHttp for Forward {
             who.agent(),
             admission.authority(),
             route,
+            exchange.websocket,
         ));
         let options = &mut peer.options;
+        if exchange.websocket {
+            options.custom_l4 = Some(Arc::clone(&self.shared.for_upgrades));
+        }
         if let Some((chosen, _)) = &exchange.route {
             chosen.set(options, exchange.websocket);
         }

@@ -22,6 +22,7 @@ mod serve;
 mod tls;
 mod transport;
 mod tunnels;
+mod upgrade;
 mod websocket;
 
 use std::collections::HashMap;
@@ -184,6 +185,8 @@ pub struct Shared {
     instance: String,
     /// Keeps tenants' and agents' pooled connections apart.
     pool_key: std::hash::RandomState,
+    /// Dials where a request upgrades.
+    for_upgrades: Arc<dyn pingora::connectors::L4Connect + Send + Sync>,
 }
 
 /// The wire, ready to serve connections.
@@ -265,6 +268,7 @@ impl Wire {
                 u32::try_from(random() & 0xffff_ffff).unwrap_or(0)
             ),
             pool_key: std::hash::RandomState::new(),
+            for_upgrades: upgrade::connector(),
         });
         let mut proxy = pingora::proxy::http_proxy(&conf, Forward::new(Arc::clone(&shared)));
         let mut options = HttpServerOptions::default();
