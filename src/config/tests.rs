@@ -477,7 +477,7 @@ fn mistakes_in_the_file() {
         ),
         (
             "a Unix socket for agents",
-            "listen: {peers: \"unix:/x\"}",
+            "listen: {peers: \"unix:/x\"}\npeers: {certificates: [{certificate: /c, key: /k}], ca: /ca.pem, names: [\"spiffe://a/{agent}\"], agents: /a.yaml}\n",
             "config.yaml:1:17: listen.peers: write address:port, or off: no certificate comes by a \
              Unix socket",
         ),
