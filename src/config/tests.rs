@@ -461,7 +461,7 @@ fn mistakes_in_the_file() {
         (
             "agents that nobody can call",
             "peers: {ca: /ca.pem}",
-            "config.yaml:1:9: peers.ca: has no effect: write listen.peers: 0.0.0.0:8443",
+            "config.yaml:1:13: peers.ca: has no effect: write listen.peers: 0.0.0.0:8443",
         ),
         (
             "a port for agents without a certificate",
