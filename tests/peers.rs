@@ -643,6 +643,13 @@ fn calls_are_balanced_and_a_killed_endpoint_fails_nobody() {
         "Content-Length: 0\r\n",
     );
     assert_eq!(post.expect("an answer").0, 200);
+    let metrics = between.gateway.metrics();
+    for line in [
+        "agentport_peer_endpoints{agent=\"bob\",state=\"available\"} ",
+        "agentport_peer_endpoints{agent=\"bob\",state=\"passed_over\"} ",
+    ] {
+        assert!(metrics.contains(line), "{metrics}");
+    }
     two.task.abort();
     let (status, text) = between.call("bob.peers.internal", "/open/x", "");
     assert_eq!(status, 502, "{text}");
@@ -733,7 +740,22 @@ fn a_websocket_is_byte_exact() {
         );
         let (unread, stream) = conn.into_parts();
         (&stream).write_all(&unread).expect("written");
-        let _ = std::io::copy(&mut &stream, &mut &stream);
+        let mut part = [0; 16 * 1024];
+        let mut carried = unread.len();
+        loop {
+            match (&stream).read(&mut part) {
+                // The client drops its connection, so the end may be a reset.
+                Ok(0) | Err(_) => break,
+                Ok(count) => {
+                    carried += count;
+                    (&stream).write_all(&part[..count]).expect("written");
+                }
+            }
+        }
+        assert_eq!(
+            carried, 240_000,
+            "the connection stood until all was carried"
+        );
     });
     let between = Between::start(POLICY, &directory("bob", &[bob.address().to_string()]));
     let config = between.config(Some(&between.alice), "http/1.1");
@@ -893,4 +915,60 @@ fn grpc_streams_both_ways_with_trailers() {
         .record("the call", |record| record["path"] == "/open/Echo");
     assert_eq!(record["event"], "delegation");
     assert_eq!(record["method"], "POST");
+}
+
+#[test]
+fn a_websocket_in_http2_is_a_call_and_a_tunnel_is_none() {
+    let bob = Origin::serve(|mut conn, _| {
+        let head = conn.head().expect("a request");
+        assert_eq!(head.start, "GET /open/ws HTTP/1.1");
+        assert_eq!(head.field("x-agentport-caller"), Some("alice"));
+        conn.send(
+            "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+             Sec-WebSocket-Accept: x\r\n\r\n",
+        );
+        let (unread, stream) = conn.into_parts();
+        (&stream).write_all(&unread).expect("written");
+        let _ = std::io::copy(&mut &stream, &mut &stream);
+    });
+    let between = Between::start(POLICY, &directory("bob", &[bob.address().to_string()]));
+    let config = between.config(Some(&between.alice), "h2");
+    let talk = async {
+        let tcp = tokio::net::TcpStream::connect(between.address)
+            .await
+            .expect("connected");
+        let tls = tokio_rustls::TlsConnector::from(config)
+            .connect("gateway.test".try_into().expect("a name"), tcp)
+            .await
+            .expect("a handshake");
+        let (sender, connection) = h2::client::handshake(tls).await.expect("HTTP/2");
+        tokio::spawn(connection);
+        while !sender.is_extended_connect_protocol_enabled() {
+            tokio::task::yield_now().await;
+        }
+        let mut ask = http::Request::connect("https://bob.peers.internal:8443/open/ws")
+            .header("sec-websocket-version", "13")
+            .body(())
+            .expect("a request");
+        ask.extensions_mut()
+            .insert(h2::ext::Protocol::from_static("websocket"));
+        let mut ready = sender.clone().ready().await.expect("ready");
+        let (answer, mut send) = ready.send_request(ask, false).expect("sent");
+        let answer = answer.await.expect("an answer");
+        assert_eq!(answer.status(), 200);
+        send.send_data(Bytes::from_static(b"ping"), false)
+            .expect("sent");
+        let mut body = answer.into_body();
+        assert_eq!(body.data().await.expect("a part").expect("read"), "ping");
+
+        let tunnel = http::Request::connect("bob.test:80")
+            .body(())
+            .expect("a request");
+        let mut ready = sender.clone().ready().await.expect("ready");
+        let (answer, _send) = ready.send_request(tunnel, false).expect("sent");
+        assert_eq!(answer.await.expect("an answer").status(), 405);
+    };
+    runtime()
+        .block_on(async { tokio::time::timeout(support::DEADLINE, talk).await })
+        .expect("in time");
 }

@@ -604,3 +604,230 @@ fn a_call_of_grpc_streams_both_ways_and_keeps_its_trailers() {
     }
     assert_eq!(front.handshakes().len(), 1, "both in one connection");
 }
+
+/// What may be called by JSON-RPC at `a.test`, and what may not at `b.test`.
+const CALLS: &str = r#"
+version: 1
+rules:
+  - name: reads
+    action: allow
+    agents: any
+    hosts: [a.test]
+    addresses: ["127.0.0.0/8"]
+    ports: any
+    methods: [GET, POST]
+    rpc_methods: [eth_call, "net_*"]
+  - {name: free, action: allow, agents: any, hosts: [b.test], addresses: ["127.0.0.0/8"], ports: any}
+  - {name: no-money, action: deny, agents: any, hosts: [b.test], ports: any, rpc_methods: [eth_send]}
+"#;
+
+fn call(gateway: &Gateway, url: &str, fields: &str, body: &str) -> Answer {
+    let auth = format!("Proxy-Authorization: Bearer {}", token("bot"));
+    let length = body.len();
+    let mut client = gateway.connect();
+    client.send_lossy(format!(
+        "POST {url} HTTP/1.1\r\n{auth}\r\nContent-Length: {length}\r\n{fields}\r\n{body}"
+    ));
+    client.response()
+}
+
+#[test]
+fn calls_of_json_rpc_that_no_rule_names_reach_nobody() {
+    let untouched = Untouched::listen();
+    let gateway = Gateway::start(CALLS, &[("limits.rpc_body_bytes", "4KiB")]);
+    let at = |host: &str| format!("http://{host}:{}/rpc", untouched.port());
+    let field = |host: &str| format!("Host: {host}:{}\r\n", untouched.port());
+    let gzip = format!("{}Content-Encoding: gzip\r\n", field("a.test"));
+    let large = format!("{{\"method\":\"eth_call\",\"x\":\"{}\"}}", "x".repeat(4096));
+    for (case, host, fields, body, code, says) in [
+        (
+            "another method",
+            "a.test",
+            "",
+            r#"{"method":"eth_send"}"#,
+            "no_rule",
+            "no rule",
+        ),
+        (
+            "a longer name",
+            "a.test",
+            "",
+            r#"{"method":"eth_calls"}"#,
+            "no_rule",
+            "no rule",
+        ),
+        (
+            "one of a batch",
+            "a.test",
+            "",
+            r#"[{"method":"eth_call"},{"method":"eth_send"}]"#,
+            "no_rule",
+            "no rule",
+        ),
+        (
+            "a notification",
+            "a.test",
+            "",
+            r#"{"method":"x"}"#,
+            "no_rule",
+            "no rule",
+        ),
+        (
+            "a method twice",
+            "a.test",
+            "",
+            r#"{"method":"eth_call","method":"eth_send"}"#,
+            "bad_request",
+            "a member twice",
+        ),
+        (
+            "no JSON",
+            "a.test",
+            "",
+            "method=eth_call",
+            "bad_request",
+            "not valid JSON",
+        ),
+        (
+            "compressed",
+            "a.test",
+            &gzip,
+            r#"{"method":"eth_call"}"#,
+            "bad_request",
+            "compressed",
+        ),
+        ("no body", "a.test", "", "", "no_rule", "no rule"),
+        (
+            "too large",
+            "a.test",
+            "",
+            &large,
+            "bad_request",
+            "limits.rpc_body_bytes",
+        ),
+        (
+            "denied",
+            "b.test",
+            "",
+            r#"{"method":"eth_send"}"#,
+            "\"rule\":\"no-money\"",
+            "no-money",
+        ),
+        (
+            "denied among others",
+            "b.test",
+            "",
+            r#"[{"method":"eth_call"},{"method":"eth_send"}]"#,
+            "\"rule\":\"no-money\"",
+            "no-money",
+        ),
+        (
+            "unreadable to a deny rule",
+            "b.test",
+            "",
+            "x",
+            "bad_request",
+            "not valid JSON",
+        ),
+    ] {
+        let host_field = field(host);
+        let fields = if fields.is_empty() {
+            &host_field
+        } else {
+            fields
+        };
+        let answer = call(&gateway, &at(host), fields, body);
+        let text = String::from_utf8_lossy(&answer.body);
+        assert!(text.contains(code), "{case}: {text}");
+        assert!(text.contains(says), "{case}: {text}");
+        assert!(
+            matches!(answer.status, 400 | 403),
+            "{case}: {}",
+            answer.status
+        );
+        untouched.check(case);
+    }
+    // In chunks, and one that says no length: none of it goes round.
+    let mut client = gateway.connect();
+    client.send_lossy(format!(
+        "POST {} HTTP/1.1\r\n{}Proxy-Authorization: Bearer {}\r\nTransfer-Encoding: chunked\r\n\r\n\
+         9\r\n{{\"method\"\r\nc\r\n:\"eth_send\"}}\r\n0\r\n\r\n",
+        at("a.test"),
+        field("a.test"),
+        token("bot")
+    ));
+    let answer = client.response();
+    assert_eq!(answer.field("x-agentport-reason"), Some("no_rule"));
+}
+
+#[test]
+fn the_body_that_was_judged_is_the_body_that_goes_on() {
+    let pki = Pki::new("the origin's CA");
+    let origin = Origin::http(|_, body| {
+        let mut out = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len());
+        out.push_str(std::str::from_utf8(body).expect("text"));
+        out.into_bytes()
+    });
+    let front = TlsFront::before(origin.address(), &pki.server("a", &["a.test"]), &[]);
+    let routes = format!(
+        "[{{name: api, to: \"https://a.test:{}\", ca: {}}}]",
+        front.port(),
+        pki.ca().display()
+    );
+    let gateway = Gateway::start(CALLS, &[("routes", &routes)]);
+    let large = format!(
+        " {{\"params\":[\"{}\"],\n\t\"method\":\"eth_call\"}}\r\n",
+        "x".repeat(60_000)
+    );
+    let in_clear = format!("http://a.test:{}/rpc", origin.port());
+    for (case, url, host, body) in [
+        (
+            "a call",
+            in_clear.as_str(),
+            format!("a.test:{}", origin.port()),
+            r#"{"method":"eth_call"}"#,
+        ),
+        (
+            "a batch",
+            &in_clear,
+            format!("a.test:{}", origin.port()),
+            r#"[{"method":"net_version"},{"id":1,"method":"eth_call"}]"#,
+        ),
+        (
+            "a large one, by a route",
+            "/routes/api/rpc",
+            "gw".to_owned(),
+            &large,
+        ),
+        (
+            "what no deny rule names",
+            &format!("http://b.test:{}/rpc", origin.port()),
+            format!("b.test:{}", origin.port()),
+            r#"{"method":"eth_call"}"#,
+        ),
+    ] {
+        let answer = call(&gateway, url, &format!("Host: {host}\r\n"), body);
+        assert_eq!(
+            answer.status,
+            200,
+            "{case}: {}",
+            String::from_utf8_lossy(&answer.body)
+        );
+        assert_eq!(answer.body, body.as_bytes(), "{case}");
+    }
+    // A client that waits for leave to send its body gets it.
+    let mut client = gateway.connect();
+    let body = r#"{"method":"eth_call"}"#;
+    client.send(format!(
+        "POST {in_clear} HTTP/1.1\r\nHost: a.test:{}\r\nProxy-Authorization: Bearer {}\r\n\
+         Expect: 100-continue\r\nContent-Length: {}\r\n\r\n",
+        origin.port(),
+        token("bot"),
+        body.len()
+    ));
+    let head = client.head().expect("a head");
+    assert!(head.start.contains("100"), "{head:?}");
+    client.send(body);
+    let answer = client.response();
+    assert_eq!(answer.body, body.as_bytes());
+}

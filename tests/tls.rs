@@ -878,3 +878,78 @@ fn a_scanner_finds_nothing() {
         ) > 0
     );
 }
+
+#[test]
+fn an_agent_behind_the_gateway_is_fronted_with_tls() {
+    let pki = Pki::new("the gateway's CA");
+    let agent = Origin::ok();
+    let upstream = agent.address().to_string();
+    let policy = "version: 1\nrules:\n  - {name: api, action: allow, agents: any, hosts: [openclaw.agent], ports: any, paths: [\"/v1/**\"]}\n";
+    let server = pki.server("proxy", &["proxy.test"]);
+    let pairs = format!(
+        "[{{certificate: {}, key: {}}}]",
+        server.certificate.display(),
+        server.key.display()
+    );
+    let gateway = Gateway::start(
+        policy,
+        &[
+            ("listen.egress_tls", "127.0.0.1:0"),
+            ("tls.certificates", &pairs),
+            ("agent.upstream", &upstream),
+        ],
+    );
+    let address = tls_address(&gateway);
+    let url = |path: &str| format!("https://proxy.test:{}{path}", address.port());
+    let resolve = format!("proxy.test:{}:127.0.0.1", address.port());
+    let ask = |version: &str, path: &str, more: &[&str]| {
+        let out = Command::new("curl")
+            .args(["-sS", "--max-time", "20", "--noproxy", "*", version])
+            .args([
+                "--resolve",
+                &resolve,
+                "-w",
+                "\n%{http_code} %{http_version}",
+            ])
+            .arg("--cacert")
+            .arg(pki.ca())
+            .args(more)
+            .arg(url(path))
+            .output()
+            .expect("curl runs");
+        text(&out.stdout)
+    };
+    let auth = format!("Authorization: Bearer {}", token("bot"));
+    let lies = [
+        "-H",
+        &auth,
+        "-H",
+        "Forwarded: for=192.0.2.1",
+        "-H",
+        "X-Forwarded-For: 192.0.2.1",
+        "-H",
+        "X-Real-IP: 192.0.2.1",
+    ];
+    for (version, said) in [("--http1.1", "ok\n200 1.1"), ("--http2", "ok\n200 2")] {
+        assert_eq!(ask(version, "/v1/x", &lies), said, "{version}");
+        let head = agent.last();
+        // Its client is who has connected, whatever that says of itself.
+        assert_eq!(head.field("forwarded"), Some("for=127.0.0.1"), "{version}");
+        assert_eq!(head.field("x-forwarded-for"), None, "{version}");
+        assert_eq!(head.field("x-real-ip"), None, "{version}");
+        assert_eq!(head.field("authorization"), None, "{version}");
+    }
+    let before = agent.requests().len();
+    assert!(
+        ask("--http2", "/v1/x", &[]).ends_with("\n401 2"),
+        "no credential"
+    );
+    assert!(
+        ask("--http2", "/admin", &["-H", &auth]).ends_with("\n403 2"),
+        "another path"
+    );
+    assert_eq!(agent.requests().len(), before, "neither came through");
+    let record = gateway.record("the request", |record| record["status"] == 200);
+    assert_eq!(record["listener"], "egress_tls");
+    assert_eq!(record["destination_host"], "openclaw.agent");
+}

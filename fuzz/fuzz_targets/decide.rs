@@ -517,7 +517,8 @@ fn rule(from: &mut Unstructured<'_>, at: usize) -> Result<RuleDocument> {
         mode: mode(from)?,
         tls: None,
         sni: None,
-        ech: None,
+        rpc_methods: None,
+                ech: None,
         limits: None,
     })
 }

@@ -26,7 +26,9 @@ use crate::audit::{AuditEvent, AuditRecord};
 use crate::egress::TenantId;
 use crate::gate::ports::{Observation, Observe};
 use crate::limit::Shared;
+use crate::proxy::Peers;
 
+use super::clock::SystemClock;
 use super::records::AuditLog;
 use super::redis::Redis;
 use exemplar::Exemplar;
@@ -68,6 +70,8 @@ pub struct Figures {
     issuer_keys: Family<IssuerLabel, Gauge>,
     certificate_loads: Counter,
     certificate_refusals: Counter,
+    acme_issued: Counter,
+    acme_failed: Counter,
     tenants: Tenants,
     state: Arc<State>,
 }
@@ -301,6 +305,12 @@ impl Figures {
             "Attempts to load certificates; refused ones change nothing",
             Family::<OutcomeLabel, Counter>::default(),
         );
+        let acme_orders = counted(
+            &mut to,
+            "agentport_acme_orders",
+            "Orders of a certificate by ACME",
+            Family::<OutcomeLabel, Counter>::default(),
+        );
         let certificate_expiry = seconds(
             &mut to,
             "agentport_certificate_expiry_timestamp",
@@ -336,6 +346,8 @@ impl Figures {
             accounts_reloads,
             certificate_loads: certificates("loaded"),
             certificate_refusals: certificates("refused"),
+            acme_issued: acme_orders.get_or_create_owned(&OutcomeLabel { outcome: "issued" }),
+            acme_failed: acme_orders.get_or_create_owned(&OutcomeLabel { outcome: "failed" }),
             registry: to,
             requests,
             decisions,
@@ -392,6 +404,16 @@ impl Figures {
     /// Certificates were refused, and the old ones stay.
     pub fn certificates_refused(&self) {
         self.certificate_refusals.inc();
+    }
+
+    /// A certificate was ordered by ACME, and came or did not.
+    pub fn acme_order(&self, issued: bool) {
+        let of = if issued {
+            &self.acme_issued
+        } else {
+            &self.acme_failed
+        };
+        of.inc();
     }
 
     /// So many revocations have been read; `None` where they cannot be.
@@ -453,6 +475,12 @@ impl Figures {
     /// Has the state of the connection to Redis read whenever the figures are.
     pub fn follow_redis(&self, redis: Redis) {
         self.state.redis(redis);
+    }
+
+    /// Has the state of callable agents read whenever the figures are, by the
+    /// clock of the gate.
+    pub fn follow_peers(&self, peers: Arc<Peers>, clock: SystemClock) {
+        self.state.peers(peers, clock);
     }
 
     /// Has the state of shared limits read whenever the figures are.

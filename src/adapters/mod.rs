@@ -20,4 +20,5 @@ pub mod shared_file;
 pub mod revocations;
 pub mod agent_keys;
 pub mod ca;
+pub mod acme;
 pub mod host;

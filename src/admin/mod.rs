@@ -37,6 +37,7 @@ pub struct Readiness {
     documents: Mutex<Vec<serde_json::Value>>,
     keys: Mutex<Option<String>>,
     certificates: Mutex<Option<String>>,
+    acme: Mutex<Option<serde_json::Value>>,
     revocations: Mutex<Option<String>>,
     agent_keys: Mutex<Option<String>>,
     peers: Mutex<[Option<String>; 2]>,
@@ -79,6 +80,19 @@ impl Readiness {
 
     fn certificates(&self) -> Option<String> {
         self.certificates
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// How it stands with the certificate by ACME: an object with `until`,
+    /// `next_order`, `failures` and `error`.
+    pub fn acme_is(&self, state: serde_json::Value) {
+        *self.acme.lock().unwrap_or_else(PoisonError::into_inner) = Some(state);
+    }
+
+    fn acme(&self) -> Option<serde_json::Value> {
+        self.acme
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clone()
@@ -344,6 +358,7 @@ impl Admin {
             "agent_keys": { "refused": agent_keys },
             "issuers": self.issuers(),
             "certificates": { "refused": self.readiness.certificates() },
+            "acme": self.readiness.acme(),
             "peers": { "refused": self.readiness.peers() },
             "revocations": { "failing": revocations },
             "audit": { "failing": state.failing, "queue": state.depth },

@@ -3,6 +3,7 @@
 //! Standard output is for what a command gives; what it has to say goes to
 //! standard error. Exit codes: 0 done, 1 refused or failed, 2 not understood.
 
+mod acme;
 mod agent_key;
 mod ca;
 mod config;
@@ -70,6 +71,9 @@ enum Command {
     /// Make, list and revoke long-lived keys of agents
     #[command(subcommand)]
     AgentKey(agent_key::AgentKeyCommand),
+    /// The certificate that comes by ACME
+    #[command(subcommand)]
+    Acme(acme::AcmeCommand),
     /// A private CA: certificates for agents and servers, and the list of those revoked
     #[command(subcommand)]
     Ca(ca::CaCommand),
@@ -117,6 +121,7 @@ pub fn main() -> ExitCode {
         Command::ServiceAccount(command) => service_account::run(&settings, &command),
         Command::Revoke(args) => revoke::revoke(&settings, args),
         Command::AgentKey(command) => agent_key::run(&settings, &command),
+        Command::Acme(command) => acme::run(&settings, &command),
         Command::Ca(command) => ca::run(&command),
         Command::Keys(command) => keys::run(&settings, &command),
         Command::Policy(command) => policy::run(&settings, &command),

@@ -13,11 +13,13 @@ mod error;
 mod tree;
 mod value;
 mod issuer;
+mod acme;
 mod route;
 mod settings;
 mod load;
 mod peers;
 
+pub use acme::{Acme, ExternalAccount};
 pub use error::{ConfigError, Place};
 pub use issuer::{KeySource, OtherIssuer};
 pub use load::{Override, Purpose, Sources};
@@ -28,10 +30,10 @@ pub use settings::{
     Timeouts, Tls, TlsClients, TokenCache, TunnelDefaults,
 };
 pub use value::{
-    Alpn, AuditPath, AuthFailureStatus, BasicUser, ByteSize, CertificatePair, ClientCertificates,
-    Endpoint, Family, Fsync, Listener, LogFormat, LogLevel, Overflow, PeerCredential, Plain,
-    RedisAddress, RedisUrl, RequiredProof, Secret, Switch, Threads, TlsVersion, TrustedKey,
-    UnixMode, Verdict, parse_duration,
+    AcmeChallenge, Alpn, AuditPath, AuthFailureStatus, BasicUser, ByteSize, CertificatePair,
+    ClientCertificates, Endpoint, Family, Fsync, Listener, LogFormat, LogLevel, Overflow,
+    PeerCredential, Plain, RedisAddress, RedisUrl, RequiredProof, Secret, Switch, Threads,
+    TlsVersion, TrustedKey, UnixMode, Verdict, parse_duration,
 };
 
 #[cfg(test)]

@@ -14,14 +14,15 @@ use crate::identity::ClientName;
 use crate::limit::{Amount, Limit, Measure, Per, Quota, WhenAway};
 use crate::policy::Mode;
 
+use super::acme::{Acme, acme};
 use super::issuer::OtherIssuer;
 use super::load::{Purpose, Reader};
 use super::route::NamedRoute;
 use super::value::{
-    Alpn, AuditPath, AuthFailureStatus, BasicUser, ByteSize, CertificatePair, ClientCertificates,
-    Endpoint, Family, Fsync, Listener, LogFormat, LogLevel, Overflow, PeerCredential, Plain,
-    RedisAddress, RedisUrl, RequiredProof, Secret, Switch, Threads, TlsVersion, TrustedKey,
-    UnixMode, Verdict,
+    AcmeChallenge, Alpn, AuditPath, AuthFailureStatus, BasicUser, ByteSize, CertificatePair,
+    ClientCertificates, Endpoint, Family, Fsync, Listener, LogFormat, LogLevel, Overflow,
+    PeerCredential, Plain, RedisAddress, RedisUrl, RequiredProof, Secret, Switch, Threads,
+    TlsVersion, TrustedKey, UnixMode, Verdict,
 };
 
 /// The gateway's settings, all of them read and fitting together. Made by
@@ -117,6 +118,8 @@ pub struct Tls {
     pub alpn: Vec<Alpn>,
     /// Certificates of clients.
     pub clients: TlsClients,
+    /// A certificate by ACME.
+    pub acme: Option<Acme>,
 }
 
 /// Certificates of clients.
@@ -165,6 +168,8 @@ impl Config {
                 crl: self.peers.crl.clone(),
                 names: self.peers.names.clone(),
             },
+            // Peers show certificates of their own CA.
+            acme: None,
         }
     }
 }
@@ -309,6 +314,8 @@ pub struct Limits {
     pub target_bytes: ByteSize,
     /// A request's body.
     pub body_bytes: Option<ByteSize>,
+    /// A body that is read to judge its methods of JSON-RPC; at most 64 KiB.
+    pub rpc_body_bytes: ByteSize,
     /// Connections on one listener.
     pub connections: usize,
     /// Requests at one time, tunnels not counted.
@@ -425,6 +432,8 @@ pub(super) const BOUNDS: &[(&str, &str, &str)] = &[
     ("limits.header_bytes", "8KiB", "1MiB"),
     // `egress::MAX_TARGET_BYTES` is the most that is ever parsed.
     ("limits.target_bytes", "256", "8KiB"),
+    // What is read is kept where no more fits, until it is sent on.
+    ("limits.rpc_body_bytes", "256", "64KiB"),
     ("limits.upstream_pool", "0", ""),
     ("audit.max_bytes", "64KiB", ""),
     ("audit.keep", "0", "1000"),
@@ -641,7 +650,8 @@ fn tls(read: &mut Reader<'_>) -> Option<Tls> {
             names
         }
     );
-    let tls = section!(read, "tls", Tls { certificates, min_version, alpn; clients })?;
+    let acme = acme(read);
+    let tls = section!(read, "tls", Tls { certificates, min_version, alpn; clients, acme })?;
     if tls.alpn.is_empty() {
         let message = "the list is empty: write [h2, http/1.1], or one of them";
         read.mistake("tls.alpn", message);
@@ -669,9 +679,24 @@ fn tls(read: &mut Reader<'_>) -> Option<Tls> {
 /// What `tls`, `listen` and `identity` must agree on.
 fn tls_fits(read: &mut Reader<'_>, config: &Config) {
     let (listen, tls) = (&config.listen, &config.tls);
-    if !listen.egress_tls.is_empty() && tls.certificates.is_empty() {
-        let message = "listen.egress_tls needs a certificate: write {certificate: PATH, key: PATH}";
+    if !listen.egress_tls.is_empty() && tls.certificates.is_empty() && tls.acme.is_none() {
+        let message = "listen.egress_tls needs a certificate: write {certificate: PATH, key: PATH}, \
+                       or tls.acme";
         read.mistake("tls.certificates", message);
+    }
+    if let Some(acme) = &tls.acme {
+        if listen.egress_tls.is_empty() {
+            let message = "no listener speaks TLS: write listen.egress_tls";
+            read.mistake("tls.acme.directory", message);
+        }
+        let own = Listener::Tcp(acme.http_listen);
+        let mut others = (listen.egress.iter())
+            .chain(&listen.egress_tls)
+            .chain(&listen.admin);
+        if acme.challenge == AcmeChallenge::Http01 && others.any(|other| overlap(other, &own)) {
+            let message = format!("{own} is taken by another listener: write another port");
+            read.mistake("tls.acme.http_listen", message);
+        }
     }
     let wants = matches!(
         config.identity.require,
@@ -844,6 +869,7 @@ fn limits(read: &mut Reader<'_>) -> Option<Limits> {
             header_bytes,
             target_bytes,
             body_bytes,
+            rpc_body_bytes,
             connections,
             in_flight,
             tunnels,

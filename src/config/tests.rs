@@ -383,7 +383,45 @@ fn mistakes_in_the_file() {
             "TLS without a certificate",
             "listen: {egress_tls: [\"127.0.0.1:8443\"]}",
             "default: tls.certificates: listen.egress_tls needs a certificate: write {certificate: PATH, \
-             key: PATH}",
+             key: PATH}, or tls.acme",
+        ),
+        (
+            "ACME without a directory",
+            "tls: {acme: {domains: [a.example]}}",
+            "config.yaml:1:23: tls.acme.domains: has no effect without tls.acme.directory: write that \
+             too",
+        ),
+        (
+            "ACME in clear",
+            "listen: {egress_tls: [\"127.0.0.1:8443\"]}\n\
+             tls: {acme: {directory: \"http://a.example/dir\", domains: [a.example]}}",
+            "config.yaml:2:25: tls.acme.directory: \"http://a.example/dir\": write a URL that begins \
+             with https://",
+        ),
+        (
+            "ACME without a name",
+            "listen: {egress_tls: [\"127.0.0.1:8443\"]}\ntls: {acme: {directory: \"https://a.example/\"}}",
+            "default: tls.acme.domains: the list is empty: write the names that clients use for this \
+             gateway",
+        ),
+        (
+            "half an external account",
+            "listen: {egress_tls: [\"127.0.0.1:8443\"]}\n\
+             tls: {acme: {directory: \"https://a.example/\", domains: [a.example], eab: {kid: x}}}",
+            "default: tls.acme.eab.key_file: eab.kid is written: write its key's file too",
+        ),
+        (
+            "ACME without TLS",
+            "tls: {acme: {directory: \"https://a.example/\", domains: [a.example]}}",
+            "config.yaml:1:25: tls.acme.directory: no listener speaks TLS: write listen.egress_tls",
+        ),
+        (
+            "ACME on the port of agents",
+            "listen: {egress_tls: [\"127.0.0.1:8443\"]}\n\
+             tls: {acme: {directory: \"https://a.example/\", domains: [a.example], \
+             http_listen: \"0.0.0.0:8080\"}}",
+            "config.yaml:2:82: tls.acme.http_listen: 0.0.0.0:8080 is taken by another listener: \
+             write another port",
         ),
         (
             "TLS where there is clear text",
@@ -419,6 +457,29 @@ fn mistakes_in_the_file() {
             "tls: {clients: {ca: /ca.pem}}",
             "config.yaml:1:21: tls.clients.ca: has no effect: write tls.clients.certificates: \
              optional, or required",
+        ),
+        (
+            "agents that nobody can call",
+            "peers: {ca: /ca.pem}",
+            "config.yaml:1:13: peers.ca: has no effect: write listen.peers: 0.0.0.0:8443",
+        ),
+        (
+            "a port for agents without a certificate",
+            "listen: {peers: \"127.0.0.1:8443\"}",
+            "default: peers.certificates: listen.peers needs a certificate: write {certificate: \
+             PATH, key: PATH}",
+        ),
+        (
+            "a port for agents that is taken",
+            "listen: {peers: \"127.0.0.1:9090\"}",
+            "config.yaml:1:17: listen.peers: 127.0.0.1:9090 is taken by another listener: write \
+             another port",
+        ),
+        (
+            "a Unix socket for agents",
+            "listen: {peers: \"unix:/x\"}",
+            "config.yaml:1:17: listen.peers: write address:port, or off: no certificate comes by a \
+             Unix socket",
         ),
         (
             "a pattern that lets anybody choose the domain",

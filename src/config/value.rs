@@ -850,6 +850,7 @@ words! {
     WhenAway: "local" => Local, "deny" => Deny;
     Overflow: "block" => Block, "deny" => Deny;
     TlsVersion: "1.2" => Tls12, "1.3" => Tls13;
+    AcmeChallenge: "http-01" => Http01, "tls-alpn-01" => TlsAlpn01;
     Alpn: "h2" => Http2, "http/1.1" => Http11;
     ClientCertificates: "none" => None, "optional" => Optional, "required" => Required;
     RequiredProof: "token" => Token, "certificate" => Certificate, "either" => Either,
@@ -876,6 +877,15 @@ pub enum TlsVersion {
     Tls12,
     /// TLS 1.3 (RFC 8446).
     Tls13,
+}
+
+/// How a name is proven to an ACME server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AcmeChallenge {
+    /// By a page at port 80 (RFC 8555 section 8.3).
+    Http01,
+    /// By a certificate at port 443 (RFC 8737).
+    TlsAlpn01,
 }
 
 /// A protocol that is offered inside TLS (RFC 7301).

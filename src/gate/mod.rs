@@ -28,7 +28,7 @@ use crate::identity::{
     Principal, RevocationSet, RevokedKind,
 };
 use crate::limit::{Ledger, Limit};
-use crate::policy::{Decision, DenyReason, Permit, PolicySet, Reach};
+use crate::policy::{Calls, Decision, DenyReason, Permit, PolicySet, Reach};
 
 use ports::{
     AgentKeySource, AuditSink, Clock, IssuerKeys, KeyNews, Observation, Observe, OffLimits,
@@ -616,7 +616,29 @@ impl Gate {
         request: &EgressRequest,
         trail: &mut AuditTrail,
     ) -> Result<Admission, Denial> {
-        let (permit, spending) = self.decide(who, request, trail).await?;
+        self.admit_calls(who, request, Calls::Unseen, trail).await
+    }
+
+    /// Whether policy must see what the body calls by JSON-RPC before it can
+    /// say anything.
+    #[must_use]
+    pub fn asks_for_calls(&self, who: &Principal, request: &EgressRequest) -> bool {
+        let policy = self.policy.current();
+        policy.asks_for_calls(&who.subject(), request)
+    }
+
+    /// As [`Gate::admit`], for a request whose body was read.
+    ///
+    /// # Errors
+    /// A [`Denial`]: policy, quota, name or address.
+    pub async fn admit_calls(
+        &self,
+        who: &Arc<Principal>,
+        request: &EgressRequest,
+        calls: Calls<'_>,
+        trail: &mut AuditTrail,
+    ) -> Result<Admission, Denial> {
+        let (permit, spending) = self.decide(who, request, calls, trail).await?;
         let addresses = self.addresses(&permit, &request.authority, trail).await?;
         Ok(Admission {
             spending,
@@ -640,7 +662,7 @@ impl Gate {
         at: Option<&Authority>,
         trail: &mut AuditTrail,
     ) -> Result<Admission, Denial> {
-        let (permit, spending) = self.decide(who, request, trail).await?;
+        let (permit, spending) = self.decide(who, request, Calls::Unseen, trail).await?;
         let addresses = match at {
             None => Vec::new(),
             Some(at) => self
@@ -666,13 +688,14 @@ impl Gate {
         &self,
         who: &Arc<Principal>,
         request: &EgressRequest,
+        calls: Calls<'_>,
         trail: &mut AuditTrail,
     ) -> Result<(Permit, Option<Arc<Spending>>), Denial> {
         let started = self.ports.clock.monotonic();
         trail.asks(request);
         let policy = self.policy.current();
         trail.policy(policy.digest());
-        let verdict = match policy.decide(&who.subject(), request) {
+        let verdict = match policy.decide_calls(&who.subject(), request, calls) {
             Decision::Allow(permit) => Ok(permit),
             Decision::Deny(denied) => Err(Denial::of_policy(&denied).towards(&request.authority)),
         };

@@ -6,7 +6,7 @@ use super::claims::MAX_DATE;
 ///
 /// # Errors
 /// What to write instead.
-pub(super) fn parse(text: &str) -> Result<u64, String> {
+pub fn parse(text: &str) -> Result<u64, String> {
     read(text)
         .filter(|seconds| *seconds <= MAX_DATE)
         .ok_or_else(|| "write a time in UTC, such as 2027-01-31T00:00:00Z".to_owned())

@@ -52,7 +52,7 @@ pub use certificate::{
 };
 pub use claims::MAX_ACTORS;
 pub use credential::{Credential, CredentialError, MAX_CREDENTIAL_BYTES};
-pub use date::rfc3339;
+pub use date::{parse as parse_rfc3339, rfc3339};
 pub use delegation::{covers, first_outside, meet};
 pub use discovery::{DiscoveryError, discovered_keys};
 pub use error::{Facts, TokenError};

@@ -2,7 +2,7 @@
 //! cannot be told, the answer is no.
 
 use super::rule::{Agents, Ports, Rule};
-use crate::egress::{Host, HostPattern, PathGlob};
+use crate::egress::{Host, HostPattern, PathGlob, RpcPattern};
 
 /// Whether `wide` speaks of every request that `narrow` speaks of, whatever
 /// their actions. Address ranges are left out.
@@ -22,6 +22,7 @@ pub(super) fn covers_but_hosts(wide: &Rule, narrow: &Rule) -> bool {
         && (wide.https || !narrow.https)
         && all_or(&wide.methods, &narrow.methods, |a, b| a == b)
         && all_or(&wide.paths, &narrow.paths, path)
+        && all_or(&wide.rpc_methods, &narrow.rpc_methods, RpcPattern::covers)
 }
 
 /// Whether a pattern holds every host that another holds.

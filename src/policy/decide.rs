@@ -7,10 +7,10 @@ use super::decision::{Decision, Denied, DenyReason, Permit};
 use super::document::Mode;
 use super::index::{Rank, Slot};
 use super::range::class_of;
-use super::rule::{Fit, Rule};
+use super::rule::{Calls, Fit, Rule};
 use super::set::{PolicySet, RuleId, Rules, Scope};
 use crate::egress::{
-    AddressClass, AddressRange, AgentId, Destination, EgressRequest, Host, Subject,
+    AddressClass, AddressRange, AgentId, Ask, Destination, EgressRequest, Host, Subject,
 };
 
 /// The port on which a tunnel is TLS, so that one whose inside must be seen is
@@ -20,8 +20,27 @@ const HTTPS_PORT: u16 = 443;
 impl PolicySet {
     /// Whether this subject may ask for this.
     pub fn decide(&self, who: &Subject<'_>, what: &EgressRequest) -> Decision {
+        self.decide_calls(who, what, Calls::Unseen)
+    }
+
+    /// Whether a rule that speaks of this is about methods of JSON-RPC: then
+    /// the body is to be read, and put to [`PolicySet::decide_calls`].
+    #[must_use]
+    pub fn asks_for_calls(&self, who: &Subject<'_>, what: &EgressRequest) -> bool {
+        self.rules.are_about_calls()
+            && matches!(what.ask, Ask::Request { .. })
+            && Judge::new(&self.rules, who, what).is_some_and(|judge| judge.asks_for_calls())
+    }
+
+    /// The same as [`PolicySet::decide`] for a request whose body was read.
+    pub fn decide_calls(
+        &self,
+        who: &Subject<'_>,
+        what: &EgressRequest,
+        calls: Calls<'_>,
+    ) -> Decision {
         let rules = &*self.rules;
-        let Some(judge) = Judge::new(rules, who, what) else {
+        let Some(judge) = Judge::new(rules, who, what).map(|judge| judge.seeing(calls)) else {
             return Decision::Deny(Denied::without_rule(
                 DenyReason::UnknownTenant,
                 Mode::Enforce,
@@ -233,6 +252,7 @@ pub(super) struct Judge<'a> {
     pub(super) rules: &'a Rules,
     pub(super) who: &'a Subject<'a>,
     what: &'a EgressRequest,
+    calls: Calls<'a>,
     pub(super) tenant: Option<usize>,
     literal: Option<IpAddr>,
 }
@@ -282,11 +302,35 @@ impl<'a> Judge<'a> {
             rules,
             who,
             what,
+            calls: Calls::Unseen,
             tenant: rules.place_of(who.tenant).ok()?,
             literal: match what.authority.host {
                 Host::Address(address) => Some(address),
                 Host::Name(_) => None,
             },
+        })
+    }
+
+    fn seeing(self, calls: Calls<'a>) -> Self {
+        Self { calls, ..self }
+    }
+
+    fn asks_for_calls(&self) -> bool {
+        let host = &self.what.authority.host;
+        self.rules.scopes(self.tenant).any(|(_, scope)| {
+            let about = |slot: &Slot| {
+                slot.lists(self.who.agent).flatten().any(|id| {
+                    let rule = scope.rule(*id);
+                    !rule.rpc_methods.is_empty()
+                        && rule.ports.contains(self.what.authority.port)
+                        && rule.fits(&self.what.ask) == Fit::Yes
+                })
+            };
+            let (deny, allow) = (&scope.deny, &scope.allow);
+            deny.by_host(host).any(|(_, slot)| about(slot))
+                || allow.by_host(host).any(|(_, slot)| about(slot))
+                || about(deny.by_address())
+                || about(allow.by_address())
         })
     }
 
@@ -429,7 +473,10 @@ impl<'a> Judge<'a> {
 
     fn fit(&self, rule: &Rule) -> Fit {
         match rule.ports.contains(self.what.authority.port) {
-            true => rule.fits(&self.what.ask),
+            true => match rule.fits(&self.what.ask) {
+                Fit::Yes if !rule.fits_calls(self.calls) => Fit::No,
+                fit => fit,
+            },
             false => Fit::No,
         }
     }

@@ -154,6 +154,16 @@ pub struct RuleDocument {
         skip_serializing_if = "Option::is_none"
     )]
     pub paths: Option<AnyOr<String>>,
+    /// `any`, or methods of JSON-RPC (`eth_call`), exact to the letter, and
+    /// beginnings of them (`eth_*`). An allow rule must name all that a batch
+    /// calls, of a deny rule one is enough. Without it, the body is not looked
+    /// at. A tunnel whose inside is not seen cannot be held to them.
+    #[serde(
+        default,
+        deserialize_with = "present",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub rpc_methods: Option<AnyOr<String>>,
     /// `enforce` or `audit`, for this rule. Without it, as the document.
     #[serde(
         default,
@@ -364,6 +374,7 @@ impl PolicyDocument {
             schemes: None,
             methods: None,
             paths: None,
+            rpc_methods: None,
             mode: None,
             tls: None,
             sni: None,

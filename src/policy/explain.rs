@@ -442,6 +442,8 @@ fn differences(rule: &Rule, who: &Subject<'_>, what: &EgressRequest) -> Vec<Diff
                 let limited = [
                     (!rule.methods.is_empty()).then(|| format!("methods {}", list(&rule.methods))),
                     (!rule.paths.is_empty()).then(|| format!("paths {}", list(&rule.paths))),
+                    (!rule.rpc_methods.is_empty())
+                        .then(|| format!("rpc_methods {}", list(&rule.rpc_methods))),
                     (!rule.https).then(|| "schemes http".to_owned()),
                 ];
                 let limited: Vec<String> = limited.into_iter().flatten().collect();
@@ -465,6 +467,10 @@ fn differences(rule: &Rule, who: &Subject<'_>, what: &EgressRequest) -> Vec<Diff
             }
             if !rule.paths.is_empty() && !rule.paths.iter().any(|glob| glob.matches_all(path)) {
                 add("path", list(&rule.paths), path.as_str().to_owned());
+            }
+            if !rule.rpc_methods.is_empty() {
+                let seen = "the body, which only the gateway sees";
+                add("rpc_methods", list(&rule.rpc_methods), seen.to_owned());
             }
         }
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use serde::{Serialize, Serializer};
 
 use super::locate;
-use crate::egress::{DestinationError, HostPatternError, IdError, PathGlobError};
+use crate::egress::{DestinationError, HostPatternError, IdError, PathGlobError, RpcPatternError};
 use crate::limit::QuotaError;
 
 /// What a document is called in messages: its file name, or the variable it
@@ -169,6 +169,14 @@ pub enum Problem {
         raw: String,
         /// Why not.
         error: PathGlobError,
+    },
+    /// Not a method of JSON-RPC.
+    #[error("{raw:?}: {error}")]
+    RpcMethod {
+        /// As it is written.
+        raw: String,
+        /// Why not.
+        error: RpcPatternError,
     },
     /// `tls`, `sni`, `ech` or `limits` in a deny rule.
     #[error("`{0}` says what an allowed request may do; take it out of the deny rule")]

@@ -155,6 +155,9 @@ fn not_for_tunnels(rule: &Rule, warn: &mut impl FnMut(String, Concern)) {
         warn(".methods".to_owned(), Concern::NotForTunnels("methods"));
     } else if !rule.paths.is_empty() {
         warn(".paths".to_owned(), Concern::NotForTunnels("paths"));
+    } else if !rule.rpc_methods.is_empty() {
+        let concern = Concern::NotForTunnels("rpc_methods");
+        warn(".rpc_methods".to_owned(), concern);
     }
 }
 

@@ -60,5 +60,6 @@ pub use limits::{DocumentLimits, LimitsDocument};
 pub use locate::locate;
 pub use reach::{Reach, ReachRule};
 pub use record::{MAX_RECORD_BYTES, Recorded, RecordedEvent};
+pub use rule::Calls;
 pub use schema::{cases_schema, policy_schema};
 pub use set::{CheckedDocument, PolicySet};

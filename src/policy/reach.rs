@@ -69,6 +69,9 @@ pub struct ReachRule {
     /// Paths.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub paths: Vec<String>,
+    /// Methods of JSON-RPC.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub rpc_methods: Vec<String>,
     /// `audit`, where the rule is on trial.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mode: Option<&'static str>,
@@ -301,6 +304,7 @@ impl Room {
             },
             methods: rule.methods.iter().map(ToString::to_string).collect(),
             paths,
+            rpc_methods: rule.rpc_methods.iter().map(ToString::to_string).collect(),
             mode: (mode == Mode::Audit).then_some("audit"),
             more,
         }

@@ -12,7 +12,7 @@ use super::finding::{Finding, PolicyError, Problem, SourceName};
 use super::limits;
 use super::range::{RangeSet, class_of};
 use crate::egress::{
-    AddressClass, AddressRange, AgentId, Ask, Host, HostPattern, PathGlob, Scheme,
+    AddressClass, AddressRange, AgentId, Ask, Host, HostPattern, PathGlob, RpcPattern, Scheme,
 };
 use crate::limit::Limit;
 
@@ -39,6 +39,8 @@ pub(super) struct Rule {
     pub(super) methods: Vec<Method>,
     /// Empty: any.
     pub(super) paths: Vec<PathGlob>,
+    /// Empty: any body, which is not looked at.
+    pub(super) rpc_methods: Vec<RpcPattern>,
     pub(super) tls: TlsRule,
     pub(super) limits: Vec<Arc<Limit>>,
 }
@@ -60,6 +62,15 @@ pub(super) enum Ports {
     Ranges(Vec<(u16, u16)>),
 }
 
+/// What the body of a request calls by JSON-RPC.
+#[derive(Clone, Copy, Debug)]
+pub enum Calls<'a> {
+    /// It was not read, or could not be.
+    Unseen,
+    /// These methods; none where there is no body.
+    Seen(&'a [String]),
+}
+
 /// What a rule that speaks of a destination says about what is asked of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fit {
@@ -75,7 +86,7 @@ pub(super) enum Fit {
 impl Rule {
     /// Whether the rule is limited by what only shows inside a connection.
     pub(super) fn is_limited(&self) -> bool {
-        !self.methods.is_empty() || !self.paths.is_empty()
+        !self.methods.is_empty() || !self.paths.is_empty() || !self.rpc_methods.is_empty()
     }
 
     /// Whether the rule speaks of what is asked.
@@ -102,6 +113,22 @@ impl Rule {
             Fit::Yes
         } else {
             Fit::No
+        }
+    }
+
+    /// Whether the rule, where it speaks of a request, also speaks of what its
+    /// body calls. What is not seen is not allowed, and is denied.
+    pub(super) fn fits_calls(&self, calls: Calls<'_>) -> bool {
+        if self.rpc_methods.is_empty() {
+            return true;
+        }
+        let named = |method: &String| self.rpc_methods.iter().any(|known| known.matches(method));
+        match (self.action, calls) {
+            (Action::Allow, Calls::Seen(methods)) => {
+                !methods.is_empty() && methods.iter().all(named)
+            }
+            (Action::Deny, Calls::Seen(methods)) => methods.iter().any(named),
+            (action, Calls::Unseen) => action == Action::Deny,
         }
     }
 
@@ -220,6 +247,12 @@ pub(super) fn compile(
         methods: reader.any_or("methods", written.methods.as_ref(), |raw| method(raw)),
         paths: reader.any_or("paths", written.paths.as_ref(), |raw| {
             PathGlob::parse(raw).map_err(|error| Problem::Path {
+                raw: raw.clone(),
+                error,
+            })
+        }),
+        rpc_methods: reader.any_or("rpc_methods", written.rpc_methods.as_ref(), |raw| {
+            RpcPattern::parse(raw).map_err(|error| Problem::RpcMethod {
                 raw: raw.clone(),
                 error,
             })

@@ -41,6 +41,8 @@ pub(super) struct Rules {
     tenant_places: HashMap<TenantId, usize>,
     /// Whether a tenant without a document is refused.
     by_tenant: bool,
+    /// Whether any rule is about methods of JSON-RPC.
+    about_calls: bool,
     digest: Arc<str>,
 }
 
@@ -220,6 +222,7 @@ impl PolicySet {
         scopes.push(Scope::over(globals, default_mode, known));
         Ok(Self {
             rules: Arc::new(Rules {
+                about_calls: scopes.iter().any(|scope| scope.is_about_calls()),
                 scopes,
                 tenant_places,
                 by_tenant,
@@ -237,6 +240,7 @@ impl PolicySet {
                 scopes: vec![Scope::over(Vec::new(), mode, None)],
                 tenant_places: HashMap::new(),
                 by_tenant: false,
+                about_calls: false,
                 digest: digest_of_all(&[], false, mode),
             }),
         }
@@ -279,6 +283,11 @@ impl PolicySet {
 }
 
 impl Rules {
+    /// Whether any rule is about methods of JSON-RPC.
+    pub(super) fn are_about_calls(&self) -> bool {
+        self.about_calls
+    }
+
     pub(super) fn rule(&self, id: RuleId) -> &Rule {
         // An id is made only with a rule of the same set, which never shrinks.
         self.scopes[id.scope as usize].rule(id.local)
@@ -348,6 +357,11 @@ impl RuleId {
 }
 
 impl Scope {
+    fn is_about_calls(&self) -> bool {
+        let mut rules = self.documents.iter().flat_map(|document| &document.rules);
+        rules.any(|rule| !rule.rpc_methods.is_empty())
+    }
+
     /// The scope over these documents, which is the known one where that is
     /// over the same.
     fn over(

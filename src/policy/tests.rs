@@ -1465,6 +1465,7 @@ fn a_rule() -> impl Strategy<Value = RuleDocument> {
                 mode,
                 tls: None,
                 sni: None,
+                rpc_methods: None,
                 ech: None,
                 limits: None,
             },

@@ -23,7 +23,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::sync::Notify;
 
 use crate::egress::head::BodyLength;
-use crate::egress::{Authority, ChunkedBody, RequestTarget};
+use crate::egress::{Authority, ChunkedBody, DnsName, RequestTarget, Scheme};
 use crate::gate::TunnelEnd;
 use crate::identity::{Certified, Principal};
 
@@ -46,6 +46,8 @@ pub(super) struct Connection {
     pub(super) peer: Option<Arc<Principal>>,
     /// What the client's certificate says, where it has shown one.
     pub(super) certified: Option<Certified>,
+    /// The name that the client took the gateway for, inside TLS.
+    pub(super) server_name: Option<Arc<str>>,
     /// Whether the bytes are those inside a tunnel.
     pub(super) tunnel: Option<InTunnel>,
     /// The request being served, where it came by HTTP/1.
@@ -85,6 +87,7 @@ impl Connection {
             client,
             peer: None,
             certified: None,
+            server_name: None,
             tunnel,
             current: Mutex::new(None),
             ending,
@@ -104,6 +107,30 @@ impl Connection {
         self
     }
 
+    /// The same, of a client that took the gateway for this name.
+    pub(super) fn named(mut self, server_name: Option<Arc<str>>) -> Self {
+        self.server_name = server_name;
+        self
+    }
+
+    /// What a target means here: HTTP/2 always names an authority, and one that
+    /// the client has shaken hands with is the gateway itself.
+    pub(super) fn own_target(&self, target: RequestTarget) -> RequestTarget {
+        match target {
+            RequestTarget::Absolute {
+                scheme: Scheme::Https,
+                authority,
+                path,
+                query,
+            } if self.server_name.is_some()
+                && authority.host.name().map(DnsName::as_str) == self.server_name.as_deref() =>
+            {
+                RequestTarget::Origin { path, query }
+            }
+            other => other,
+        }
+    }
+
     /// One stream of the connection, which can be ended by itself.
     pub(super) fn of_stream(&self) -> Self {
         Self::new(
@@ -113,6 +140,7 @@ impl Connection {
             Arc::default(),
         )
         .certified(self.certified.clone())
+        .named(self.server_name.clone())
     }
 
     /// An answer of this length begins; `None` where its length is not known.

@@ -6,7 +6,7 @@
 //! do an intermediary's duties, `logging` closes the trail.
 
 use std::hash::BuildHasher;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -37,7 +37,7 @@ use super::peers::{Call, Callee, PeerEndpoint, UnderWay};
 use super::routes::Chosen;
 use super::serve::bad_target;
 use super::tunnels::Registered;
-use super::{AgentEndpoint, Shared, dial, local, refusal};
+use super::{AgentEndpoint, Shared, dial, local, refusal, rpc};
 
 /// In what field an agent says which skill it runs. Never used for a decision.
 pub(super) const SKILL_FIELD: &str = "x-openclaw-skill";
@@ -215,7 +215,7 @@ impl Forward {
             Some(current) => current,
             None => http2_request(session)?,
         };
-        if connection.tunnel.is_none() {
+        if connection.tunnel.is_none() && self.shared.peers.is_none() {
             let head = session.req_header();
             let chosen = self.shared.routes.choose(
                 &current.target,
@@ -248,8 +248,9 @@ impl Forward {
                 .look_at_call(session, exchange, &connection, call)
                 .await;
         }
+        let target = connection.own_target(current.target);
         let method = session.req_header().method.clone();
-        let (authority, path) = match (current.target, &connection.tunnel) {
+        let (authority, path) = match (target, &connection.tunnel) {
             (
                 RequestTarget::Absolute {
                     scheme: Scheme::Http,
@@ -319,7 +320,7 @@ impl Forward {
             return Err(super::agents_name(&request.authority));
         }
         self.check_length(session, &request.authority)?;
-        let admission = self.shared.gate.admit(&who, &request, trail).await?;
+        let admission = rpc::admit(&self.shared, session, &who, &request, trail).await?;
         if current.last_hop {
             return Ok(answer_here(session, exchange).await);
         }
@@ -373,7 +374,7 @@ impl Forward {
                 path,
             },
         };
-        let admission = self.shared.gate.admit(&who, &request, trail).await?;
+        let admission = rpc::admit(&self.shared, session, &who, &request, trail).await?;
         if current.last_hop {
             return Ok(answer_here(session, exchange).await);
         }
@@ -513,11 +514,11 @@ impl Forward {
             host: Host::Name(call.host),
             port: 443,
         };
-        let on_behalf_of = match session.req_header().headers.get(TOKEN_FIELD) {
+        let brought = brought_along(&session.req_header().headers)
+            .map_err(|denial| denial.at_origin().towards(&authority))?;
+        let on_behalf_of = match brought {
             None => None,
-            Some(_) => {
-                let (_, credential) = own_credential(&session.req_header().headers);
-                let credential = credential.unwrap_or_default();
+            Some(credential) => {
                 let whom = gate.on_behalf_of(&who, &credential, trail).await;
                 Some(whom.map_err(|denial| denial.at_origin().towards(&authority))?)
             }
@@ -663,6 +664,18 @@ fn own_credential(headers: &http::HeaderMap) -> (&'static str, Option<Vec<u8>>) 
                 value.map(|value| value.as_bytes().to_vec()),
             )
         }
+    }
+}
+
+/// The token that a caller has brought along. Who is called gets the field as
+/// it is, so nothing may stand in it but what was verified.
+fn brought_along(headers: &http::HeaderMap) -> Result<Option<Vec<u8>>, Denial> {
+    match headers.get_all(TOKEN_FIELD).iter().count() {
+        0 => Ok(None),
+        1 => Ok(own_credential(headers).1),
+        _ => Err(Denial::new(Cause::BadRequest(
+            "there are two X-AgentPort-Token fields",
+        ))),
     }
 }
 
@@ -1059,9 +1072,10 @@ impl ProxyHttp for Forward {
             _ => "1.1",
         };
         request.append_header(header::VIA, format!("{version} {}", self.shared.instance))?;
-        if (exchange.agent_host.is_some() || exchange.call.is_some())
-            && let Some(client) = connection(session).and_then(|connection| connection.client)
-        {
+        if exchange.agent_host.is_some() || exchange.call.is_some() {
+            // What the client says of itself is nothing to rely on.
+            remove_alike(request, &CLIENTS_OWN_WORD);
+            let client = connection(session).and_then(|connection| connection.client);
             request.insert_header("Forwarded", forwarded(client))?;
         }
         if let Some(parent) = request
@@ -1279,8 +1293,15 @@ fn go_between(
     call: &Calling,
     admission: Option<&Admission>,
 ) -> pingora::Result<()> {
-    for name in [CALLER_FIELD, CALLER_TENANT_FIELD, ON_BEHALF_OF_FIELD] {
-        request.remove_header(name);
+    remove_alike(
+        request,
+        &[CALLER_FIELD, CALLER_TENANT_FIELD, ON_BEHALF_OF_FIELD],
+    );
+    // The field itself is there only where its token was verified.
+    let verified = request.headers.get(TOKEN_FIELD).cloned();
+    remove_alike(request, &[TOKEN_FIELD]);
+    if let Some(token) = verified {
+        request.insert_header(TOKEN_FIELD, token)?;
     }
     if let Some(admission) = admission {
         let who = admission.who();
@@ -1304,13 +1325,39 @@ fn go_between(
     Ok(())
 }
 
-/// `Forwarded` (RFC 7239) for the agent behind the gateway.
-fn forwarded(client: SocketAddr) -> String {
-    match client {
-        SocketAddr::V4(v4) => format!("for={}", v4.ip()),
-        SocketAddr::V6(v6) => format!("for=\"[{}]\"", v6.ip()),
+/// Takes fields off, also where their names have an underscore for a dash: what
+/// is modelled on CGI (RFC 3875 section 4.1.18) reads both as one name.
+fn remove_alike(request: &mut RequestHeader, names: &[&str]) {
+    let is = |name: &HeaderName| {
+        let dashed = name.as_str().replace('_', "-");
+        names.contains(&dashed.as_str())
+    };
+    let found = request.headers.keys().filter(|name| is(name));
+    let found: Vec<_> = found.cloned().collect();
+    for name in &found {
+        request.remove_header(name);
     }
 }
+
+/// `Forwarded` (RFC 7239) for the agent behind the gateway.
+fn forwarded(client: Option<SocketAddr>) -> String {
+    match client.map(|client| client.ip().to_canonical()) {
+        Some(IpAddr::V4(v4)) => format!("for={v4}"),
+        Some(IpAddr::V6(v6)) => format!("for=\"[{v6}]\""),
+        // A Unix socket has no address (section 6.2).
+        None => "for=unknown".to_owned(),
+    }
+}
+
+/// Fields in which a service behind a proxy looks for its client.
+const CLIENTS_OWN_WORD: [&str; 6] = [
+    "forwarded",
+    "x-forwarded-for",
+    "x-forwarded-host",
+    "x-forwarded-port",
+    "x-forwarded-proto",
+    "x-real-ip",
+];
 
 /// The same trace with this hop as the parent.
 fn next_hop_trace(value: &[u8], random: u128) -> Option<String> {
@@ -1431,6 +1478,50 @@ mod tests {
             b"\xff",
         ] {
             assert_eq!(trace_id(bad), None, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn nobody_else_writes_what_an_agent_relies_on() {
+        let mut request = RequestHeader::build("GET", b"/", None).expect("a head");
+        for name in [
+            "x-agentport-caller",
+            "X_AgentPort_Caller",
+            "x-agentport_caller",
+            "x_agentport_caller_tenant",
+            "x-agentport-callers",
+            "caller",
+        ] {
+            request.append_header(name, "somebody").expect("a field");
+        }
+        remove_alike(&mut request, &[CALLER_FIELD, CALLER_TENANT_FIELD]);
+        let mut left: Vec<_> = request.headers.keys().map(HeaderName::as_str).collect();
+        left.sort_unstable();
+        assert_eq!(left, ["caller", "x-agentport-callers"]);
+    }
+
+    #[test]
+    fn one_token_may_be_brought_along() {
+        let mut headers = http::HeaderMap::new();
+        let read =
+            |headers: &http::HeaderMap| brought_along(headers).map_err(|denial| denial.code());
+        assert_eq!(read(&headers), Ok(None));
+        headers.append(TOKEN_FIELD, HeaderValue::from_static("a"));
+        assert_eq!(read(&headers), Ok(Some(b"Bearer a".to_vec())));
+        headers.append(TOKEN_FIELD, HeaderValue::from_static("b"));
+        assert_eq!(read(&headers), Err("bad_request"), "one is not verified");
+    }
+
+    #[test]
+    fn the_client_is_written_as_rfc_7239_has_it() {
+        for (client, expected) in [
+            (Some("192.0.2.1:5"), "for=192.0.2.1"),
+            (Some("[2001:db8::1]:5"), "for=\"[2001:db8::1]\""),
+            (Some("[::ffff:192.0.2.1]:5"), "for=192.0.2.1"),
+            (None, "for=unknown"),
+        ] {
+            let client = client.map(|text| text.parse().expect("an address"));
+            assert_eq!(forwarded(client), expected, "{client:?}");
         }
     }
 

@@ -284,11 +284,14 @@ impl Arrival {
         let Ok(place) = place else {
             return self.too_many(accepted, client).await;
         };
-        let Some((transport, certified)) = self.secure(accepted, client).await else {
+        let Some((transport, certified, name)) = self.secure(accepted, client).await else {
             return;
         };
-        let connection =
-            |ending| Connection::new(self.listener, client, None, ending).certified(certified);
+        let connection = |ending| {
+            Connection::new(self.listener, client, None, ending)
+                .certified(certified)
+                .named(name)
+        };
         one(self.wire, connection, transport, (slot, place)).await;
     }
 
@@ -302,10 +305,10 @@ impl Arrival {
         &self,
         accepted: Accepted,
         client: Option<SocketAddr>,
-    ) -> Option<(Transport, Option<Certified>)> {
+    ) -> Option<(Transport, Option<Certified>, Option<Arc<str>>)> {
         let (tcp, tls) = match (accepted, &self.tls) {
-            (Accepted::Unix(unix), _) => return Some((Transport::Unix(unix), None)),
-            (Accepted::Tcp(tcp), None) => return Some((Transport::Tcp(tcp), None)),
+            (Accepted::Unix(unix), _) => return Some((Transport::Unix(unix), None, None)),
+            (Accepted::Tcp(tcp), None) => return Some((Transport::Tcp(tcp), None, None)),
             (Accepted::Tcp(tcp), Some(tls)) => (tcp, tls),
         };
         let gate = self.wire.gate();
@@ -321,9 +324,11 @@ impl Arrival {
             },
         });
         match done {
-            Ok(Handshake::Client(arrived)) => {
-                Some((Transport::Tls(arrived.stream), arrived.certified))
-            }
+            Ok(Handshake::Client(arrived)) => Some((
+                Transport::Tls(arrived.stream),
+                arrived.certified,
+                arrived.server_name,
+            )),
             Ok(Handshake::Challenge) => None,
             Err(failure) => {
                 let detail = failure.detail.clone().unwrap_or_default();

@@ -17,6 +17,7 @@ mod peers;
 mod refusal;
 mod relay;
 mod routes;
+mod rpc;
 mod serve;
 mod tls;
 mod transport;
@@ -76,6 +77,9 @@ pub struct Settings {
     pub target_bytes: usize,
     /// The most bytes of a request body.
     pub body_bytes: Option<u64>,
+    /// The most bytes of a body that is read to judge its methods of JSON-RPC,
+    /// at most 64 KiB.
+    pub rpc_body_bytes: usize,
     /// Requests served at once.
     pub in_flight: usize,
     /// Tunnels open at once.

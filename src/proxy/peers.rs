@@ -6,6 +6,7 @@
 //! again: where all fail, they are tried all the same.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
@@ -72,6 +73,14 @@ pub(super) struct Call {
     pub(super) prefix: usize,
 }
 
+impl fmt::Debug for Peers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Peers")
+            .field("domain", &self.domain)
+            .finish_non_exhaustive()
+    }
+}
+
 impl Peers {
     /// Nobody yet, under this domain.
     #[must_use]
@@ -108,6 +117,22 @@ impl Peers {
     /// Puts another directory in force, for calls from now on.
     pub fn replace(&self, callees: Callees) {
         self.agents.store(Arc::new(callees.0));
+    }
+
+    /// Of the first so many agents by name: how many of their endpoints may be
+    /// chosen, and how many are passed over. `now` is of the monotonic clock.
+    #[must_use]
+    pub fn standing(&self, now: Duration, most: usize) -> Vec<(String, usize, usize)> {
+        let agents = self.agents.load();
+        let mut names: Vec<_> = agents.iter().collect();
+        names.sort_by_key(|(name, _)| name.as_str());
+        let count = |(name, callee): &(&String, &Arc<Callee>)| {
+            let all = callee.endpoints.len();
+            let well = callee.endpoints.iter().filter(|one| one.is_available(now));
+            let well = well.count();
+            ((*name).clone(), well, all - well)
+        };
+        names.iter().take(most).map(count).collect()
     }
 
     pub(super) fn find(&self, name: &str) -> Option<Arc<Callee>> {
@@ -408,6 +433,8 @@ mod tests {
             !b.is_available(Duration::from_secs(20)),
             "the third in a row"
         );
+        let standing = peers.standing(Duration::from_secs(20), 10);
+        assert_eq!(standing, [("b".to_owned(), 1, 2)]);
         b.succeeded();
         assert!(b.is_available(Duration::from_secs(20)));
     }

@@ -302,6 +302,10 @@ fn prepare(wire: &Wire, io: &ConnIo, head: &Head<'_>) -> Result<PreparedRequest,
     }
     let target = RequestTarget::parse(head.method, head.target)
         .map_err(|error| refuse(bad_target(&error)))?;
+    let target = match wire.shared.peers {
+        None => io.connection().own_target(target),
+        Some(_) => target,
+    };
     let host = host_field(head).map_err(refuse)?;
     let tunnel = io.connection().tunnel.as_ref();
     let authority = match (&target, tunnel) {

@@ -1,6 +1,7 @@
 //! Builds the gateway from its configuration, binds every listener before it
 //! serves any, reloads, and drains.
 
+mod acme;
 mod certificates;
 mod documents;
 mod agent_keys;
@@ -67,6 +68,7 @@ pub struct Gateway {
     reloader: Reloader,
     issuers: Arc<Issuers>,
     certificates: Vec<CertificateReloader>,
+    acme: Option<acme::AcmeKeeper>,
     peers: Option<PeersKeeper>,
     revoking: Option<Revoking>,
     agent_keys: Option<(AgentKeyFile, Arc<agent_keys::AgentKeysInForce>)>,
@@ -110,7 +112,8 @@ impl Gateway {
         }
         let figures = Arc::new(Figures::new(env!("CARGO_PKG_VERSION")));
         raise_open_files(&figures, &config);
-        let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+        let system_clock = SystemClock::new();
+        let clock: Arc<dyn Clock> = Arc::new(system_clock);
         let mut documents = Documents::new(&config).context("the policy is not valid")?;
         let loaded = documents.load().context("the policy is not valid")?;
         let policy = loaded.policy;
@@ -133,6 +136,7 @@ impl Gateway {
         };
         let between = peers::open(&config, &figures, &*clock)?;
         let routes = routes::read(&config)?;
+        let acme = acme::AcmeKeeper::open(&config, tls.as_ref(), &figures, &clock).await?;
         let log = Arc::new(open_log(&config)?);
         figures.follow(Arc::clone(&log));
 
@@ -180,6 +184,8 @@ impl Gateway {
                 .and_then(crate::admin::BoundAdmin::address),
         );
 
+        own.sockets
+            .extend(acme.as_ref().and_then(acme::AcmeKeeper::address));
         if let Some(Endpoint::Tcp(agent)) = &config.agent.upstream
             && let crate::egress::Host::Address(address) = agent.host
         {
@@ -225,6 +231,7 @@ impl Gateway {
         ));
         if let Some(between) = &between {
             between.locate(&names).await;
+            figures.follow_peers(between.peers(), system_clock);
         }
         let off_limits = between.as_ref().map(|between| between.peers() as _);
         let revocations = Arc::new(RevocationsInForce::default());
@@ -382,6 +389,7 @@ impl Gateway {
             reloader,
             issuers,
             certificates,
+            acme,
             peers,
             revoking,
             agent_keys: agent_key_file.map(|file| (file, agent_keys)),
@@ -425,6 +433,7 @@ impl Gateway {
             reloader,
             issuers,
             certificates,
+            acme,
             peers,
             revoking,
             agent_keys,
@@ -456,6 +465,9 @@ impl Gateway {
         background.spawn(issuers.run(move || {
             judging.judge_again();
         }));
+        if let Some(acme) = acme {
+            background.spawn(acme.run(Arc::clone(&readiness))?);
+        }
         for certificates in certificates {
             background.spawn(certificates.run()?);
         }
@@ -663,6 +675,7 @@ fn settings(config: &Config, routes: Vec<NamedRoute>) -> Settings {
         client_hello_timeout: config.timeouts.client_hello,
         header_bytes: bytes(config.limits.header_bytes),
         target_bytes: bytes(config.limits.target_bytes),
+        rpc_body_bytes: bytes(config.limits.rpc_body_bytes),
         body_bytes: config.limits.body_bytes.map(config::ByteSize::bytes),
         in_flight: config.limits.in_flight,
         tunnels: config.limits.tunnels,

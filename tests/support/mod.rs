@@ -9,6 +9,7 @@ pub(crate) mod conn;
 pub(crate) mod gateway;
 pub(crate) mod names;
 pub(crate) mod origin;
+pub(crate) mod pebble;
 pub(crate) mod pki;
 pub(crate) mod redis;
 pub(crate) mod tls;

@@ -13,6 +13,10 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Unit;
 
+use crate::gate::ports::Clock as _;
+use crate::proxy::Peers;
+
+use super::super::clock::SystemClock;
 use super::super::records::AuditLog;
 use super::super::redis::Redis;
 use super::unix;
@@ -39,6 +43,8 @@ pub(super) struct State {
     redis: OnceLock<Redis>,
     shared_limits: OnceLock<Arc<Shared>>,
     open_file_limit: Mutex<Option<u64>>,
+    /// The agents that can be called, and the clock by which they are well.
+    peers: OnceLock<(Arc<Peers>, SystemClock)>,
     /// How many, and whether they cannot be read any more.
     revocations: Mutex<Option<(usize, bool)>>,
 }
@@ -54,6 +60,7 @@ impl State {
             redis: OnceLock::new(),
             shared_limits: OnceLock::new(),
             open_file_limit: Mutex::default(),
+            peers: OnceLock::new(),
             revocations: Mutex::default(),
         }
     }
@@ -105,6 +112,13 @@ impl State {
     /// The first accounts stay.
     pub(super) fn shared_limits(&self, shared: Arc<Shared>) {
         let _ = self.shared_limits.set(shared);
+    }
+}
+
+impl State {
+    /// The first ones stay.
+    pub(super) fn peers(&self, peers: Arc<Peers>, clock: SystemClock) {
+        let _ = self.peers.set((peers, clock));
     }
 }
 
@@ -208,6 +222,21 @@ impl Collector for State {
                 None,
                 &ConstGauge::new(u32::from(shared.is_connected())),
             )?;
+        }
+        if let Some((peers, clock)) = self.peers.get() {
+            let mut family = out.0.encode_descriptor(
+                "agentport_peer_endpoints",
+                "Endpoints of the first hundred callable agents.",
+                None,
+                MetricType::Gauge,
+            )?;
+            for (agent, well, passed_over) in peers.standing(clock.monotonic(), MOST_NAMED) {
+                for (state, count) in [("available", well), ("passed_over", passed_over)] {
+                    let labels = [("agent", agent.as_str()), ("state", state)];
+                    let count = ConstGauge::new(count);
+                    count.encode(family.encode_family(&labels)?)?;
+                }
+            }
         }
         if let Some(limit) = *lock(&self.open_file_limit) {
             out.write(

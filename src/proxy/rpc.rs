@@ -1,0 +1,105 @@
+//! Reads the body of a request where a rule asks for its JSON-RPC methods. What
+//! was read is what goes on: Pingora keeps it and sends it, byte for byte.
+
+use std::sync::Arc;
+
+use bytes::BytesMut;
+use http::header;
+use pingora::proxy::Session;
+
+use crate::egress::{EgressRequest, RpcError, rpc_methods};
+use crate::gate::{Admission, AuditTrail, Cause, Denial};
+use crate::identity::Principal;
+use crate::policy::Calls;
+
+use super::Shared;
+
+/// Asks the gate, with what the body calls where policy wants to know that.
+///
+/// # Errors
+/// The gate's, or that the body cannot be judged.
+pub(super) async fn admit(
+    shared: &Shared,
+    session: &mut Session,
+    who: &Arc<Principal>,
+    request: &EgressRequest,
+    trail: &mut AuditTrail,
+) -> Result<Admission, Denial> {
+    let gate = &shared.gate;
+    // The frames of a WebSocket are not seen, so neither is what they call.
+    if session.is_upgrade_req() || !gate.asks_for_calls(who, request) {
+        return gate.admit(who, request, trail).await;
+    }
+    let read = read(shared, session).await;
+    match read.map_err(|denial| denial.towards(&request.authority))? {
+        Ok(methods) => {
+            let calls = Calls::Seen(&methods);
+            gate.admit_calls(who, request, calls, trail).await
+        }
+        Err(error) => {
+            let admitted = gate.admit(who, request, trail).await;
+            admitted.map_err(|denial| match denial.cause {
+                // What would help is another body.
+                Cause::Policy(_) => Denial::new(Cause::BadRequest(error.message()))
+                    .towards(&request.authority)
+                    .detail(format!(
+                        "a rule has rpc_methods; without them: {}",
+                        denial.code()
+                    )),
+                _ => denial,
+            })
+        }
+    }
+}
+
+/// The methods that the body calls.
+async fn read(
+    shared: &Shared,
+    session: &mut Session,
+) -> Result<Result<Vec<String>, RpcError>, Denial> {
+    let bad = |what| Denial::new(Cause::BadRequest(what));
+    const TOO_LARGE: &str =
+        "the body is larger than what is read to judge JSON-RPC methods (limits.rpc_body_bytes)";
+    if session.is_body_empty() {
+        return Ok(Ok(Vec::new()));
+    }
+    let headers = &session.req_header().headers;
+    if headers.contains_key(header::CONTENT_ENCODING) {
+        return Ok(Err(RpcError::Encoded));
+    }
+    let most = shared.settings.rpc_body_bytes;
+    let announced = headers.get(header::CONTENT_LENGTH);
+    let announced = announced.and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
+    if announced.is_some_and(|length| length > most) {
+        return Err(bad(TOO_LARGE));
+    }
+    if headers.contains_key(header::EXPECT) {
+        // It is we who want the body now, and the origin gets it at once.
+        let told = session.as_downstream_mut().write_continue_response().await;
+        told.map_err(|_| bad("the request broke off"))?;
+        session.req_header_mut().remove_header(&header::EXPECT);
+    }
+    session.as_downstream_mut().enable_retry_buffering();
+    let mut body = BytesMut::new();
+    let reading = async {
+        loop {
+            match session.as_downstream_mut().read_request_body().await {
+                Ok(Some(part)) if body.len() + part.len() > most => return Err(bad(TOO_LARGE)),
+                Ok(Some(part)) => body.extend_from_slice(&part),
+                Ok(None) => return Ok(()),
+                Err(_) => return Err(bad("the request body broke off or is malformed")),
+            }
+        }
+    };
+    match tokio::time::timeout(shared.settings.body_timeout, reading).await {
+        Ok(read) => read?,
+        Err(_) => return Err(bad("the request body did not come in time")),
+    }
+    if session.as_downstream_mut().retry_buffer_truncated() {
+        return Err(bad(TOO_LARGE));
+    }
+    if body.is_empty() {
+        return Err(bad("the body is empty, so it has no JSON-RPC method"));
+    }
+    Ok(rpc_methods(&body))
+}
