@@ -536,6 +536,29 @@ fn in_redis_it_outlives_redis() {
     }
 }
 
+/// A list in Redis that cannot be read once is looked at again, also where
+/// nobody changes it any more.
+#[test]
+fn in_redis_one_failed_reading_loses_nothing() {
+    let server = redis::RedisServer::start();
+    let gateway = gateway(OPEN)
+        .set("redis.url", format!("redis://{}", server.address()))
+        .set("identity.revocations.redis", "on")
+        .start();
+    let origin = Origin::http();
+    let token = token("bot-1", None, -5);
+    let (list, version) = ("agentport:revocations", "agentport:revocations:version");
+    server.ask(&["HSET", list, "agent  bot-1", "unreadable"]);
+    server.ask(&["INCR", version]);
+    until("it is said that the list cannot be read", || {
+        gateway.ready()["revocations"]["failing"].as_str().map(drop)
+    });
+    assert_eq!(get(&gateway, &token, &origin).status, 200);
+    let entry = format!(r#"{{"kind":"agent","value":"bot-1","at":{}}}"#, now());
+    server.ask(&["HSET", list, "agent  bot-1", &entry]);
+    becomes_revoked(&gateway, &token, &origin, "without another change");
+}
+
 /// One request to the admin listener.
 fn admin(gateway: &Gateway, method: &str, path: &str, fields: &str, body: &str) -> Response {
     let request = format!(

@@ -10,13 +10,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use agentport::identity::{SigningKey, generate_ed25519, public_jwks};
+use agentport::egress::AgentId;
+use agentport::identity::{IssueRequest, SigningKey, TokenIssuer, generate_ed25519, public_jwks};
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use ring::signature::Ed25519KeyPair;
 use serde_json::{Value, json};
 use support::conn::{Conn, Response};
-use support::gateway::{Gateway, LOOPBACK_POLICY, token_with};
+use support::gateway::{Gateway, LOOPBACK_POLICY, SECRET, token_with};
 use support::origin::{Origin, Untouched};
 use support::wait_for;
 
@@ -646,6 +647,51 @@ fn an_exchange_narrows_and_never_widens() {
         &[("allowed_destinations", "b.test")],
     ));
     assert!(answer.2.contains("service account"), "{answer:?}");
+}
+
+/// A token that is exchanged in the moment before its revocation is known must
+/// not come out dated later than that.
+#[test]
+fn what_is_exchanged_is_as_old_as_its_parents() {
+    let accounts = Accounts::new();
+    accounts.key(&["create", "broker", "--agent=any", "--allow=any"]);
+    let gateway = accounts.gateway();
+    let issued = |agent: &str, ago: u64| {
+        let key = SigningKey::from_secret(SECRET).expect("a key");
+        let request = IssueRequest {
+            agent: AgentId::parse(agent).expect("an agent"),
+            tenant: None,
+            destinations: None,
+            lifetime: std::time::Duration::from_secs(3600),
+            audience: None,
+            jti: ago.into(),
+            actors: Vec::new(),
+            scope: None,
+            client: None,
+        };
+        let issuer = TokenIssuer::new(key, "agentport", "agentport");
+        issuer.issue(&request, now() - ago).expect("a token")
+    };
+    let (parent, actor) = (issued("planner", 300), issued("helper", 500));
+    let (older, began) = (claims(&actor)["iat"].clone(), now());
+    let exchange = |subject: &str, more: &[(&str, &str)]| {
+        let form = [
+            ("grant_type", EXCHANGE),
+            ("subject_token", subject),
+            ("subject_token_type", ACCESS_TOKEN),
+            ("ttl", "60"),
+        ];
+        token_in(&post(&gateway, "", &[&form[..], more].concat()))
+    };
+    let child = exchange(&parent, &[]);
+    assert_eq!(claims(&child)["iat"], claims(&parent)["iat"]);
+    // It lives from now all the same.
+    assert!(claims(&child)["exp"].as_u64().expect("an end") >= began + 60);
+    let acting = [
+        ("actor_token", actor.as_str()),
+        ("actor_token_type", ACCESS_TOKEN),
+    ];
+    assert_eq!(claims(&exchange(&child, &acting))["iat"], older);
 }
 
 #[test]

@@ -147,6 +147,18 @@ impl Changes {
     }
 }
 
+impl Changes {
+    /// The list could not be read this time: it is looked at again, also where
+    /// it has not changed since.
+    pub fn look_again(&mut self) {
+        match self {
+            // What is wrong with a file stays wrong until it changes.
+            Self::File(_) => {}
+            Self::Redis(_, seen) => *seen = None,
+        }
+    }
+}
+
 async fn aside<T: Send + 'static>(
     file: &RevocationFile,
     work: impl FnOnce(&RevocationFile) -> Result<T, StoreError> + Send + 'static,

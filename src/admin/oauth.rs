@@ -232,6 +232,7 @@ impl TokenEndpoint {
         }
         let (now, jti) = (self.now(), host::random_bits());
         let terms = &self.parts.terms;
+        let mut iat = Some(now);
         let (granted, exchanged) = match &request.grant {
             Grant::ClientCredentials => {
                 let Some(account) = account else {
@@ -255,6 +256,12 @@ impl TokenEndpoint {
                     terms,
                     (now, jti),
                 )?;
+                // The older of both, and none where one has none.
+                iat = subject.issued_at();
+                if let Some(actor) = &actor {
+                    let of_actor = actor.issued_at();
+                    iat = iat.and_then(|iat| of_actor.map(|actor| iat.min(actor)));
+                }
                 (granted, true)
             }
         };
@@ -267,7 +274,8 @@ impl TokenEndpoint {
             .unwrap_or_else(PoisonError::into_inner)
             .clone();
         let signer = signer.ok_or_else(|| Refusal::Unable("there is no signing key".to_owned()))?;
-        let token = signer.issue(&granted, now).map_err(|error| match error {
+        let token = signer.issue_dated(&granted, now, iat);
+        let token = token.map_err(|error| match error {
             crate::identity::IssueError::Signing | crate::identity::IssueError::Date => {
                 Refusal::Unable(error.to_string())
             }

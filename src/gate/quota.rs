@@ -388,7 +388,11 @@ fn owner(
     Some(match per {
         Per::Agent => Owner::Agent(who.tenant().cloned(), who.agent().clone()),
         Per::Tenant => Owner::Tenant(who.tenant().cloned()),
-        Per::Token => Owner::Token(who.agent().clone(), who.jti().cloned()),
+        Per::Token => Owner::Token(
+            who.tenant().cloned(),
+            who.agent().clone(),
+            who.jti().cloned(),
+        ),
         Per::Destination => Owner::Destination(request.authority.host.clone()),
         // Who comes by a Unix socket has no address.
         Per::Source => Owner::source(source?),

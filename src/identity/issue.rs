@@ -117,6 +117,22 @@ impl TokenIssuer {
     /// [`IssueError`]: nothing is issued that a verifier with default settings
     /// would refuse.
     pub fn issue(&self, request: &IssueRequest, now: u64) -> Result<String, IssueError> {
+        self.issue_dated(request, now, Some(now))
+    }
+
+    /// The same for a token that descends from another: `iat` is that one's,
+    /// or absent as there, and lives from `now` all the same. So what revokes
+    /// the one by its date revokes both, also where they were exchanged in the
+    /// moment before the revocation was known here.
+    ///
+    /// # Errors
+    /// As [`TokenIssuer::issue`].
+    pub fn issue_dated(
+        &self,
+        request: &IssueRequest,
+        now: u64,
+        iat: Option<u64>,
+    ) -> Result<String, IssueError> {
         let lifetime = request.lifetime.as_secs();
         if lifetime == 0 || request.lifetime > MAX_LIFETIME {
             return Err(IssueError::Lifetime);
@@ -141,7 +157,7 @@ impl TokenIssuer {
             act: chain(&request.actors)?,
             scope: request.scope.as_deref(),
             client_id: request.client.as_deref(),
-            iat: now,
+            iat: iat.map(|iat| iat.min(now)),
             nbf: now,
             exp: exp.ok_or(IssueError::Date)?,
             jti: RequestId::from_bits(request.jti).to_string(),
@@ -178,7 +194,8 @@ struct Claims<'a> {
     scope: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     client_id: Option<&'a str>,
-    iat: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    iat: Option<u64>,
     nbf: u64,
     exp: u64,
     jti: String,

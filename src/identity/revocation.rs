@@ -19,6 +19,8 @@ use crate::egress::{AgentId, TenantId};
 
 /// The most bytes that one line of a list may have.
 const MAX_LINE_BYTES: usize = 4096;
+/// How much longer a line may get when its dates are put off.
+const DATES_BYTES: usize = 64;
 
 /// What a revocation speaks of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -26,7 +28,8 @@ const MAX_LINE_BYTES: usize = 4096;
 pub enum RevokedKind {
     /// One token, by its `jti`.
     Jti,
-    /// An agent, of one tenant or of any.
+    /// An agent, of one tenant or of any: its own tokens, and those with which
+    /// it acts for others now.
     Agent,
     /// A tenant with all its agents.
     Tenant,
@@ -210,6 +213,9 @@ impl Revocation {
         if self.until.is_some_and(|until| until <= self.at) {
             return bad("until", &"the entry would end before it begins");
         }
+        if self.line().len() > MAX_LINE_BYTES - DATES_BYTES {
+            return bad("reason", &"write less: the entry is too long for a list");
+        }
         Ok(())
     }
 
@@ -319,7 +325,7 @@ impl RevocationSet {
     }
 
     /// By what this principal is revoked at `now`, in seconds since 1970. At
-    /// most five look-ups, and none while nothing is revoked.
+    /// most six look-ups, and none while nothing is revoked.
     #[must_use]
     pub fn revokes(&self, who: &Principal, now: u64) -> Option<RevokedKind> {
         if self.is_empty() {
@@ -328,6 +334,12 @@ impl RevocationSet {
         let names = [
             (RevokedKind::Jti, who.jti().map(AsRef::as_ref)),
             (RevokedKind::Agent, Some(who.agent().as_str())),
+            // Who acts for it holds the token. Those who acted before do not
+            // (RFC 8693, 4.1).
+            (
+                RevokedKind::Agent,
+                who.act().and_then(|act| act.first()).map(String::as_str),
+            ),
             (RevokedKind::Tenant, who.tenant().map(TenantId::as_str)),
             (RevokedKind::Key, Some(who.key_id().as_ref())),
             (RevokedKind::ServiceAccount, who.client().map(AsRef::as_ref)),
@@ -521,6 +533,36 @@ mod tests {
             RevocationSet::default().revokes(&who("a", None, None), 1),
             None
         );
+    }
+
+    #[test]
+    fn an_agent_is_revoked_also_where_it_acts_for_another() {
+        let set = RevocationSet::new([&entry(RevokedKind::Agent, "worker", Some("acme"))]);
+        for (case, tenant, actors, revoked) in [
+            ("it acts now", "acme", &["worker", "other"][..], true),
+            ("it acted before", "acme", &["other", "worker"], false),
+            ("another tenant's", "b", &["worker"], false),
+            ("nobody acts", "acme", &[], false),
+        ] {
+            let acting = Principal {
+                act: Some(actors.iter().map(|&actor| actor.to_owned()).collect()),
+                ..who("bot", Some(tenant), Some(5))
+            };
+            let found = set.revokes(&acting, 1_500);
+            assert_eq!(found, revoked.then_some(RevokedKind::Agent), "{case}");
+        }
+    }
+
+    #[test]
+    fn what_no_list_can_hold_is_not_accepted() {
+        let long = |bytes: usize| {
+            let what = entry(RevokedKind::Agent, "a", None).what();
+            Revocation::make(what, 5, None, Some("\n".repeat(bytes)))
+        };
+        let entry = long(1_900).expect("it fits");
+        assert_eq!(Revocation::parse(&entry.line()), Ok(entry));
+        let error = long(2_100).expect_err("too long").to_string();
+        assert!(error.starts_with("reason: "), "{error}");
     }
 
     #[test]

@@ -289,6 +289,19 @@ mod tests {
         assert_eq!(key("192.0.2.1"), key("::ffff:192.0.2.1"));
         assert_ne!(key("192.0.2.1"), key("192.0.2.2"));
         let other = self::limit(Measure::Requests, Per::Source, over("2/m"));
+        let token = |tenant: &str| {
+            let tenant = crate::egress::TenantId::parse(tenant).expect("a tenant");
+            let agent = crate::egress::AgentId::parse("bot").expect("an agent");
+            Owner::Token(Some(tenant), agent, None)
+        };
+        let per_token = self::limit(Measure::Requests, Per::Token, over("1/m"));
+        let key = |owner: Owner| ledger.account(&per_token, owner).key;
+        assert_ne!(
+            key(token("acme")),
+            key(token("globex")),
+            "agents of one name in two tenants"
+        );
+        assert_ne!(token("acme").to_string(), token("globex").to_string());
         let source = Owner::source(Ipv6Addr::LOCALHOST.into());
         let of = |limit| ledger.account(limit, source.clone()).key;
         assert_ne!(of(&limit), of(&other), "another limit is another account");

@@ -84,8 +84,8 @@ pub enum Owner {
     Agent(Option<TenantId>, AgentId),
     /// A tenant; those without one together.
     Tenant(Option<TenantId>),
-    /// A token, by the agent and its `jti`.
-    Token(AgentId, Option<Arc<str>>),
+    /// A token, by the tenant, the agent and its `jti`.
+    Token(Option<TenantId>, AgentId, Option<Arc<str>>),
     /// A host.
     Destination(Host),
     /// A source address, as [`Owner::source`] has it.
@@ -233,8 +233,9 @@ impl fmt::Display for Owner {
         match self {
             Self::Agent(of, agent) => write!(f, "a/{}/{}", tenant(of), agent.as_str()),
             Self::Tenant(of) => write!(f, "t/{}", tenant(of)),
-            Self::Token(agent, jti) => {
-                write!(f, "j/{}/{}", agent.as_str(), jti.as_deref().unwrap_or(""))
+            Self::Token(of, agent, jti) => {
+                let jti = jti.as_deref().unwrap_or("");
+                write!(f, "j/{}/{}/{jti}", tenant(of), agent.as_str())
             }
             Self::Destination(host) => write!(f, "d/{host}"),
             Self::Source(address) => write!(f, "s/{address}"),

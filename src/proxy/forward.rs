@@ -514,11 +514,11 @@ impl Forward {
             host: Host::Name(call.host),
             port: 443,
         };
-        let on_behalf_of = match session.req_header().headers.get(TOKEN_FIELD) {
+        let brought = brought_along(&session.req_header().headers)
+            .map_err(|denial| denial.at_origin().towards(&authority))?;
+        let on_behalf_of = match brought {
             None => None,
-            Some(_) => {
-                let (_, credential) = own_credential(&session.req_header().headers);
-                let credential = credential.unwrap_or_default();
+            Some(credential) => {
                 let whom = gate.on_behalf_of(&who, &credential, trail).await;
                 Some(whom.map_err(|denial| denial.at_origin().towards(&authority))?)
             }
@@ -664,6 +664,18 @@ fn own_credential(headers: &http::HeaderMap) -> (&'static str, Option<Vec<u8>>) 
                 value.map(|value| value.as_bytes().to_vec()),
             )
         }
+    }
+}
+
+/// The token that a caller has brought along. Who is called gets the field as
+/// it is, so nothing may stand in it but what was verified.
+fn brought_along(headers: &http::HeaderMap) -> Result<Option<Vec<u8>>, Denial> {
+    match headers.get_all(TOKEN_FIELD).iter().count() {
+        0 => Ok(None),
+        1 => Ok(own_credential(headers).1),
+        _ => Err(Denial::new(Cause::BadRequest(
+            "there are two X-AgentPort-Token fields",
+        ))),
     }
 }
 
@@ -1066,9 +1078,7 @@ impl ProxyHttp for Forward {
         request.append_header(header::VIA, format!("{version} {}", self.shared.instance))?;
         if exchange.agent_host.is_some() || exchange.call.is_some() {
             // What the client says of itself is nothing to rely on.
-            for name in CLIENTS_OWN_WORD {
-                request.remove_header(name);
-            }
+            remove_alike(request, &CLIENTS_OWN_WORD);
             let client = connection(session).and_then(|connection| connection.client);
             request.insert_header("Forwarded", forwarded(client))?;
         }
@@ -1287,8 +1297,15 @@ fn go_between(
     call: &Calling,
     admission: Option<&Admission>,
 ) -> pingora::Result<()> {
-    for name in [CALLER_FIELD, CALLER_TENANT_FIELD, ON_BEHALF_OF_FIELD] {
-        request.remove_header(name);
+    remove_alike(
+        request,
+        &[CALLER_FIELD, CALLER_TENANT_FIELD, ON_BEHALF_OF_FIELD],
+    );
+    // The field itself is there only where its token was verified.
+    let verified = request.headers.get(TOKEN_FIELD).cloned();
+    remove_alike(request, &[TOKEN_FIELD]);
+    if let Some(token) = verified {
+        request.insert_header(TOKEN_FIELD, token)?;
     }
     if let Some(admission) = admission {
         let who = admission.who();
@@ -1310,6 +1327,20 @@ fn go_between(
         request.set_raw_path(path.as_bytes())?;
     }
     Ok(())
+}
+
+/// Takes fields off, also where their names have an underscore for a dash: what
+/// is modelled on CGI (RFC 3875 section 4.1.18) reads both as one name.
+fn remove_alike(request: &mut RequestHeader, names: &[&str]) {
+    let is = |name: &HeaderName| {
+        let dashed = name.as_str().replace('_', "-");
+        names.contains(&dashed.as_str())
+    };
+    let found = request.headers.keys().filter(|name| is(name));
+    let found: Vec<_> = found.cloned().collect();
+    for name in &found {
+        request.remove_header(name);
+    }
 }
 
 /// `Forwarded` (RFC 7239) for the agent behind the gateway.
@@ -1452,6 +1483,37 @@ mod tests {
         ] {
             assert_eq!(trace_id(bad), None, "{bad:?}");
         }
+    }
+
+    #[test]
+    fn nobody_else_writes_what_an_agent_relies_on() {
+        let mut request = RequestHeader::build("GET", b"/", None).expect("a head");
+        for name in [
+            "x-agentport-caller",
+            "X_AgentPort_Caller",
+            "x-agentport_caller",
+            "x_agentport_caller_tenant",
+            "x-agentport-callers",
+            "caller",
+        ] {
+            request.append_header(name, "somebody").expect("a field");
+        }
+        remove_alike(&mut request, &[CALLER_FIELD, CALLER_TENANT_FIELD]);
+        let mut left: Vec<_> = request.headers.keys().map(HeaderName::as_str).collect();
+        left.sort_unstable();
+        assert_eq!(left, ["caller", "x-agentport-callers"]);
+    }
+
+    #[test]
+    fn one_token_may_be_brought_along() {
+        let mut headers = http::HeaderMap::new();
+        let read =
+            |headers: &http::HeaderMap| brought_along(headers).map_err(|denial| denial.code());
+        assert_eq!(read(&headers), Ok(None));
+        headers.append(TOKEN_FIELD, HeaderValue::from_static("a"));
+        assert_eq!(read(&headers), Ok(Some(b"Bearer a".to_vec())));
+        headers.append(TOKEN_FIELD, HeaderValue::from_static("b"));
+        assert_eq!(read(&headers), Err("bad_request"), "one is not verified");
     }
 
     #[test]

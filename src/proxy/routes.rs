@@ -14,6 +14,7 @@ use pingora::utils::tls::{WrappedX509, parse_x509};
 
 use crate::egress::{Authority, Found, Host, RequestPath, RequestTarget, Route, Scheme};
 use crate::gate::{Cause, Denial, Gate};
+use crate::identity::Credential;
 
 use super::forward::TOKEN_FIELD;
 
@@ -215,7 +216,7 @@ impl Chosen {
         Ok(match (explicit, authorization) {
             // Whoever sends the gateway's token twice does not mean the origin
             // to have it.
-            (Some(ours), Some(theirs)) if word(&ours) == word(theirs) => {
+            (Some(ours), Some(theirs)) if secret(&ours) == secret(theirs) => {
                 (Some(header::AUTHORIZATION), Some(ours))
             }
             (Some(ours), _) => (None, Some(ours)),
@@ -257,6 +258,15 @@ impl Chosen {
     }
 }
 
+/// The secret of a credential: the password of `Basic`, or else what follows
+/// the scheme.
+fn secret(credential: &[u8]) -> Vec<u8> {
+    match Credential::parse(credential) {
+        Ok(parsed) => parsed.token().as_bytes().to_vec(),
+        Err(_) => word(credential).to_vec(),
+    }
+}
+
 /// The last word of a credential: what follows the scheme.
 fn word(credential: &[u8]) -> &[u8] {
     let mut words = credential.rsplit(|b| *b == b' ').filter(|w| !w.is_empty());
@@ -289,13 +299,14 @@ mod tests {
         let (ours, theirs) = ("Bearer ours", "Bearer theirs");
         let own = Some("Bearer ours".to_owned());
         #[rustfmt::skip]
-        let cases: [(&str, bool, &[(&str, &str)], Option<&str>, _); 9] = [
+        let cases: [(&str, bool, &[(&str, &str)], Option<&str>, _); 10] = [
             ("nothing", false, &[], None, Ok((false, None))),
             ("Authorization alone", false, &[("authorization", ours)], None, Ok((true, own.clone()))),
             ("a token field", false, &[("x-agentport-token", "ours"), ("authorization", theirs)], None, Ok((false, own.clone()))),
             ("the proxy's field", false, &[("authorization", theirs)], Some(ours), Ok((false, own.clone()))),
             ("the same token twice", false, &[("x-agentport-token", "ours"), ("authorization", ours)], None, Ok((true, own.clone()))),
             ("the same by another scheme", true, &[("authorization", "token  ours")], Some(ours), Ok((true, own.clone()))),
+            ("the same, once as a password", false, &[("authorization", ours)], Some("Basic Ym90Om91cnM="), Ok((true, Some("Basic Ym90Om91cnM=".to_owned())))),
             ("the origin's by configuration", true, &[("authorization", theirs)], None, Ok((false, None))),
             ("two token fields", false, &[("x-agentport-token", "a"), ("x-agentport-token", "b")], None, Err(())),
             ("two Authorization fields", true, &[("authorization", "a"), ("authorization", "b")], Some(ours), Err(())),

@@ -37,6 +37,9 @@ use crate::identity::{Certified, ClientName, PeerCertificate};
 const ACME_TLS: &[u8] = b"acme-tls/1";
 /// How many certificates are remembered to hold.
 const HELD: usize = 10_000;
+/// For how many seconds. What it was verified against ages without a change of
+/// any file: a list of revoked certificates ends, an issuer expires.
+const HELD_FOR: u64 = 10;
 
 /// What a listener speaks TLS with. Made anew for each change of any of it.
 #[derive(Clone, Debug)]
@@ -79,8 +82,9 @@ struct InForce {
     config: Arc<ServerConfig>,
     verifier: Option<Arc<dyn ClientCertVerifier>>,
     names: Vec<ClientName>,
-    /// Fingerprints of certificates that hold under this.
-    held: Cache<Arc<str>, ()>,
+    /// Fingerprints of certificates that hold under this, and when that was
+    /// found, in seconds since the epoch.
+    held: Cache<Arc<str>, u64>,
 }
 
 impl ListenerTls {
@@ -356,7 +360,8 @@ impl InForce {
         if since.as_secs() >= certificate.not_after() {
             return Err("certificate_expired");
         }
-        if self.held.get(certificate.fingerprint()).is_some() {
+        let found = self.held.get(certificate.fingerprint());
+        if found.is_some_and(|found| found.abs_diff(since.as_secs()) < HELD_FOR) {
             return Ok(());
         }
         let Some(verifier) = &self.verifier else {
@@ -373,7 +378,8 @@ impl InForce {
         let checked =
             verifier.verify_client_cert(&end_entity, &issuers, UnixTime::since_unix_epoch(since));
         checked.map_err(|error| code(&error))?;
-        self.held.insert(Arc::clone(certificate.fingerprint()), ());
+        let fingerprint = Arc::clone(certificate.fingerprint());
+        self.held.insert(fingerprint, since.as_secs());
         Ok(())
     }
 }
@@ -455,5 +461,70 @@ struct Challenges(Arc<ArcSwap<HashMap<String, Arc<CertifiedKey>>>>);
 impl ResolvesServerCert for Challenges {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         self.0.load().get(hello.server_name()?).cloned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{
+        BasicConstraints, CertificateParams, CertificateRevocationListParams, IsCa, Issuer,
+        KeyIdMethod, KeyPair, KeyUsagePurpose, SerialNumber, date_time_ymd,
+    };
+
+    use super::*;
+
+    /// 1 January 2030.
+    const NEXT_UPDATE: u64 = 1_893_456_000;
+
+    fn at(seconds: u64) -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn a_certificate_that_held_is_let_go_with_the_list_it_was_held_against() {
+        let mut params = CertificateParams::new(Vec::new()).expect("parameters");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        let key = KeyPair::generate().expect("a key");
+        let ca = params.self_signed(&key).expect("a certificate");
+        let issuer = Issuer::new(params, key);
+        let own = KeyPair::generate().expect("a key");
+        let names = vec!["bot.example".to_owned()];
+        let client = CertificateParams::new(names)
+            .and_then(|params| params.signed_by(&own, &issuer))
+            .expect("a certificate");
+        let list = CertificateRevocationListParams {
+            this_update: date_time_ymd(2024, 1, 1),
+            next_update: date_time_ymd(2030, 1, 1),
+            crl_number: SerialNumber::from(1_u64),
+            issuing_distribution_point: None,
+            revoked_certs: Vec::new(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        let list = list.signed_by(&issuer).expect("a list");
+        let tls = ListenerTls::new(TlsParts {
+            certificates: Vec::new(),
+            clients: Some(ClientTrust {
+                optional: false,
+                issuers: vec![ca.der().clone()],
+                revoked: vec![list.der().clone()],
+                names: Vec::new(),
+            }),
+            only_tls13: false,
+            alpn: Vec::new(),
+        })
+        .expect("they fit together");
+        let shown = PeerCertificate::parse(vec![client.der().to_vec()]).expect("a certificate");
+        for (case, now, expected) in [
+            ("the list is fresh", NEXT_UPDATE - 3600, Ok(())),
+            ("once more", NEXT_UPDATE - 3599, Ok(())),
+            (
+                "it is past its next update",
+                NEXT_UPDATE + 3600,
+                Err("certificate_revocation_unknown"),
+            ),
+        ] {
+            assert_eq!(tls.holds(&shown, at(now)), expected, "{case}");
+        }
     }
 }

@@ -95,21 +95,28 @@ impl Revoking {
         Ok(async move {
             // What was written between the first reading and the watch.
             let mut last = None;
-            self.read(&mut last).await;
+            if !self.read(&mut last).await {
+                changes.look_again();
+            }
             loop {
-                tokio::select! {
-                    () = changes.changed() => self.read(&mut last).await,
-                    Some(answer) = self.asked.recv() => {
-                        self.read(&mut last).await;
-                        // Where nobody waits any more, nobody is told.
-                        let _ = answer.send(());
-                    }
+                let answer = tokio::select! {
+                    () = changes.changed() => None,
+                    Some(answer) = self.asked.recv() => Some(answer),
+                };
+                // One answer that did not come must not lose what was revoked.
+                if !self.read(&mut last).await {
+                    changes.look_again();
+                }
+                if let Some(answer) = answer {
+                    // Where nobody waits any more, nobody is told.
+                    let _ = answer.send(());
                 }
             }
         })
     }
 
-    async fn read(&self, last: &mut Option<Vec<Revocation>>) {
+    /// Says whether it could be read.
+    async fn read(&self, last: &mut Option<Vec<Revocation>>) -> bool {
         let known = last.as_deref().unwrap_or_default();
         let read = match self.store.restore(known).await {
             Ok(restored) => {
@@ -127,11 +134,11 @@ impl Revoking {
             Ok(entries) => {
                 self.readiness.revocations_are(Ok(()));
                 self.figures.revocations_are(Some(entries.len()));
-                if last.as_ref() == Some(&entries) {
-                    return;
+                if last.as_ref() != Some(&entries) {
+                    self.put_in_force(&entries);
+                    *last = Some(entries);
                 }
-                self.put_in_force(&entries);
-                *last = Some(entries);
+                true
             }
             Err(error) => {
                 self.figures.revocations_are(None);
@@ -139,6 +146,7 @@ impl Revoking {
                 if self.readiness.revocations_are(Err(error.to_string())) {
                     tracing::error!(%error, "the revocations cannot be read; the last known ones stay in force");
                 }
+                false
             }
         }
     }
