@@ -518,7 +518,7 @@ fn rule(from: &mut Unstructured<'_>, at: usize) -> Result<RuleDocument> {
         tls: None,
         sni: None,
         rpc_methods: None,
-                ech: None,
+        ech: None,
         limits: None,
     })
 }

@@ -19,7 +19,10 @@ fuzz_target!(|input: (&str, &str, bool)| {
         }
     }
     if let Some(moved) = route.location(found, location) {
-        assert!(moved.starts_with('/') && !moved.starts_with("//"), "{moved}");
+        assert!(
+            moved.starts_with('/') && !moved.starts_with("//"),
+            "{moved}"
+        );
     }
     if let Ok(target) = RouteTarget::parse(location) {
         let again = RouteTarget::parse(&target.to_string()).expect("what was read");
