@@ -35,11 +35,14 @@ rules:
     paths: ["/v1/**", "/echo.Echo/*", "/health"]
 "#;
 
+/// The server name and the protocol of a ClientHello.
+type Said = (Option<String>, Option<Vec<u8>>);
+
 /// TLS before an origin that speaks in clear: what it was asked for in the
 /// handshake is kept, and nothing goes through before one has succeeded.
 struct TlsFront {
     address: SocketAddr,
-    names: Arc<Mutex<Vec<(Option<String>, Option<Vec<u8>>)>>>,
+    names: Arc<Mutex<Vec<Said>>>,
     _runtime: tokio::runtime::Runtime,
 }
 

@@ -261,8 +261,9 @@ mod tests {
             "[".repeat(200),
             "]".repeat(200)
         );
+        type Case<'a> = (&'a str, &'a str, Result<&'a [&'a str], RpcError>);
         #[rustfmt::skip]
-        let cases: [(&str, &str, Result<&[&str], RpcError>); 21] = [
+        let cases: [Case<'_>; 21] = [
             ("a call", r#"{"jsonrpc":"2.0","id":1,"method":"eth_call","params":[{"method":"x"}]}"#, Ok(&["eth_call"])),
             ("a notification", r#" {"jsonrpc":"2.0","method":"note"} "#, Ok(&["note"])),
             ("a batch", r#"[{"method":"a"},{"method":"b","id":2},{"method":"a"}]"#, Ok(&["a", "b"])),

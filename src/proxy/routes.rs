@@ -296,20 +296,22 @@ mod tests {
 
     #[test]
     fn whose_credential_is_whose() {
-        let (ours, theirs) = ("Bearer ours", "Bearer theirs");
+        const OURS: &str = "Bearer ours";
+        const THEIRS: &str = "Bearer theirs";
         let own = Some("Bearer ours".to_owned());
+        type Fields = &'static [(&'static str, &'static str)];
         #[rustfmt::skip]
-        let cases: [(&str, bool, &[(&str, &str)], Option<&str>, _); 10] = [
+        let cases: [(&str, bool, Fields, Option<&str>, _); 10] = [
             ("nothing", false, &[], None, Ok((false, None))),
-            ("Authorization alone", false, &[("authorization", ours)], None, Ok((true, own.clone()))),
-            ("a token field", false, &[("x-agentport-token", "ours"), ("authorization", theirs)], None, Ok((false, own.clone()))),
-            ("the proxy's field", false, &[("authorization", theirs)], Some(ours), Ok((false, own.clone()))),
-            ("the same token twice", false, &[("x-agentport-token", "ours"), ("authorization", ours)], None, Ok((true, own.clone()))),
-            ("the same by another scheme", true, &[("authorization", "token  ours")], Some(ours), Ok((true, own.clone()))),
-            ("the same, once as a password", false, &[("authorization", ours)], Some("Basic Ym90Om91cnM="), Ok((true, Some("Basic Ym90Om91cnM=".to_owned())))),
-            ("the origin's by configuration", true, &[("authorization", theirs)], None, Ok((false, None))),
+            ("Authorization alone", false, &[("authorization", OURS)], None, Ok((true, own.clone()))),
+            ("a token field", false, &[("x-agentport-token", "ours"), ("authorization", THEIRS)], None, Ok((false, own.clone()))),
+            ("the proxy's field", false, &[("authorization", THEIRS)], Some(OURS), Ok((false, own.clone()))),
+            ("the same token twice", false, &[("x-agentport-token", "ours"), ("authorization", OURS)], None, Ok((true, own.clone()))),
+            ("the same by another scheme", true, &[("authorization", "token  ours")], Some(OURS), Ok((true, own.clone()))),
+            ("the same, once as a password", false, &[("authorization", OURS)], Some("Basic Ym90Om91cnM="), Ok((true, Some("Basic Ym90Om91cnM=".to_owned())))),
+            ("the origin's by configuration", true, &[("authorization", THEIRS)], None, Ok((false, None))),
             ("two token fields", false, &[("x-agentport-token", "a"), ("x-agentport-token", "b")], None, Err(())),
-            ("two Authorization fields", true, &[("authorization", "a"), ("authorization", "b")], Some(ours), Err(())),
+            ("two Authorization fields", true, &[("authorization", "a"), ("authorization", "b")], Some(OURS), Err(())),
         ];
         for (case, origins, fields, proxys, expected) in cases {
             let mut headers = HeaderMap::new();

@@ -479,7 +479,7 @@ impl Gateway {
             .map(|bound| (bound, Arc::clone(&wire)))
             .collect();
         if let Some(peers) = peers {
-            let beside = Arc::clone(peers.wire());
+            let beside = Arc::clone(peers.beside());
             let (bound, keeping) = peers.run(Arc::clone(&readiness))?;
             background.spawn(keeping);
             listeners.push((bound, beside));

@@ -151,7 +151,7 @@ impl PeersKeeper {
         self.bound.address()
     }
 
-    pub(super) fn wire(&self) -> &Arc<Wire> {
+    pub(super) fn beside(&self) -> &Arc<Wire> {
         &self.beside
     }
 
