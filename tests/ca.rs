@@ -224,7 +224,8 @@ fn what_cannot_be_is_refused_and_changes_nothing() {
         (&["issue", "--server", "x y"], "x y"),
         (&["issue", "--agent", "b", "--for", "0s"], "--for 0s"),
         (&["revoke", "00ff"], "has issued no such certificate"),
-        (&["renew", "/dev/null"], "no certificate in PEM"),
+        (&["renew", "/dev/null"], "not a regular file"),
+        (&["renew", "Cargo.toml"], "no certificate in PEM"),
     ] {
         let output = ca_raw(&folder, words);
         assert!(!output.status.success(), "{words:?}");
