@@ -6,9 +6,11 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use pingora::apps::{HttpPersistentSettings, HttpServerApp};
 use pingora::protocols::http::ServerSession;
+use tokio::sync::watch;
 
 use crate::egress::head::{self, BodyLength, Head, HeadError, HeadProgress};
 use crate::egress::{
@@ -40,8 +42,9 @@ pub(super) type Tunnel = Pin<Box<dyn Future<Output = ()> + Send>>;
 /// Serves a connection until it ends or becomes a tunnel.
 pub(super) async fn serve(wire: &Arc<Wire>, mut io: ConnIo) -> Option<Tunnel> {
     let mut settings: Option<HttpPersistentSettings> = None;
+    let mut first_request = true;
     loop {
-        let head_length = match read_head(wire, &mut io).await {
+        let head_length = match read_head(wire, &mut io, first_request).await {
             HeadRead::Over => return None,
             // A refusal is a record too; where none can be taken, none is made.
             _ if wire.shared.gate.room().await.is_err() => {
@@ -65,6 +68,7 @@ pub(super) async fn serve(wire: &Arc<Wire>, mut io: ConnIo) -> Option<Tunnel> {
             Next::Gone => return None,
         };
         io = next;
+        first_request = false;
         if *wire.shutdown.borrow() {
             return None;
         }
@@ -80,7 +84,7 @@ enum HeadRead {
 
 /// Reads until a head is whole. The first byte may take as long as a
 /// connection may be idle, the rest as long as a head may take, in all.
-async fn read_head(wire: &Wire, io: &mut ConnIo) -> HeadRead {
+async fn read_head(wire: &Wire, io: &mut ConnIo, first_request: bool) -> HeadRead {
     let settings = &wire.shared.settings;
     let mut shutdown = wire.shutdown.clone();
     if io.unread().is_empty() {
@@ -91,7 +95,7 @@ async fn read_head(wire: &Wire, io: &mut ConnIo) -> HeadRead {
             biased;
             _ = ending.ended() => return HeadRead::Over,
             read = tokio::time::timeout(settings.keepalive_timeout, io.look_further()) => read,
-            _ = shutdown.wait_for(|down| *down) => return HeadRead::Over,
+            () = closing(&mut shutdown, first_request) => return HeadRead::Over,
         };
         match first {
             Ok(Ok(count)) if count > 0 => {}
@@ -135,6 +139,20 @@ async fn read_head(wire: &Wire, io: &mut ConnIo) -> HeadRead {
     match tokio::time::timeout(settings.header_timeout, rest).await {
         Ok(read) => read,
         Err(_) => HeadRead::Refuse(Denial::new(Cause::HeaderTimeout)),
+    }
+}
+
+/// How long a connection that is new when the gateway goes down may take to
+/// send its first byte.
+const FIRST_WORDS: Duration = Duration::from_millis(500);
+
+/// Comes back when a connection that waits is to be closed because the gateway
+/// goes down: between two requests at once. A new one has its request on the
+/// way, which would fail.
+async fn closing(shutdown: &mut watch::Receiver<bool>, first_request: bool) {
+    let _ = shutdown.wait_for(|down| *down).await;
+    if first_request {
+        tokio::time::sleep(FIRST_WORDS).await;
     }
 }
 
