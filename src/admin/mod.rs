@@ -5,7 +5,6 @@ pub mod oauth;
 pub mod revocation;
 
 use std::net::SocketAddr;
-use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -28,7 +27,7 @@ use crate::adapters::redis::Redis;
 use crate::config::Listener;
 use crate::gate::ports::PolicySource;
 use crate::identity::{CachedVerifier, public_jwks};
-use crate::proxy::{LocalPages, Page, remove_stale};
+use crate::proxy::{LocalPages, Page, bind_unix};
 
 /// What stands in the way of good service, beside being up.
 #[derive(Debug, Default)]
@@ -187,20 +186,16 @@ pub async fn bind(listener: &Listener) -> Result<BoundAdmin, String> {
             .map(|listener| BoundAdmin(Socket::Tcp(listener)))
             .map_err(|error| format!("cannot listen on {address} (listen.admin): {error}")),
         Listener::Unix(path) => {
-            let bound = remove_stale(path)
-                .and_then(|()| UnixListener::bind(path))
-                .and_then(|listener| {
-                    // Figures and keys are for whoever runs the gateway.
-                    let owner_only = std::fs::Permissions::from_mode(0o600);
-                    std::fs::set_permissions(path, owner_only)?;
-                    Ok(BoundAdmin(Socket::Unix(listener, path.clone())))
-                });
-            bound.map_err(|error| {
-                format!(
-                    "cannot listen on {} (listen.admin): {error}",
-                    path.display()
-                )
-            })
+            // Figures and keys are for whoever runs the gateway.
+            let bound = bind_unix(path, 0o600);
+            bound
+                .map(|listener| BoundAdmin(Socket::Unix(listener, path.clone())))
+                .map_err(|error| {
+                    format!(
+                        "cannot listen on {} (listen.admin): {error}",
+                        path.display()
+                    )
+                })
         }
     }
 }

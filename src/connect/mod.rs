@@ -13,7 +13,6 @@ mod token;
 
 use std::io;
 use std::net::SocketAddr;
-use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -31,6 +30,7 @@ pub use token::{Proof, TokenEndpoint, TokenSource};
 use crate::adapters::host;
 use crate::egress::head::{BodyLength, HeadProgress, parse, progress};
 use crate::egress::{ChunkedBody, RequestId};
+use crate::proxy::bind_unix;
 use dial::{Dialler, Stream};
 use head::{Follows, follows, with_credential};
 use token::Holder;
@@ -107,13 +107,7 @@ impl Connector {
                 .map(Listener::Tcp)
                 .map_err(|error| format!("cannot listen on {address}: {error}"))?,
             Listen::Unix(path, mode) => {
-                let bound = crate::proxy::remove_stale(&path)
-                    .and_then(|()| bind_private(&path))
-                    .and_then(|listener| {
-                        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode))?;
-                        Ok(listener)
-                    });
-                let listener = bound
+                let listener = bind_unix(&path, mode)
                     .map_err(|error| format!("cannot listen on {}: {error}", path.display()))?;
                 Listener::Unix(listener, path)
             }
@@ -197,14 +191,6 @@ impl Connector {
             Listener::Unix(listener, _) => (Box::pin(listener.accept().await?.0), slot),
         })
     }
-}
-
-/// Nobody else may connect between the binding and the setting of the mode.
-fn bind_private(path: &std::path::Path) -> io::Result<UnixListener> {
-    let before = nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o177));
-    let bound = UnixListener::bind(path);
-    nix::sys::stat::umask(before);
-    bound
 }
 
 /// Why a request does not go on from here.

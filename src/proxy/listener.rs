@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use nix::sys::stat::{Mode, umask};
 use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
@@ -66,10 +67,7 @@ pub async fn bind(address: &ListenAddress) -> Result<Bound, String> {
         }
         ListenAddress::Unix(path, mode) => {
             let text = path.display().to_string();
-            remove_stale(path).map_err(|error| explain(&text, &error))?;
-            let listener = UnixListener::bind(path).map_err(|error| explain(&text, &error))?;
-            std::fs::set_permissions(path, std::fs::Permissions::from_mode(*mode))
-                .map_err(|error| explain(&text, &error))?;
+            let listener = bind_unix(path, *mode).map_err(|error| explain(&text, &error))?;
             Ok(Bound {
                 name: "egress_unix".into(),
                 tls: None,
@@ -79,12 +77,27 @@ pub async fn bind(address: &ListenAddress) -> Result<Bound, String> {
     }
 }
 
+/// Binds a Unix socket with its file's mode, in the place of one that a process
+/// left behind. Nobody whom the mode keeps out can connect in between.
+///
+/// # Errors
+/// As [`remove_stale`], or where the socket cannot be made.
+pub fn bind_unix(path: &std::path::Path, mode: u32) -> io::Result<UnixListener> {
+    remove_stale(path)?;
+    let before = umask(Mode::from_bits_truncate(0o177));
+    let bound = UnixListener::bind(path);
+    umask(before);
+    let listener = bound?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
+    Ok(listener)
+}
+
 /// A socket that a process left behind which is gone. One that somebody
 /// listens on stays, and so does whatever is no socket.
 ///
 /// # Errors
 /// Where the path holds anything but a socket that nobody listens on.
-pub fn remove_stale(path: &std::path::Path) -> io::Result<()> {
+fn remove_stale(path: &std::path::Path) -> io::Result<()> {
     use std::os::unix::fs::FileTypeExt;
     match std::fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),

@@ -35,7 +35,7 @@ use pingora::proxy::HttpProxy;
 use pingora::server::configuration::ServerConf;
 use tokio::sync::{Semaphore, watch};
 
-pub use listener::{Accepting, Bound, ListenAddress, bind, remove_stale};
+pub use listener::{Accepting, Bound, ListenAddress, bind, bind_unix};
 pub use local::{LocalPages, Page};
 pub use peers::{Callee, Callees, PeerEndpoint, Peers};
 pub use routes::{NamedRoute, UpstreamHttp2, UpstreamRoots};
