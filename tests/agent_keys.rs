@@ -299,6 +299,9 @@ fn a_unix_sockets_peer_is_whom_the_operator_has_named() {
     assert_eq!(send(request(bad), false).0.status, 403);
     assert_eq!(origin.contacts(), before);
 
+    // In HTTP/2, requests and tunnels are its as well.
+    assert_eq!(over_http2(&socket, &origin, &echo), (200, 200));
+
     // It can be revoked like any other.
     let head = format!("CONNECT {0} HTTP/1.1\r\nHost: {0}\r\n\r\n", echo.address);
     let (answer, mut open) = send(head, true);
@@ -313,4 +316,32 @@ fn a_unix_sockets_peer_is_whom_the_operator_has_named() {
         (refused.status, refused.error()),
         (403, "revoked".to_owned())
     );
+}
+
+/// What a request and a `CONNECT` without a credential are answered on one
+/// connection that speaks HTTP/2.
+fn over_http2(socket: &Path, origin: &Origin, echo: &Origin) -> (u16, u16) {
+    let asking = async {
+        let stream = tokio::net::UnixStream::connect(socket).await;
+        let stream = stream.expect("it accepts");
+        let (sender, connection) = h2::client::handshake(stream).await.expect("a handshake");
+        tokio::spawn(connection);
+        let get = http::Request::get(origin.url("/")).body(());
+        let connect = http::Request::connect(echo.address.to_string()).body(());
+        let mut statuses = Vec::new();
+        for (request, ends) in [(get, true), (connect, false)] {
+            let mut sender = sender.clone().ready().await.expect("room");
+            let request = request.expect("a request");
+            let (answer, _open) = sender.send_request(request, ends).expect("sent");
+            statuses.push(answer.await.expect("an answer").status().as_u16());
+        }
+        (statuses[0], statuses[1])
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    runtime
+        .block_on(async { tokio::time::timeout(support::LONGEST, asking).await })
+        .expect("in time")
 }

@@ -140,6 +140,7 @@ impl Connection {
             Arc::default(),
         )
         .certified(self.certified.clone())
+        .with_peer(self.peer.clone())
         .named(self.server_name.clone())
     }
 

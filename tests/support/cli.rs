@@ -22,7 +22,7 @@ pub(crate) const SECRET: &str = "6b1f0c9e4a7d2835f1e0d9c8b7a69584736251403f2e1d0
 
 /// How long anything may take before a test gives up on it. Nothing is
 /// concluded from how long it did take.
-const LONGEST: Duration = Duration::from_secs(30);
+pub(crate) const LONGEST: Duration = Duration::from_secs(30);
 
 /// Asks again and again until there is an answer.
 #[track_caller]
