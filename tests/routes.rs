@@ -19,6 +19,7 @@ use support::conn::Response as Answer;
 use support::gateway::{Gateway, token};
 use support::origin::{Origin, Untouched};
 use support::pki::{Issued, Pki, Valid};
+use support::wait_for;
 
 /// What every agent may do here: chat, streams, and calls of one service.
 const POLICY: &str = r#"
@@ -464,7 +465,7 @@ fn events_come_as_they_are_sent_and_agents_share_no_connection() {
     });
     let front = TlsFront::before(origin.address(), &pki.server("a", &["a.test"]), &[]);
     let gateway = start(&pki, front.port(), "");
-    for agent in ["one", "one", "two"] {
+    for (before, agent) in ["one", "one", "two"].into_iter().enumerate() {
         let mut client = gateway.connect();
         client.send(format!(
             "GET /routes/api/v1/events HTTP/1.1\r\n{}\r\n",
@@ -477,6 +478,10 @@ fn events_come_as_they_are_sent_and_agents_share_no_connection() {
         next.send(()).expect("the origin waits");
         let rest = client.exactly(19);
         assert_eq!(rest, b"9\r\ndata: 2\n\n\r\n0\r\n\r\n");
+        // The connection goes back to its pool before the record is written.
+        wait_for("its record", || {
+            (gateway.records().len() > before).then_some(())
+        });
     }
     assert_eq!(origin.connections(), 2, "one for each agent");
 }
