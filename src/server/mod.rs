@@ -31,6 +31,7 @@ use crate::adapters::records::{
     self, AuditLog, AuditLogSettings, Durability, FileWriter, Rotation, StreamWriter,
 };
 use crate::adapters::redis::{Redis, RedisSettings};
+use crate::adapters::revocations::Held;
 use crate::adapters::shared_limits::{self, Asking};
 use crate::admin::revocation::RevocationPages;
 use crate::admin::{Admin, Readiness};
@@ -234,10 +235,12 @@ impl Gateway {
             figures.follow_peers(between.peers(), system_clock);
         }
         let off_limits = between.as_ref().map(|between| between.peers() as _);
-        let revocations = Arc::new(RevocationsInForce::default());
+        let revocations = Arc::new(RevocationsInForce::new(&config.identity.issuer));
         let revocation_store = revocation::store(&config, redis.as_ref());
+        let mut held = Held::default();
         if let Some(store) = &revocation_store {
-            revocation::open(store, redis.as_ref(), &revocations, &figures).await?;
+            let now = revocation::unix_seconds(&*clock);
+            held = revocation::open(store, redis.as_ref(), &revocations, &figures, now).await?;
         }
         let endpoint = tokens::endpoint(
             &config,
@@ -259,6 +262,7 @@ impl Gateway {
             revocations: Arc::clone(&revocations) as _,
             clock: Arc::clone(&clock),
             clients: endpoint.clone(),
+            issuer: config.identity.issuer.clone(),
             secret_file: config.listen.admin_secret_file.clone(),
         };
         let parts = |between: Option<&peers::Between>| GateParts {
@@ -359,6 +363,8 @@ impl Gateway {
         };
         let revoking = revocation_store.map(|store| Revoking {
             store,
+            held,
+            clock: Arc::clone(&clock),
             in_force: revocations,
             tokens: Arc::clone(&tokens),
             wire: Arc::clone(&wire),
