@@ -36,7 +36,7 @@ use super::conn::{Connection, CurrentRequest, Ending};
 use super::peers::{Call, Callee, PeerEndpoint, UnderWay};
 use super::routes::Chosen;
 use super::serve::bad_target;
-use super::tunnels::Registered;
+use super::tunnels::{OpenKind, Registered};
 use super::{AgentEndpoint, Shared, dial, local, refusal, rpc};
 
 /// In what field an agent says which skill it runs. Never used for a decision.
@@ -168,6 +168,13 @@ impl Exchange {
     }
 }
 
+/// From so many bytes of a body, either way, an exchange is one that lasts, as
+/// is one whose answer does not say its length. What is shorter is over within
+/// a read or two, like any request that was under way when something changed,
+/// and pays nothing for the others: no lock, and no memory. A clock would not
+/// tell them apart better: events that are silent for long would be found only
+/// with the next one.
+const LONG: u64 = 64 * 1024;
 /// A budget of bytes is used up.
 const BYTE_BUDGET: ErrorType = ErrorType::Custom("byte_budget");
 /// How soon a budget is looked at again that replicas are settling.
@@ -622,6 +629,29 @@ impl Forward {
             .get_all(header::VIA)
             .iter()
             .any(|via| String::from_utf8_lossy(via.as_bytes()).contains(&self.shared.instance))
+    }
+
+    /// From here the exchange may last: it takes its place among what is open,
+    /// and ends with the policy, the credential or the certificate that let it
+    /// begin.
+    fn lasts(&self, exchange: &mut Exchange, kind: OpenKind) {
+        if exchange.registered.is_some() {
+            return;
+        }
+        let (Some(admission), Some(request), Some(ending)) =
+            (&exchange.admission, &exchange.request, &exchange.ending)
+        else {
+            return;
+        };
+        let dialled = exchange
+            .addresses
+            .get(exchange.attempt)
+            .map(SocketAddr::ip)
+            .filter(|_| exchange.agent_host.is_none() && exchange.call.is_none());
+        let (gate, request) = (&self.shared.gate, request.clone());
+        let tunnels = &self.shared.tunnels;
+        let registered = tunnels.register(gate, admission, request, dialled, (kind, ending));
+        exchange.registered = Some(registered);
     }
 
     async fn refuse(&self, session: &mut Session, exchange: &mut Exchange, denial: &Denial) {
@@ -1102,6 +1132,9 @@ impl ProxyHttp for Forward {
         let count = body.as_ref().map_or(0, |bytes| bytes.len() as u64);
         exchange.spend(Way::Up, count).await?;
         exchange.body += count;
+        if exchange.body > LONG {
+            self.lasts(exchange, OpenKind::Exchange);
+        }
         match self.shared.settings.body_bytes {
             Some(most) if exchange.body > most && !exchange.websocket => Error::e_explain(
                 ErrorType::HTTPStatus(413),
@@ -1142,9 +1175,9 @@ impl ProxyHttp for Forward {
                 response.append_header(name, value)?;
             }
         }
+        let length = response.headers.get(header::CONTENT_LENGTH);
+        let length = length.and_then(|value| value.to_str().ok()?.parse().ok());
         if let Some(connection) = connection(session) {
-            let length = response.headers.get(header::CONTENT_LENGTH);
-            let length = length.and_then(|value| value.to_str().ok()?.parse().ok());
             connection.answers(length);
         }
         let Some(trail) = exchange.trail.as_mut() else {
@@ -1163,23 +1196,10 @@ impl ProxyHttp for Forward {
         {
             endpoint.succeeded();
         }
-        if response.status == http::StatusCode::SWITCHING_PROTOCOLS
-            && let (Some(admission), Some(request), Some(connection)) =
-                (&exchange.admission, &exchange.request, connection(session))
-        {
-            let dialled = exchange
-                .addresses
-                .get(exchange.attempt)
-                .map(SocketAddr::ip)
-                .filter(|_| exchange.agent_host.is_none() && exchange.call.is_none());
-            let registered = self.shared.tunnels.register(
-                &self.shared.gate,
-                admission.who(),
-                request.clone(),
-                dialled,
-                &connection.ending,
-            );
-            exchange.registered = Some(registered);
+        if response.status == http::StatusCode::SWITCHING_PROTOCOLS {
+            self.lasts(exchange, OpenKind::Tunnel);
+        } else if length.is_none_or(|length| length > LONG) && may_have_body(session, response) {
+            self.lasts(exchange, OpenKind::Exchange);
         }
         Ok(())
     }
@@ -1288,6 +1308,12 @@ fn remove_hop_fields(response: &mut ResponseHeader) {
     for name in named.iter().chain(&always) {
         response.remove_header(name);
     }
+}
+
+/// Whether a body may follow this head (RFC 9110 section 6.4.1).
+fn may_have_body(session: &Session, response: &ResponseHeader) -> bool {
+    session.req_header().method != http::Method::HEAD
+        && !matches!(response.status.as_u16(), 204 | 304)
 }
 
 /// Puts what the agent that is called may rely on in place of what the caller
