@@ -134,7 +134,8 @@ fn an_answer_that_lasts_ends_when_its_agent_is_revoked_and_no_other_does() {
         };
         assert_eq!(client.head().expect("a head").status(), 200, "{kind}");
         let seen = client.until(first.as_bytes());
-        assert!(seen.ends_with(first.as_bytes()), "{kind}");
+        let seen = String::from_utf8_lossy(&seen);
+        assert!(seen.contains(first), "{kind}: {seen:?}");
         client
     };
     let mut others = Vec::new();
@@ -239,7 +240,9 @@ fn one_stream_of_http2_ends_and_the_others_of_its_connection_do_not() {
             second.expect("it is whole"),
             Bytes::from_static(b"data: 2\n\n")
         );
-        assert!(bodies[1].data().await.is_none(), "its end is a good one");
+        while let Some(rest) = bodies[1].data().await {
+            assert_eq!(rest.expect("its end is a good one"), Bytes::new());
+        }
     };
     let talk = async { tokio::time::timeout(DEADLINE, talk).await };
     runtime.block_on(talk).expect("in time");

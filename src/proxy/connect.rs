@@ -23,7 +23,7 @@ use super::conn::{ConnIo, Connection, Ending, InTunnel};
 use super::relay::{Carried, Relay};
 use super::serve::{Tunnel, bad_target, open_trail, refuse, serve};
 use super::tunnels::OpenKind;
-use super::{Wire, dial, forward};
+use super::{Wire, dial, fields};
 
 /// What a CONNECT's head says, kept after its bytes are gone.
 pub(super) struct ConnectHead {
@@ -56,7 +56,7 @@ impl ConnectHead {
             host: owned("host"),
             credential: owned("proxy-authorization"),
             trace: owned("traceparent"),
-            skill: owned(forward::SKILL_FIELD),
+            skill: owned(fields::SKILL_FIELD),
         })
     }
 
@@ -67,7 +67,7 @@ impl ConnectHead {
             host: owned("host"),
             credential: owned("proxy-authorization"),
             trace: owned("traceparent"),
-            skill: owned(forward::SKILL_FIELD),
+            skill: owned(fields::SKILL_FIELD),
         }
     }
 }
@@ -76,8 +76,8 @@ impl ConnectHead {
 pub(super) async fn connect(wire: &Arc<Wire>, io: ConnIo, head: ConnectHead) -> Option<Tunnel> {
     let mut trail = open_trail(wire, &io);
     trail.method("CONNECT");
-    let trace = head.trace.as_deref().and_then(forward::trace_id);
-    let skill = head.skill.as_deref().and_then(forward::skill);
+    let trace = head.trace.as_deref().and_then(fields::trace_id);
+    let skill = head.skill.as_deref().and_then(fields::skill);
     trail.labels(trace.as_deref(), skill.as_deref());
     match prepare(wire, &io, &head, &mut trail).await {
         Ok(ready) => {

@@ -6,13 +6,18 @@
 //! a tunnel, where they are clear text, come back to the same loop. So there is
 //! one parser, one gate and one record for each way in.
 
+mod calls;
 mod conn;
 mod connect;
 mod dial;
+mod exchange;
+mod failure;
+mod fields;
 mod forward;
 mod http2;
 mod listener;
 mod local;
+mod look;
 mod peers;
 mod refusal;
 mod relay;
