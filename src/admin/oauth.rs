@@ -516,6 +516,7 @@ impl TokenEndpoint {
             destination_port: None,
             destination_ip: None,
             path: Some(TOKEN_PATH.into()),
+            rpc_methods: None,
             action_allowed: refusal.is_none(),
             reason: refusal.map_or("ok", Refusal::code),
             detail: Some(match refusal {

@@ -22,7 +22,8 @@ use crate::policy::{EchRule, Mode, SniRule, TlsRule, TlsUse};
 use super::conn::{ConnIo, Connection, Ending, InTunnel};
 use super::relay::{Carried, Relay};
 use super::serve::{Tunnel, bad_target, open_trail, refuse, serve};
-use super::{Wire, dial, forward};
+use super::tunnels::OpenKind;
+use super::{Wire, dial, fields};
 
 /// What a CONNECT's head says, kept after its bytes are gone.
 pub(super) struct ConnectHead {
@@ -55,7 +56,7 @@ impl ConnectHead {
             host: owned("host"),
             credential: owned("proxy-authorization"),
             trace: owned("traceparent"),
-            skill: owned(forward::SKILL_FIELD),
+            skill: owned(fields::SKILL_FIELD),
         })
     }
 
@@ -66,7 +67,7 @@ impl ConnectHead {
             host: owned("host"),
             credential: owned("proxy-authorization"),
             trace: owned("traceparent"),
-            skill: owned(forward::SKILL_FIELD),
+            skill: owned(fields::SKILL_FIELD),
         }
     }
 }
@@ -75,8 +76,8 @@ impl ConnectHead {
 pub(super) async fn connect(wire: &Arc<Wire>, io: ConnIo, head: ConnectHead) -> Option<Tunnel> {
     let mut trail = open_trail(wire, &io);
     trail.method("CONNECT");
-    let trace = head.trace.as_deref().and_then(forward::trace_id);
-    let skill = head.skill.as_deref().and_then(forward::skill);
+    let trace = head.trace.as_deref().and_then(fields::trace_id);
+    let skill = head.skill.as_deref().and_then(fields::skill);
     trail.labels(trace.as_deref(), skill.as_deref());
     match prepare(wire, &io, &head, &mut trail).await {
         Ok(ready) => {
@@ -198,10 +199,10 @@ async fn open(wire: Arc<Wire>, mut io: ConnIo, ready: Ready, mut trail: AuditTra
     let ending = Arc::new(Ending::default());
     let _registered = wire.shared.tunnels.register(
         &wire.shared.gate,
-        admission.who(),
+        &admission,
         request,
         Some(dialled),
-        &ending,
+        (OpenKind::Tunnel, &ending),
     );
     let first = tokio::select! {
         biased;

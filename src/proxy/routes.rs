@@ -16,7 +16,7 @@ use crate::egress::{Authority, Found, Host, RequestPath, RequestTarget, Route, S
 use crate::gate::{Cause, Denial, Gate};
 use crate::identity::Credential;
 
-use super::forward::TOKEN_FIELD;
+use super::fields::TOKEN_FIELD;
 
 /// A route, with how its origin is spoken to.
 #[derive(Clone, Debug)]

@@ -464,6 +464,7 @@ impl Gateway {
             background.spawn(admin.serve(listener));
         }
         background.spawn(write_repeated(Arc::clone(&wire)));
+        background.spawn(end_overdue(Arc::clone(&wire)));
         if let Some(asking) = asking {
             background.spawn(asking.run());
         }
@@ -553,6 +554,20 @@ async fn write_repeated(wire: Arc<Wire>) {
     loop {
         tick.tick().await;
         wire.write_repeated(false);
+    }
+}
+
+/// Ends what has lost its credential to time. One look at all of them each
+/// second costs less than a timer for each.
+async fn end_overdue(wire: Arc<Wire>) {
+    let mut tick = tokio::time::interval(Duration::from_secs(1));
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tick.tick().await;
+        match wire.end_overdue() {
+            0 => {}
+            ended => tracing::info!(ended, "what was open has outlived its credential"),
+        }
     }
 }
 
