@@ -22,6 +22,7 @@ use crate::policy::{EchRule, Mode, SniRule, TlsRule, TlsUse};
 use super::conn::{ConnIo, Connection, Ending, InTunnel};
 use super::relay::{Carried, Relay};
 use super::serve::{Tunnel, bad_target, open_trail, refuse, serve};
+use super::tunnels::OpenKind;
 use super::{Wire, dial, fields, inside};
 
 /// What a CONNECT's head says, kept after its bytes are gone.
@@ -203,10 +204,10 @@ async fn open(wire: Arc<Wire>, mut io: ConnIo, ready: Ready, mut trail: AuditTra
     let ending = Arc::new(Ending::default());
     let _registered = wire.shared.tunnels.register(
         &wire.shared.gate,
-        admission.who(),
+        &admission,
         request,
         Some(dialled),
-        &ending,
+        (OpenKind::Tunnel, &ending),
     );
     let first = tokio::select! {
         biased;
