@@ -15,6 +15,7 @@ mod failure;
 mod fields;
 mod forward;
 mod http2;
+mod inside;
 mod listener;
 mod local;
 mod look;
@@ -40,6 +41,7 @@ use pingora::proxy::HttpProxy;
 use pingora::server::configuration::ServerConf;
 use tokio::sync::{Semaphore, watch};
 
+pub use inside::RefusalCertificates;
 pub use listener::{Accepting, Bound, ListenAddress, bind, bind_unix};
 pub use local::{LocalPages, Page};
 pub use peers::{Callee, Callees, PeerEndpoint, Peers};
@@ -203,6 +205,8 @@ pub struct Wire {
     cut: watch::Sender<bool>,
     /// The wire on which agents call each other.
     beside: Option<Arc<Wire>>,
+    /// Which refusals of a `CONNECT` are told inside its tunnel.
+    inside: Option<inside::Inside>,
 }
 
 impl Wire {
@@ -229,6 +233,16 @@ impl Wire {
         shutdown: watch::Receiver<bool>,
     ) -> Self {
         Self::with(gate, settings, pages, random, shutdown, Some(peers))
+    }
+
+    /// The same, where refusals of a `CONNECT` are told inside its tunnel: all
+    /// of policy's, or those whose rule says so.
+    #[must_use]
+    pub fn telling_inside(self, certificates: Arc<dyn RefusalCertificates>, all: bool) -> Self {
+        Self {
+            inside: Some(inside::Inside { certificates, all }),
+            ..self
+        }
     }
 
     /// The same, with another wire that is judged, cut and stopped with it.
@@ -294,6 +308,7 @@ impl Wire {
             shutdown,
             cut: watch::Sender::new(false),
             beside: None,
+            inside: None,
         }
     }
 
@@ -309,11 +324,17 @@ impl Wire {
         &self.shared.gate
     }
 
-    /// Puts every open tunnel to the policy and the keys now in force, and ends
-    /// those that they refuse. Gives how many.
+    /// Puts every open tunnel and every long exchange to the policy and the keys
+    /// now in force, and ends those that they refuse. Gives how many.
     pub fn judge_again(&self) -> usize {
         let beside = self.beside.as_ref().map_or(0, |other| other.judge_again());
         self.shared.tunnels.judge_again(&self.shared.gate) + beside
+    }
+
+    /// Ends what has lost its credential to nothing but time. Gives how many.
+    pub fn end_overdue(&self) -> usize {
+        let beside = self.beside.as_ref().map_or(0, |other| other.end_overdue());
+        self.shared.tunnels.end_overdue(&self.shared.gate) + beside
     }
 
     /// Writes the counts of refusals that were held back, of the wire beside it

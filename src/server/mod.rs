@@ -7,6 +7,7 @@ mod documents;
 mod agent_keys;
 mod peers;
 pub mod load;
+mod refusals;
 mod reload;
 mod revocation;
 mod routes;
@@ -31,12 +32,14 @@ use crate::adapters::records::{
     self, AuditLog, AuditLogSettings, Durability, FileWriter, Rotation, StreamWriter,
 };
 use crate::adapters::redis::{Redis, RedisSettings};
+use crate::adapters::refusals::RefusalAuthority;
+use crate::adapters::revocations::Held;
 use crate::adapters::shared_limits::{self, Asking};
 use crate::admin::revocation::RevocationPages;
 use crate::admin::{Admin, Readiness};
 use crate::config::{
     self, AuditPath, BasicUser, Config, Endpoint, Fsync, Listener, Overflow, RequiredProof,
-    Threads, Verdict,
+    Threads, ToldInside, Verdict,
 };
 use crate::gate::ports::{Clock, SharedLimits};
 use crate::gate::{Gate, GateParts, OwnListeners, Proof, StormSettings};
@@ -68,6 +71,7 @@ pub struct Gateway {
     reloader: Reloader,
     issuers: Arc<Issuers>,
     certificates: Vec<CertificateReloader>,
+    refusals: Option<(Arc<RefusalAuthority>, Arc<Figures>)>,
     acme: Option<acme::AcmeKeeper>,
     peers: Option<PeersKeeper>,
     revoking: Option<Revoking>,
@@ -134,6 +138,7 @@ impl Gateway {
                 (Some(tls), Some(files))
             }
         };
+        let refusals = refusals::open(&config, &figures, &clock)?;
         let between = peers::open(&config, &figures, &*clock)?;
         let routes = routes::read(&config)?;
         let acme = acme::AcmeKeeper::open(&config, tls.as_ref(), &figures, &clock).await?;
@@ -234,10 +239,12 @@ impl Gateway {
             figures.follow_peers(between.peers(), system_clock);
         }
         let off_limits = between.as_ref().map(|between| between.peers() as _);
-        let revocations = Arc::new(RevocationsInForce::default());
+        let revocations = Arc::new(RevocationsInForce::new(&config.identity.issuer));
         let revocation_store = revocation::store(&config, redis.as_ref());
+        let mut held = Held::default();
         if let Some(store) = &revocation_store {
-            revocation::open(store, redis.as_ref(), &revocations, &figures).await?;
+            let now = revocation::unix_seconds(&*clock);
+            held = revocation::open(store, redis.as_ref(), &revocations, &figures, now).await?;
         }
         let endpoint = tokens::endpoint(
             &config,
@@ -259,6 +266,7 @@ impl Gateway {
             revocations: Arc::clone(&revocations) as _,
             clock: Arc::clone(&clock),
             clients: endpoint.clone(),
+            issuer: config.identity.issuer.clone(),
             secret_file: config.listen.admin_secret_file.clone(),
         };
         let parts = |between: Option<&peers::Between>| GateParts {
@@ -327,6 +335,13 @@ impl Gateway {
             host::random_bits,
             stopped,
         );
+        let wire = match &refusals {
+            Some(authority) => {
+                let all = config.refusals.inside == ToldInside::All;
+                wire.telling_inside(Arc::clone(authority) as Arc<_>, all)
+            }
+            None => wire,
+        };
         let wire = Arc::new(wire.beside(beside.clone()));
         let mut certificates = Vec::new();
         if let Some(tls) = tls {
@@ -359,6 +374,8 @@ impl Gateway {
         };
         let revoking = revocation_store.map(|store| Revoking {
             store,
+            held,
+            clock: Arc::clone(&clock),
             in_force: revocations,
             tokens: Arc::clone(&tokens),
             wire: Arc::clone(&wire),
@@ -373,7 +390,7 @@ impl Gateway {
             tokens,
             Arc::clone(&issuers),
             Arc::clone(&wire),
-            figures,
+            Arc::clone(&figures),
             Arc::clone(&readiness),
             clock,
             names,
@@ -389,6 +406,7 @@ impl Gateway {
             reloader,
             issuers,
             certificates,
+            refusals: refusals.map(|authority| (authority, figures)),
             acme,
             peers,
             revoking,
@@ -433,6 +451,7 @@ impl Gateway {
             reloader,
             issuers,
             certificates,
+            refusals,
             acme,
             peers,
             revoking,
@@ -458,6 +477,7 @@ impl Gateway {
             background.spawn(admin.serve(listener));
         }
         background.spawn(write_repeated(Arc::clone(&wire)));
+        background.spawn(end_overdue(Arc::clone(&wire)));
         if let Some(asking) = asking {
             background.spawn(asking.run());
         }
@@ -470,6 +490,9 @@ impl Gateway {
         }
         for certificates in certificates {
             background.spawn(certificates.run()?);
+        }
+        if let Some((authority, figures)) = refusals {
+            background.spawn(refusals::keep(authority, figures)?);
         }
         let connections = config.limits.connections;
         let mut room = Vec::new();
@@ -547,6 +570,20 @@ async fn write_repeated(wire: Arc<Wire>) {
     loop {
         tick.tick().await;
         wire.write_repeated(false);
+    }
+}
+
+/// Ends what has lost its credential to time. One look at all of them each
+/// second costs less than a timer for each.
+async fn end_overdue(wire: Arc<Wire>) {
+    let mut tick = tokio::time::interval(Duration::from_secs(1));
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tick.tick().await;
+        match wire.end_overdue() {
+            0 => {}
+            ended => tracing::info!(ended, "what was open has outlived its credential"),
+        }
     }
 }
 
