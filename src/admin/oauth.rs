@@ -518,6 +518,8 @@ impl TokenEndpoint {
             destination_host: None,
             destination_port: None,
             destination_ip: None,
+            via_proxy: None,
+            route: None,
             path: Some(TOKEN_PATH.into()),
             action_allowed: refusal.is_none(),
             reason: refusal.map_or("ok", Refusal::code),

@@ -18,6 +18,7 @@ mod http2;
 mod listener;
 mod local;
 mod look;
+mod parent;
 mod peers;
 mod refusal;
 mod relay;
@@ -28,6 +29,7 @@ mod tls;
 mod transport;
 mod tunnels;
 mod upgrade;
+mod upstream;
 mod websocket;
 
 use std::collections::HashMap;
@@ -42,6 +44,7 @@ use tokio::sync::{Semaphore, watch};
 
 pub use listener::{Accepting, Bound, ListenAddress, bind, bind_unix};
 pub use local::{LocalPages, Page};
+pub use parent::{Parent, ParentAccess, ParentAsks};
 pub use peers::{Callee, Callees, PeerEndpoint, Peers};
 pub use routes::{NamedRoute, UpstreamHttp2, UpstreamRoots};
 pub use tls::{ClientTrust, ListenerTls, TlsParts};
@@ -104,6 +107,8 @@ pub struct Settings {
     pub agent: Option<FrontedAgent>,
     /// Origins that are reached by a path or a host on the gateway.
     pub routes: Vec<NamedRoute>,
+    /// The proxy through which destinations are reached, where there is one.
+    pub parent: Option<Arc<Parent>>,
     /// What every tunnel may carry, whatever its rule says.
     pub every_tunnel: TlsRule,
     /// Whether IPv4 addresses are tried before IPv6 ones.

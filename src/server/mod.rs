@@ -5,6 +5,7 @@ mod acme;
 mod certificates;
 mod documents;
 mod agent_keys;
+mod parent;
 mod peers;
 pub mod load;
 mod reload;
@@ -38,17 +39,19 @@ use crate::config::{
     self, AuditPath, BasicUser, Config, Endpoint, Fsync, Listener, Overflow, RequiredProof,
     Threads, Verdict,
 };
-use crate::gate::ports::{Clock, SharedLimits};
+use crate::gate::ports::{Clock, OffLimits, SharedLimits};
 use crate::gate::{Gate, GateParts, OwnListeners, Proof, StormSettings};
 use crate::identity::{CacheSettings, CachedVerifier, Principal, TokenVerifier, VerifierSettings};
 use crate::limit::Ledger;
 use crate::policy::{EchRule, SniRule, TlsRule, TlsUse};
 use crate::proxy::{
-    Accepting, AgentEndpoint, Bound, FrontedAgent, ListenAddress, NamedRoute, Settings, Wire, bind,
+    Accepting, AgentEndpoint, Bound, FrontedAgent, ListenAddress, NamedRoute, Parent, Settings,
+    Wire, bind,
 };
 
 use certificates::CertificateReloader;
 use documents::Documents;
+use parent::ParentKeeper;
 use peers::PeersKeeper;
 use reload::{PolicyInForce, Reloader};
 use revocation::{RevocationsInForce, Revoking};
@@ -70,6 +73,7 @@ pub struct Gateway {
     certificates: Vec<CertificateReloader>,
     acme: Option<acme::AcmeKeeper>,
     peers: Option<PeersKeeper>,
+    parent: Option<ParentKeeper>,
     revoking: Option<Revoking>,
     agent_keys: Option<(AgentKeyFile, Arc<agent_keys::AgentKeysInForce>)>,
     readiness: Arc<Readiness>,
@@ -136,6 +140,7 @@ impl Gateway {
         };
         let between = peers::open(&config, &figures, &*clock)?;
         let routes = routes::read(&config)?;
+        let parent = parent::open(&config)?;
         let acme = acme::AcmeKeeper::open(&config, tls.as_ref(), &figures, &clock).await?;
         let log = Arc::new(open_log(&config)?);
         figures.follow(Arc::clone(&log));
@@ -233,7 +238,9 @@ impl Gateway {
             between.locate(&names).await;
             figures.follow_peers(between.peers(), system_clock);
         }
-        let off_limits = between.as_ref().map(|between| between.peers() as _);
+        let mut off_limits: Vec<Arc<dyn OffLimits>> = Vec::new();
+        off_limits.extend(between.as_ref().map(|between| between.peers() as _));
+        off_limits.extend(parent.as_ref().map(|(parent, _)| Arc::clone(parent) as _));
         let revocations = Arc::new(RevocationsInForce::default());
         let revocation_store = revocation::store(&config, redis.as_ref());
         if let Some(store) = &revocation_store {
@@ -289,8 +296,12 @@ impl Gateway {
             shared_limits: shared_limits.clone(),
             own: own.clone(),
             off_limits: match between {
-                Some(_) => None,
+                Some(_) => Vec::new(),
                 None => off_limits.clone(),
+            },
+            elsewhere: match between {
+                Some(_) => None,
+                None => parent.as_ref().map(|(parent, _)| Arc::clone(parent) as _),
             },
             bad_credential_status: config.auth_failure_status.code(),
             storms: StormSettings::default(),
@@ -313,7 +324,7 @@ impl Gateway {
                 Gate::new(parts(Some(between))),
                 Settings {
                     agent: None,
-                    ..settings(&config, Vec::new())
+                    ..settings(&config, Vec::new(), None)
                 },
                 Arc::new(admin.clone()),
                 host::random_bits,
@@ -322,12 +333,24 @@ impl Gateway {
         });
         let wire = Wire::new(
             Gate::new(parts(None)),
-            settings(&config, routes),
+            settings(
+                &config,
+                routes,
+                parent.as_ref().map(|(parent, _)| Arc::clone(parent)),
+            ),
             Arc::new(admin.clone()),
             host::random_bits,
             stopped,
         );
         let wire = Arc::new(wire.beside(beside.clone()));
+        if let Some((parent, _)) = &parent {
+            parent::locate(parent, &names, wire.gate()).await?;
+        }
+        let parent = parent.map(|(parent, written)| ParentKeeper {
+            parent,
+            written,
+            names: Arc::clone(&names),
+        });
         let mut certificates = Vec::new();
         if let Some(tls) = tls {
             let readiness = Arc::clone(&readiness);
@@ -391,6 +414,7 @@ impl Gateway {
             certificates,
             acme,
             peers,
+            parent,
             revoking,
             agent_keys: agent_key_file.map(|file| (file, agent_keys)),
             readiness,
@@ -435,6 +459,7 @@ impl Gateway {
             certificates,
             acme,
             peers,
+            parent,
             revoking,
             agent_keys,
             readiness,
@@ -456,6 +481,9 @@ impl Gateway {
                 background.spawn(tokens::run(Arc::clone(&config), Arc::clone(endpoint))?);
             }
             background.spawn(admin.serve(listener));
+        }
+        if let Some(parent) = parent {
+            background.spawn(parent.run(Arc::clone(&readiness))?);
         }
         background.spawn(write_repeated(Arc::clone(&wire)));
         if let Some(asking) = asking {
@@ -659,7 +687,7 @@ fn resolver(config: &Config, clock: &Arc<dyn Clock>) -> anyhow::Result<Resolver>
     Resolver::new(settings, Arc::clone(clock)).context("the resolver cannot be set up")
 }
 
-fn settings(config: &Config, routes: Vec<NamedRoute>) -> Settings {
+fn settings(config: &Config, routes: Vec<NamedRoute>, parent: Option<Arc<Parent>>) -> Settings {
     let bytes = |size: config::ByteSize| usize::try_from(size.bytes()).unwrap_or(usize::MAX);
     let allow = |verdict: Verdict| verdict == Verdict::Allow;
     Settings {
@@ -702,6 +730,7 @@ fn settings(config: &Config, routes: Vec<NamedRoute>) -> Settings {
             },
         }),
         routes,
+        parent,
         every_tunnel: TlsRule {
             tls: if allow(config.tunnel.opaque) {
                 TlsUse::Any
