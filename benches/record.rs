@@ -36,6 +36,7 @@ fn record() -> AuditRecord {
         via_proxy: None,
         route: None,
         path: Some("/v1/chat/completions".into()),
+        rpc_methods: None,
         action_allowed: true,
         reason: "ok",
         detail: None,

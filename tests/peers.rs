@@ -50,7 +50,10 @@ impl Between {
     }
 
     fn start_with(policy: &str, agents: &str, more: &[(&str, &str)]) -> Self {
-        let pki = Pki::new("the agents' CA");
+        Self::start_from(Pki::new("the agents' CA"), policy, agents, more)
+    }
+
+    fn start_from(pki: Pki, policy: &str, agents: &str, more: &[(&str, &str)]) -> Self {
         let server = pki.server("server", &["gateway.test", "*.peers.internal"]);
         let alice = pki.client(
             "alice",
@@ -820,6 +823,78 @@ fn an_endpoint_may_be_a_unix_socket() {
 
 /// A gRPC-like server: it echoes every part of the stream as it comes, and ends
 /// with trailers.
+/// Calls bob for events, and reads the first.
+fn listens(between: &Between, who: &Issued) -> Tls {
+    let config = between.config(Some(who), "http/1.1");
+    let mut tls = between.connect(&config);
+    tls.write_all(b"GET /open/events HTTP/1.1\r\nHost: bob.peers.internal\r\n\r\n")
+        .expect("sent");
+    let mut seen = Vec::new();
+    while !seen.ends_with(b"data: 1\n\n\r\n") {
+        let mut byte = [0; 1];
+        tls.read_exact(&mut byte).expect("the first event");
+        seen.push(byte[0]);
+    }
+    tls
+}
+
+#[test]
+fn an_answer_that_lasts_ends_with_the_certificate_of_its_caller() {
+    let bob = Origin::serve(|mut conn, _| {
+        if conn.head().is_some() {
+            conn.send(
+                "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\
+                 Transfer-Encoding: chunked\r\n\r\n9\r\ndata: 1\n\n\r\n",
+            );
+            let _ = conn.closes();
+        }
+    });
+    // Its path in the CA's folder is not known before.
+    let lists = tempfile::tempdir().expect("a folder");
+    let list = lists.path().join("list.crl");
+    let shown = list.display().to_string();
+    let ca = Pki::new("the agents' CA");
+    replace(
+        &list,
+        &std::fs::read(ca.revoke("list.crl", &[])).expect("a list"),
+    );
+    let between = Between::start_from(
+        ca,
+        POLICY,
+        &directory("bob", &[bob.address().to_string()]),
+        &[("peers.crl", &shown)],
+    );
+    let ends = |mut tls: Tls, reason: &str| {
+        let mut rest = Vec::new();
+        let _ = tls.read_to_end(&mut rest);
+        assert_eq!(rest, b"", "{reason}");
+        let delegations = || {
+            let mut records = between.gateway.records();
+            records.retain(|record| record["event"] == "delegation");
+            records
+        };
+        let record = wait_for("the record", || delegations().pop());
+        assert_eq!(record["reason"], reason, "{record}");
+        assert_eq!(record["agent_id"], "alice", "{record}");
+        assert_eq!(record["status"], 200, "{record}");
+        delegations().len()
+    };
+    // One that expires, and nothing else changes.
+    let name = "spiffe://example.org/agent/alice";
+    let valid = Valid::For(Duration::from_secs(3));
+    let short = between.pki.client("short", 9, &[name], valid);
+    assert_eq!(ends(listens(&between, &short), "credential_ended"), 1);
+    let tls = listens(&between, &between.alice);
+    let revoked = between.pki.revoke("list.crl", &[2]);
+    replace(&list, &std::fs::read(revoked).expect("a list"));
+    wait_for("the second end", || {
+        let records = between.gateway.records();
+        let delegations = records.iter().filter(|one| one["event"] == "delegation");
+        (delegations.count() == 2).then_some(())
+    });
+    assert_eq!(ends(tls, "credential_ended"), 2);
+}
+
 async fn grpc(listener: tokio::net::TcpListener) {
     while let Ok((tcp, _)) = listener.accept().await {
         tokio::spawn(async move {

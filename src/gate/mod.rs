@@ -47,6 +47,8 @@ pub struct Admission {
     authority: Authority,
     addresses: Vec<SocketAddr>,
     spending: Option<Arc<Spending>>,
+    /// What the body calls by JSON-RPC, where policy has asked for it.
+    calls: Option<Arc<[String]>>,
 }
 
 impl Admission {
@@ -60,6 +62,12 @@ impl Admission {
     #[must_use]
     pub fn who(&self) -> &Arc<Principal> {
         &self.who
+    }
+
+    /// What the body calls by JSON-RPC, where policy has asked for that.
+    #[must_use]
+    pub fn calls(&self) -> Option<&Arc<[String]>> {
+        self.calls.as_ref()
     }
 
     /// Where to, as it was judged.
@@ -297,6 +305,18 @@ impl Gate {
             .wall()
             .duration_since(SystemTime::UNIX_EPOCH);
         end.saturating_sub(now.unwrap_or_default())
+    }
+
+    /// Whether time alone has taken from this principal what proves it: a
+    /// certificate that holds no longer, and, where `tokens` says so, any
+    /// credential that has expired.
+    #[must_use]
+    pub fn is_overdue(&self, who: &Principal, tokens: bool) -> bool {
+        let certificate = who.certificate();
+        (tokens && self.time_left(who).is_zero())
+            || certificate.is_some_and(|certificate| {
+                holds(self.certificates.as_deref(), certificate, self.now()).is_err()
+            })
     }
 
     /// Room in the audit log: what cannot be recorded does not happen.
@@ -648,6 +668,7 @@ impl Gate {
         let addresses = self.addresses(&permit, &request.authority, trail).await?;
         Ok(Admission {
             spending,
+            calls: seen(calls),
             permit,
             who: Arc::clone(who),
             authority: request.authority.clone(),
@@ -683,6 +704,7 @@ impl Gate {
         }
         Ok(Admission {
             spending,
+            calls: None,
             permit,
             who: Arc::clone(who),
             authority: request.authority.clone(),
@@ -699,6 +721,9 @@ impl Gate {
     ) -> Result<(Permit, Option<Arc<Spending>>), Denial> {
         let started = self.ports.clock.monotonic();
         trail.asks(request);
+        if let Calls::Seen(methods) = calls {
+            trail.calls(methods);
+        }
         let policy = self.policy.current();
         trail.policy(policy.digest());
         let verdict = match policy.decide_calls(&who.subject(), request, calls) {
@@ -884,14 +909,16 @@ pub struct Judge {
 }
 
 impl Judge {
-    /// Whether what was admitted would still be. `dialled` is where it goes.
+    /// Whether what was admitted would still be. `calls` is what its body was
+    /// seen to call, `dialled` where it goes.
     ///
     /// # Errors
-    /// How the tunnel must end.
+    /// How it must end.
     pub fn still(
         &self,
         who: &Principal,
         request: &EgressRequest,
+        calls: Option<&[String]>,
         dialled: Option<IpAddr>,
     ) -> Result<(), TunnelEnd> {
         let proven = match who.kind() {
@@ -915,13 +942,21 @@ impl Judge {
         {
             return Err(TunnelEnd::PolicyChanged);
         }
-        match self.policy.decide(&who.subject(), request) {
+        let calls = calls.map_or(Calls::Unseen, Calls::Seen);
+        match self.policy.decide_calls(&who.subject(), request, calls) {
             Decision::Allow(permit) => match dialled.map(|address| permit.address(address)) {
                 None | Some(Ok(_)) => Ok(()),
                 Some(Err(_)) => Err(TunnelEnd::PolicyChanged),
             },
             Decision::Deny(_) => Err(TunnelEnd::PolicyChanged),
         }
+    }
+}
+
+fn seen(calls: Calls<'_>) -> Option<Arc<[String]>> {
+    match calls {
+        Calls::Seen(methods) => Some(methods.into()),
+        Calls::Unseen => None,
     }
 }
 

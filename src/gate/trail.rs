@@ -70,6 +70,7 @@ impl AuditTrail {
                 via_proxy: None,
                 route: None,
                 path: None,
+                rpc_methods: None,
                 action_allowed: false,
                 reason: "aborted",
                 detail: None,
@@ -157,6 +158,14 @@ impl AuditTrail {
                 }
             }
         });
+    }
+
+    /// What the body calls. A record of hundreds of names helps nobody.
+    pub(super) fn calls(&mut self, methods: &[String]) {
+        const FEW: usize = 32;
+        if (1..=FEW).contains(&methods.len()) {
+            self.edit(|record| record.rpc_methods = Some(methods.into()));
+        }
     }
 
     /// Who, once the credential has held.

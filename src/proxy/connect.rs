@@ -22,6 +22,7 @@ use super::conn::{ConnIo, Connection, Ending, InTunnel};
 use super::dial::Dialled;
 use super::relay::{Carried, Relay};
 use super::serve::{Tunnel, bad_target, open_trail, refuse, serve};
+use super::tunnels::OpenKind;
 use super::upstream::Upstream;
 use super::{Wire, dial, fields};
 
@@ -210,10 +211,10 @@ async fn open(wire: Arc<Wire>, mut io: ConnIo, ready: Ready, mut trail: AuditTra
     let ending = Arc::new(Ending::default());
     let _registered = wire.shared.tunnels.register(
         &wire.shared.gate,
-        admission.who(),
+        &admission,
         request,
         dialled,
-        &ending,
+        (OpenKind::Tunnel, &ending),
     );
     let first = tokio::select! {
         biased;

@@ -7,7 +7,6 @@
 //! the trail.
 
 use std::hash::BuildHasher;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,7 +28,7 @@ use crate::gate::{Cause, Denial, Standing, Way};
 
 use super::calls::go_between;
 use super::conn::Connection;
-use super::exchange::{Exchange, SETTLING};
+use super::exchange::{Exchange, LONG, SETTLING};
 use super::failure::{broke_off, denial_of, upstream_cause};
 use super::fields::{
     CLIENTS_OWN_WORD, TOKEN_FIELD, forwarded, from_http2, next_hop_trace, remove_alike,
@@ -38,6 +37,7 @@ use super::fields::{
 use super::look::Verdict;
 use super::parent::{Hop, ParentError};
 use super::peers::UnderWay;
+use super::tunnels::OpenKind;
 use super::{Shared, refusal};
 
 /// The hooks that Pingora calls.
@@ -83,6 +83,12 @@ pub(super) fn connection(session: &Session) -> Option<Arc<Connection>> {
         .as_ref()?
         .downcast_ref::<Arc<Connection>>()
         .cloned()
+}
+
+/// Whether a body may follow this head (RFC 9110 section 6.4.1).
+fn may_have_body(session: &Session, response: &ResponseHeader) -> bool {
+    session.req_header().method != http::Method::HEAD
+        && !matches!(response.status.as_u16(), 204 | 304)
 }
 
 #[async_trait]
@@ -384,6 +390,9 @@ impl ProxyHttp for Forward {
         let count = body.as_ref().map_or(0, |bytes| bytes.len() as u64);
         exchange.spend(Way::Up, count).await?;
         exchange.body += count;
+        if exchange.body > LONG {
+            exchange.lasts(&self.shared, OpenKind::Exchange);
+        }
         match self.shared.settings.body_bytes {
             Some(most) if exchange.body > most && !exchange.websocket => Error::e_explain(
                 ErrorType::HTTPStatus(413),
@@ -424,9 +433,9 @@ impl ProxyHttp for Forward {
                 response.append_header(name, value)?;
             }
         }
+        let length = response.headers.get(header::CONTENT_LENGTH);
+        let length = length.and_then(|value| value.to_str().ok()?.parse().ok());
         if let Some(connection) = connection(session) {
-            let length = response.headers.get(header::CONTENT_LENGTH);
-            let length = length.and_then(|value| value.to_str().ok()?.parse().ok());
             connection.answers(length);
         }
         let Some(trail) = exchange.trail.as_mut() else {
@@ -445,23 +454,10 @@ impl ProxyHttp for Forward {
         {
             endpoint.succeeded();
         }
-        if response.status == http::StatusCode::SWITCHING_PROTOCOLS
-            && let (Some(admission), Some(request), Some(connection)) =
-                (&exchange.admission, &exchange.request, connection(session))
-        {
-            let dialled = exchange
-                .addresses
-                .get(exchange.attempt)
-                .map(SocketAddr::ip)
-                .filter(|_| exchange.agent_host.is_none() && exchange.call.is_none());
-            let registered = self.shared.tunnels.register(
-                &self.shared.gate,
-                admission.who(),
-                request.clone(),
-                dialled,
-                &connection.ending,
-            );
-            exchange.registered = Some(registered);
+        if response.status == http::StatusCode::SWITCHING_PROTOCOLS {
+            exchange.lasts(&self.shared, OpenKind::Tunnel);
+        } else if length.is_none_or(|length| length > LONG) && may_have_body(session, response) {
+            exchange.lasts(&self.shared, OpenKind::Exchange);
         }
         Ok(())
     }

@@ -314,11 +314,17 @@ impl Wire {
         &self.shared.gate
     }
 
-    /// Puts every open tunnel to the policy and the keys now in force, and ends
-    /// those that they refuse. Gives how many.
+    /// Puts every open tunnel and every long exchange to the policy and the keys
+    /// now in force, and ends those that they refuse. Gives how many.
     pub fn judge_again(&self) -> usize {
         let beside = self.beside.as_ref().map_or(0, |other| other.judge_again());
         self.shared.tunnels.judge_again(&self.shared.gate) + beside
+    }
+
+    /// Ends what has lost its credential to nothing but time. Gives how many.
+    pub fn end_overdue(&self) -> usize {
+        let beside = self.beside.as_ref().map_or(0, |other| other.end_overdue());
+        self.shared.tunnels.end_overdue(&self.shared.gate) + beside
     }
 
     /// Writes the counts of refusals that were held back, of the wire beside it

@@ -32,6 +32,7 @@ use crate::adapters::records::{
     self, AuditLog, AuditLogSettings, Durability, FileWriter, Rotation, StreamWriter,
 };
 use crate::adapters::redis::{Redis, RedisSettings};
+use crate::adapters::revocations::Held;
 use crate::adapters::shared_limits::{self, Asking};
 use crate::admin::revocation::RevocationPages;
 use crate::admin::{Admin, Readiness};
@@ -241,10 +242,12 @@ impl Gateway {
         let mut off_limits: Vec<Arc<dyn OffLimits>> = Vec::new();
         off_limits.extend(between.as_ref().map(|between| between.peers() as _));
         off_limits.extend(parent.as_ref().map(|(parent, _)| Arc::clone(parent) as _));
-        let revocations = Arc::new(RevocationsInForce::default());
+        let revocations = Arc::new(RevocationsInForce::new(&config.identity.issuer));
         let revocation_store = revocation::store(&config, redis.as_ref());
+        let mut held = Held::default();
         if let Some(store) = &revocation_store {
-            revocation::open(store, redis.as_ref(), &revocations, &figures).await?;
+            let now = revocation::unix_seconds(&*clock);
+            held = revocation::open(store, redis.as_ref(), &revocations, &figures, now).await?;
         }
         let endpoint = tokens::endpoint(
             &config,
@@ -266,6 +269,7 @@ impl Gateway {
             revocations: Arc::clone(&revocations) as _,
             clock: Arc::clone(&clock),
             clients: endpoint.clone(),
+            issuer: config.identity.issuer.clone(),
             secret_file: config.listen.admin_secret_file.clone(),
         };
         let parts = |between: Option<&peers::Between>| GateParts {
@@ -382,6 +386,8 @@ impl Gateway {
         };
         let revoking = revocation_store.map(|store| Revoking {
             store,
+            held,
+            clock: Arc::clone(&clock),
             in_force: revocations,
             tokens: Arc::clone(&tokens),
             wire: Arc::clone(&wire),
@@ -486,6 +492,7 @@ impl Gateway {
             background.spawn(parent.run(Arc::clone(&readiness))?);
         }
         background.spawn(write_repeated(Arc::clone(&wire)));
+        background.spawn(end_overdue(Arc::clone(&wire)));
         if let Some(asking) = asking {
             background.spawn(asking.run());
         }
@@ -575,6 +582,20 @@ async fn write_repeated(wire: Arc<Wire>) {
     loop {
         tick.tick().await;
         wire.write_repeated(false);
+    }
+}
+
+/// Ends what has lost its credential to time. One look at all of them each
+/// second costs less than a timer for each.
+async fn end_overdue(wire: Arc<Wire>) {
+    let mut tick = tokio::time::interval(Duration::from_secs(1));
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tick.tick().await;
+        match wire.end_overdue() {
+            0 => {}
+            ended => tracing::info!(ended, "what was open has outlived its credential"),
+        }
     }
 }
 

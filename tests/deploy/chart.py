@@ -3,11 +3,13 @@ against the schemas of Kubernetes and of the custom resources, and against
 AgentPort itself, which must be able to run with what they configure."""
 
 import json
+import shutil
 import subprocess
 import tempfile
 from pathlib import Path
 
-from engine import ROOT, Broken, run
+import observability
+from engine import ROOT, Broken, run, until
 
 CHART = ROOT / "deploy/agentport-chart"
 VALUES = Path(__file__).parent / "values"
@@ -25,6 +27,8 @@ def checks(agentport: Path):
     yield "chart: allowedDestinations as list, as string, and by --set as documented", destinations
     yield "chart: what is wrong is refused, with what to write", refusals
     yield "chart: each tenant's policy is a ConfigMap of its own", tenants
+    yield "chart with peers: the network lets in agents alone, and a CA to its challenge", peers_network
+    yield "chart with peers: as rendered, a certificate opens the port, and nothing else", lambda: peers_run(agentport)
     yield "plain manifests: as the chart renders them, and valid", lambda: manifests(agentport)
     yield "network policies: valid, for Kubernetes, Calico and Cilium", policies
     yield "schemas: what has a mistake is found", schemas_find
@@ -130,6 +134,13 @@ def runs(agentport: Path, objects: list[dict]) -> None:
         for copy in (root / "tls/ca.crt", root / "ca.crt"):
             copy.write_text((root / "tls/tls.crt").read_text())
         (root / "token").write_text("a.b.c")
+        shutil.copytree(root / "tls", root / "peers-tls")
+        (root / "keys/acme-ca.pem").write_text((root / "tls/tls.crt").read_text())
+        (root / "keys/acme-eab").write_text("c2VjcmV0LXNlY3JldC1zZWNyZXQtc2VjcmV0LXNlY3JldA")
+        if "peers" in volumes:
+            (root / "peers").mkdir()
+            for name, text in maps[volumes["peers"]["configMap"]["name"]].items():
+                (root / "peers" / name).write_text(text)
         for source in volumes["policies"]["projected"]["sources"]:
             for name, text in maps[source["configMap"]["name"]].items():
                 if (root / "policies" / name).exists():
@@ -171,6 +182,17 @@ def refusals() -> None:
         ("a policy without its version", ["--set", "tenants.blue.mode=audit"], "tenants.blue"),
         ("a tenant by two names", ["--set", "tenants.blue.version=1,tenants.blue.tenant=green"], "write the same"),
         ("agents in a namespace that is not confined", ["--set", "openclaw.enabled=true,openclaw.namespace=elsewhere"], "networkPolicy.agentNamespaces"),
+        ("ACME without its server", ["--set", "acme.enabled=true,acme.domains={a.example}"], "write acme.directory"),
+        ("ACME without names", ["--set", "acme.enabled=true,acme.directory=https://ca.example/"], "write acme.domains"),
+        ("ACME by clear text", ["--set", "acme.enabled=true,acme.directory=http://ca.example/"], "acme.directory"),
+        ("replicas that would order twice", ["--set", "acme.enabled=true,acme.directory=https://ca.example/,acme.domains={a.example},acme.storage.accessMode=ReadWriteOnce"],
+         "several would each order"),
+        ("half an external account", ["--set", "acme.enabled=true,acme.directory=https://ca.example/,acme.domains={a.example},acme.eab.kid=k"], "both kid and keyFile"),
+        ("agents' port open for a challenge", ["--set", "acme.enabled=true,acme.directory=https://ca.example/,acme.domains={a.example}",
+         "--set", "acme.challenge=tls-alpn-01,acme.service.type=LoadBalancer"], "write acme.service.loadBalancerSourceRanges"),
+        ("a peer's certificate in another namespace", ["--set", "peers.enabled=true,peers.certificates[0].name=a,peers.certificates[0].namespace=b"], "write peers.issuerRef"),
+        ("certificates from two places", ["--set", "peers.enabled=true,peers.existingSecret=s,peers.certificates[0].name=a,peers.certificates[0].namespace=b"], "remove one of both"),
+        ("a peer with a URL", ["--set", "peers.enabled=true,peers.directory[0].name=a,peers.directory[0].endpoints={http://a:1}"], "endpoints"),
         ("a host with a space", ["--set", "allowedDestinations={a b}"], "allowedDestinations"),
     ):
         done = subprocess.run([str(HELM), "template", "agentport", str(CHART), *arguments], text=True, capture_output=True)
@@ -183,6 +205,83 @@ def tenants() -> None:
     names = {o["metadata"]["name"] for o in objects if o["kind"] == "ConfigMap"}
     if not {"agentport-tenant-blue", "agentport-tenant-green", "agentport-policy"} <= names:
         raise Broken(f"the ConfigMaps are {names}")
+
+
+def peers_network() -> None:
+    """Who may come to which port of the gateway, by its NetworkPolicy."""
+    def named(objects, kind, name):
+        return next(o for o in objects if o["kind"] == kind and o["metadata"]["name"] == name)
+
+    def let_in(values) -> dict[str, list]:
+        rules = named(template(values), "NetworkPolicy", "agentport")["spec"]["ingress"]
+        return {port["port"]: [*rule.get("from", ["everybody"])] for rule in rules for port in rule["ports"]}
+
+    agents = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "agents"}}}
+    with_peers, without = let_in(VALUES / "peers.yaml"), let_in(None)
+    for what, got, wanted in (
+        ("to peers", with_peers["peers"], [agents, {"ipBlock": {"cidr": "10.7.0.0/16"}}]),
+        ("to the challenge", with_peers["acme"], ["everybody"]),
+        ("open to everybody", [port for port, who in with_peers.items() if "everybody" in who], ["acme"]),
+        ("with neither", sorted(without), ["admin", "egress"]),
+        ("to the challenge at the agents' port", let_in(VALUES / "acme-alone.yaml")["egress-tls"], [{"ipBlock": {"cidr": "10.2.0.0/16"}}]),
+    ):
+        if got != wanted:
+            raise Broken(f"{what}: got {got}, wanted {wanted}")
+    objects = template(VALUES / "peers.yaml")
+    out = [port["port"] for port in named(objects, "NetworkPolicy", "agent-egress-only")["spec"]["egress"][0]["ports"]]
+    if out != ["egress", "egress-tls", "peers"]:
+        raise Broken(f"agents may go to {out}")
+    gateway = named(objects, "Deployment", "agentport")["spec"]["selector"]["matchLabels"]
+    callers = named(objects, "NetworkPolicy", "agent-ingress-from-gateway")["spec"]["ingress"][0]["from"]
+    if callers[0]["podSelector"]["matchLabels"] != gateway or len(callers) != 2:
+        raise Broken(f"agents are called by {callers}")
+    services = {o["metadata"]["name"]: o["spec"] for o in objects if o["kind"] == "Service"}
+    exposed = {name: [p["name"] for p in spec["ports"]] for name, spec in services.items() if spec["type"] == "LoadBalancer"}
+    if exposed != {"agentport-acme": ["http-01"]}:
+        raise Broken(f"open to the outside: {exposed}")
+
+
+def peers_run(agentport: Path) -> None:
+    """The rendered configuration serves: only its addresses are of here."""
+    objects = template(VALUES / "peers.yaml", "--set", "acme.enabled=false,certManager.enabled=false,networkPolicy.agentDns=false")
+    maps = {o["metadata"]["name"]: o["data"] for o in objects if o["kind"] == "ConfigMap"}
+    with tempfile.TemporaryDirectory() as home:
+        root = Path(home)
+        for folder in ("keys", "policies", "peers", "peers-tls"):
+            (root / folder).mkdir()
+        run([str(agentport), "keys", "generate", "--out", str(root / "keys/signing-key.pem")])
+        (root / "policies/global.yaml").write_text(maps["agentport-policy"]["global.yaml"])
+        # As `agentport ca` makes them: once for the gateway, once for an agent.
+        ca = lambda *words: run([str(agentport), "ca", *words, "--folder", str(root / "ca")]).strip()
+        ca("init", "--domain", "agents.internal")
+        for source, name in ((ca("issue", "--server", "localhost"), "tls.crt"), (str(root / "ca/ca.pem"), "ca.crt")):
+            shutil.copy(source, root / "peers-tls" / name)
+        shutil.copy(root / "ca/issued/servers/localhost.key", root / "peers-tls/tls.key")
+        reader = ca("issue", "--agent", "reader")
+        egress, admin, peers, writer = (observability.free_port() for _ in range(4))
+        (root / "peers/agents.yaml").write_text(maps["agentport-peers"]["agents.yaml"].replace("writer.agents.svc:9000", f"127.0.0.1:{writer}"))
+        text = maps["agentport-config"]["agentport.yaml"].replace("/etc/agentport", home)
+        for port, ours in ((8080, egress), (9090, admin), (9443, peers)):
+            text = text.replace(f"0.0.0.0:{port}", f"127.0.0.1:{ours}")
+        (root / "agentport.yaml").write_text(text)
+        with observability.origin(writer), \
+             observability.started([str(agentport), "-c", str(root / "agentport.yaml"), "serve"], root / "log"):
+            until(f"the gateway is ready: {(root / 'log').read_text()}", lambda: observability.fetched(f"http://127.0.0.1:{admin}/ready"))
+            token = run([str(agentport), "-c", str(root / "agentport.yaml"), "issue-token", "--agent-id=reader"]).strip()
+            key = reader.removesuffix(".pem") + ".key"
+            trusted = ["--cacert", str(root / "ca/ca.pem")]
+            own = [*trusted, "--cert", reader, "--key", key]
+            base = f"https://localhost:{peers}/agents/writer"
+            for what, arguments, wanted in (
+                ("what policy allows", [*own, f"{base}/tasks/1"], "200"),
+                ("another path", [*own, f"{base}/secrets"], "403"),
+                ("an agent that is not there", [*own, f"https://localhost:{peers}/agents/ghost/tasks/1"], "403"),
+                ("a token alone", [*trusted, "-H", f"Authorization: Bearer {token}", f"{base}/tasks/1"], "000"),
+                ("by the egress port", ["-x", f"http://x:{token}@127.0.0.1:{egress}", f"http://writer.peers.internal:{peers}/tasks/1"], "403"),
+            ):
+                got = subprocess.run(["curl", "-s", "-m", "10", "-o", "/dev/null", "-w", "%{http_code}", *arguments], text=True, capture_output=True).stdout
+                if got != wanted:
+                    raise Broken(f"{what}: got {got}, wanted {wanted}: {(root / 'log').read_text()}")
 
 
 def manifests(agentport: Path) -> None:

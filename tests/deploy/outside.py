@@ -23,6 +23,8 @@ NAMES = {
     "collector.example": "9.9.9.66",
     "rebound.example": "169.254.169.254",
 }
+# Of <linux/in.h>; this Python has no name for it.
+IP_PKTINFO = 8
 lock = threading.Lock()
 
 
@@ -97,15 +99,19 @@ def http(note, what, address, context=None):
 
 def datagrams(note, address):
     port = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    port.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
     port.bind(address)
 
     def serve():
         while True:
-            data, source = port.recvfrom(4096)
+            data, ancillary, _, source = port.recvmsg(4096, 64)
+            # Answered from the address that was asked, or nobody takes it for
+            # an answer.
+            asked = next((bytes(a[8:12]) for level, kind, a in ancillary if kind == IP_PKTINFO), b"\0" * 4)
             reply, name = answer(data) if address[1] == 53 else (data, "")
-            note(f"udp{address[1]}", address[0], source[0], name)
+            note(f"udp{address[1]}", socket.inet_ntoa(asked), source[0], name)
             if reply:
-                port.sendto(reply, source)
+                port.sendmsg([reply], [(socket.IPPROTO_IP, IP_PKTINFO, struct.pack("=i4s4s", 0, asked, b""))], 0, source)
 
     return serve
 

@@ -2,12 +2,16 @@
 
 import json
 import re
+import subprocess
 from pathlib import Path
 
 import chart
 from engine import Broken, Engine, Stack
 
 BASE = "docker-compose.yml"
+# Overlays that open what the stacks close, and one that waits less.
+HOLES = Path(__file__).parent / "holes"
+QUICK = str(Path(__file__).parent / "quick.yml")
 ATTACK = (Path(__file__).parent / "attack.py").read_text()
 # No more descriptors than a machine of the build gives.
 ENVIRONMENT = {"AGENTPORT_NOFILE": "4096"}
@@ -20,6 +24,7 @@ def checks(engine: Engine):
     yield "sidecar: its commands, its limits, and no way out", lambda: sidecar(engine)
     yield "sidecar by Unix socket: no network at all, and the gateway all the same", lambda: by_socket(engine)
     yield "sidecar on localhost: only the gateway's user leaves the shared namespace", lambda: by_localhost(engine)
+    yield "sidecar with a hole in it: the probe finds it from inside the agent", lambda: leaky(engine)
     yield "the Compose file of the guide runs unchanged", lambda: quoted(engine)
 
 
@@ -72,35 +77,43 @@ def sidecar(engine: Engine) -> None:
         engine.on_host("nft", "-f", rules)
         try:
             contained(engine, stack, ways)
+            # The gateway's other address too, on the network that leads out.
+            egress = stack.container("gateway")["NetworkSettings"]["Networks"]["sidecar-deploy_egress"]["IPAddress"]
+            probed(engine, stack, "http://gateway:8080", f"--agent=192.168.77.1:18080,{egress}:8080")
             expect("still up", json.loads(in_agent(stack, "curl -s http://gateway:8080/health"))["status"], "up")
             # Opened on purpose, the same attack must find it.
             engine.docker("network", "connect", "sidecar-deploy_egress", stack.container("agent")["Id"])
             results, seen = attack(engine, stack, ways)
             if not results["tcp 9.9.9.66 80"]["open"] or not seen:
                 raise Broken(f"the network was opened on purpose, and the attack did not find it: {results}")
+            finds(probe(stack, "http://gateway:8080"), "tcp", "metadata", "dns-udp", "dns-tcp", "doh", "quic")
         finally:
             engine.on_host("nft", "delete", "table", "inet", "agentport_sidecar")
         stops(stack)
 
 
 def by_socket(engine: Engine) -> None:
-    with begun(engine, "docker-compose.unix.yml") as stack:
+    with begun(engine, "docker-compose.unix.yml", QUICK) as stack:
         described = stack.container("agent")
         expect("network", described["HostConfig"]["NetworkMode"], "none")
         confined(stack)
         a_skill(engine, stack)
         contained(engine, stack, attack_ways(stack, [("172.17.0.1", 18080), ("192.168.77.1", 18080)], admin=False))
+        # There is no network to see a host on, and no port of the gateway's.
+        probed(engine, stack, "unix:/run/agentport/egress.sock", "--agent=192.168.77.1:18080", without={"host", "gateway-ports"})
         stops(stack)
 
 
 def by_localhost(engine: Engine) -> None:
-    with begun(engine, "docker-compose.localhost.yml") as stack:
+    with begun(engine, "docker-compose.localhost.yml", QUICK) as stack:
         expect("status", json.loads(in_agent(stack, "curl -s http://localhost:8080/health"))["status"], "up")
         confined(stack)
         with_the_gateway(engine, stack, "http://x:$(cat /run/secrets/agent_token)@127.0.0.1:8080")
         a_skill(engine, stack)
         ways = attack_ways(stack, [("192.168.77.1", 18080), ("127.0.0.1", 9090)], admin=False)
         contained(engine, stack, ways)
+        # The fence rejects, so that the agent hears of it at once.
+        probed(engine, stack, "http://127.0.0.1:8080", "--agent=192.168.77.1:18080", "--refused-is-contained")
         # The rules are there before the agent again, whatever restarts.
         engine.docker("restart", "-t", "5", stack.container("agent")["Id"])
         contained(engine, stack, ways)
@@ -108,6 +121,25 @@ def by_localhost(engine: Engine) -> None:
         results, _ = attack(engine, stack, ways)
         if not results["tcp 9.9.9.66 80"]["open"]:
             raise Broken("without the rules the namespace is open, and the attack did not find it")
+        finds(probe(stack, "http://127.0.0.1:8080"), "tcp", "metadata", "dns-udp", "dns-tcp", "doh", "quic", "resolver", "gateway-ports")
+
+
+def leaky(engine: Engine) -> None:
+    """Stacks with one line wrong each. The probe says which way that opened,
+    and ends with the code that fails a pipeline."""
+    # Internal, and yet names leave it: Docker's resolver asks the host's.
+    with begun(engine, QUICK, str(HOLES / "names.yml")) as stack:
+        found = probe(stack, "http://gateway:8080")
+        if int(engine.docker("version", "-f", "{{.Server.Version}}").split(".")[0]) < 27:
+            finds(found, "resolver")
+            other = {f["way"] for f in found["findings"] if f["verdict"] == "fail"} - {"resolver", "host"}
+            expect("other ways out", other, set())
+    # Not internal: everything is open, and the gateway is a courtesy.
+    with begun(engine, QUICK, str(HOLES / "not-internal.yml")) as stack:
+        finds(probe(stack, "http://gateway:8080"), "tcp", "metadata", "dns-udp", "dns-tcp", "doh", "quic", "icmp")
+    # The socket's agent, with a network all the same.
+    with begun(engine, "docker-compose.unix.yml", QUICK, str(HOLES / "socket-and-network.yml")) as stack:
+        finds(probe(stack, "unix:/run/agentport/egress.sock"), "tcp", "metadata", "dns-udp", "dns-tcp", "doh", "quic", "icmp")
 
 
 def quoted(engine: Engine) -> None:
@@ -233,8 +265,6 @@ def helm_test(stack: Stack) -> None:
 def renewal(stack: Stack) -> None:
     """The script puts another token in the agent's hands, in place."""
     before = in_agent(stack, "cat /run/secrets/agent_token")
-    import subprocess
-
     done = subprocess.run([str(stack.directory / "renew-token")], text=True, capture_output=True,
                           env={**stack.engine.environment, **stack.environment})
     after = in_agent(stack, "cat /run/secrets/agent_token")
@@ -266,6 +296,51 @@ def contained(engine: Engine, stack: Stack, ways: dict) -> None:
     got = {name: result["got"] for name, result in results.items() if result["open"]}
     if got or seen:
         raise Broken(f"the agent got out: {got}; seen outside: {seen}")
+
+
+# Where the probe knocks: the world of the test, in place of the Internet.
+PROBED = ["--tcp=9.9.9.66:443,9.9.9.9:80,[2001:4860:4860::8888]:80", "--metadata=169.254.169.254:80",
+          "--dns=9.9.9.9:53,[2001:4860:4860::8888]:53", "--doh=9.9.9.9:443", "--quic=9.9.9.9:443", "--ping=9.9.9.9",
+          "--name=collector.example", "--host-ports=18080,2375", "--allowed=api.openai.com:443"]
+
+
+def probe(stack: Stack, gateway: str, *more: str) -> dict:
+    """`agentport probe` from where the agent is, as its user: as documented, but
+    for the targets. Its report, and its exit code as `code`."""
+    done = stack.try_compose("exec", "-T", "agent", "/usr/bin/agentport", "probe", "--gateway", gateway,
+                             "--token-file", "/run/secrets/agent_token", "--format", "json", *PROBED, *more)
+    try:
+        return {**json.loads(done.stdout), "code": done.returncode}
+    except ValueError:
+        raise Broken(f"the probe gave no report: {done.returncode}\n{done.stdout}{done.stderr}") from None
+
+
+def probed(engine: Engine, stack: Stack, gateway: str, *more: str, without: set[str] = frozenset()) -> None:
+    """The probe says that the agent is contained, and world and host saw nobody
+    but the gateway, with the one destination that policy allows."""
+    mark = engine.mark()
+    found = probe(stack, gateway, *more)
+    if (found["outcome"], found["code"]) != ("contained", 0):
+        raise Broken(f"the probe ended with {found['code']}: {[f for f in found['findings'] if f['verdict'] != 'pass']}")
+    # Each was tried, so that it means something; IPv6 there is none here.
+    for way in ("control", "tcp", "metadata", "dns-udp", "dns-tcp", "doh", "quic", "resolver", "agents", "host",
+                "gateway-allows", "gateway-refuses", "gateway-no-credential", "gateway-metadata", "gateway-own-ports",
+                "gateway-ports", "gateway-sni"):
+        verdicts = {f["verdict"] for f in found["findings"] if f["way"] == way}
+        expect(way, verdicts, {"not_applicable"} if way in without else {"pass"})
+    seen = [c for c in engine.contacts(mark) if not (c["what"].startswith("https") and c["to"].startswith("9.9.9.10:"))
+            and not (c["what"] in ("udp53", "tcp53") and c["text"] == "api.openai.com")]
+    if seen:
+        raise Broken(f"the probe was seen outside: {seen}")
+
+
+def finds(found: dict, *ways: str) -> None:
+    """The probe names each of these ways as open."""
+    expect("the probe's code", (found["outcome"], found["code"]), ("leak", 1))
+    leaks = {f["way"] for f in found["findings"] if f["verdict"] == "fail"}
+    missed = set(ways) - leaks
+    if missed:
+        raise Broken(f"the probe did not find {sorted(missed)}: {json.dumps(found, indent=1)}")
 
 
 def stops(stack: Stack) -> None:

@@ -95,9 +95,9 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | quote }}
       "limits" (dict "replicas" (int .Values.replicaCount))
       "timeouts" (dict "drain" (printf "%ds" (int .Values.drainSeconds)))
       "log" (dict "format" "json") -}}
+{{- if include "agentport.tls" . -}}{{- $_ := set $config.listen "egress_tls" (list "0.0.0.0:8443") -}}{{- end -}}
 {{- if .Values.certManager.enabled -}}
 {{- $tls := "/etc/agentport/tls" -}}
-{{- $_ := set $config.listen "egress_tls" (list "0.0.0.0:8443") -}}
 {{- $clients := dict "certificates" .Values.certManager.clients -}}
 {{- if ne .Values.certManager.clients "none" -}}
 {{- $_ := set $clients "ca" (printf "%s/ca.crt" $tls) -}}
@@ -108,9 +108,51 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | quote }}
       "certificates" (list (dict "certificate" (printf "%s/tls.crt" $tls) "key" (printf "%s/tls.key" $tls)))
       "clients" $clients) -}}
 {{- end -}}
+{{- if .Values.acme.enabled -}}
+{{- $tls := default dict $config.tls -}}
+{{- $_ := set $tls "acme" (include "agentport.acme" . | fromYaml) -}}
+{{- $_ := set $config "tls" $tls -}}
+{{- end -}}
+{{- if .Values.peers.enabled -}}
+{{- $files := "/etc/agentport/peers-tls" -}}
+{{- $_ := set $config.listen "peers" "0.0.0.0:9443" -}}
+{{- $_ := set $config "peers" (dict
+      "certificates" (list (dict "certificate" (printf "%s/tls.crt" $files) "key" (printf "%s/tls.key" $files)))
+      "ca" (printf "%s/ca.crt" $files)
+      "names" (default (list (printf "spiffe://%s/agent/{agent}" .Values.certManager.trustDomain)) .Values.peers.names)
+      "domain" .Values.peers.domain
+      "agents" "/etc/agentport/peers/agents.yaml") -}}
+{{- end -}}
 {{- $destinations := include "agentport.destinations" . | fromJsonArray -}}
 {{- if $destinations -}}{{- $_ := set $config "allowed_destinations" $destinations -}}{{- end -}}
 {{- mergeOverwrite $config (deepCopy .Values.config) | toYaml -}}
+{{- end }}
+
+{{/* Whether agents may come by TLS. */}}
+{{- define "agentport.tls" -}}
+{{- if or .Values.certManager.enabled .Values.acme.enabled -}}yes{{- end -}}
+{{- end }}
+
+{{/* tls.acme, where what is wrong is refused before a CA is asked for anything. */}}
+{{- define "agentport.acme" -}}
+{{- $a := .Values.acme -}}
+{{- if not $a.directory -}}{{- fail "acme.enabled: write acme.directory, the URL of the ACME server's directory" -}}{{- end -}}
+{{- if not $a.domains -}}{{- fail "acme.enabled: write acme.domains, the names that agents use for the gateway" -}}{{- end -}}
+{{- if and (ne $a.storage.accessMode "ReadWriteMany") (or .Values.autoscaling.enabled (gt (int .Values.replicaCount) 1)) -}}
+{{- fail (printf "acme.storage.accessMode %s is one replica's: several would each order a certificate. Write replicaCount: 1 without autoscaling, or ReadWriteMany" $a.storage.accessMode) -}}
+{{- end -}}
+{{- if and (eq $a.challenge "tls-alpn-01") (eq $a.service.type "LoadBalancer") (not $a.service.loadBalancerSourceRanges) -}}
+{{- fail "tls-alpn-01 is asked for at the agents' own port, which a LoadBalancer opens to everybody: write acme.service.loadBalancerSourceRanges, or acme.challenge: http-01" -}}
+{{- end -}}
+{{- $acme := dict "directory" $a.directory "domains" $a.domains "challenge" $a.challenge "dir" "/var/lib/agentport/acme/store" -}}
+{{- if eq $a.challenge "http-01" -}}{{- $_ := set $acme "http_listen" "0.0.0.0:8081" -}}{{- end -}}
+{{- with $a.contact -}}{{- $_ := set $acme "contact" . -}}{{- end -}}
+{{- with $a.caFile -}}{{- $_ := set $acme "ca" (printf "/etc/agentport/keys/%s" .) -}}{{- end -}}
+{{- if or $a.eab.kid $a.eab.keyFile -}}
+{{- if not (and $a.eab.kid $a.eab.keyFile) -}}{{- fail "acme.eab: write both kid and keyFile" -}}{{- end -}}
+{{- $_ := set $acme "eab" (dict "kid" $a.eab.kid "key_file" (printf "/etc/agentport/keys/%s" $a.eab.keyFile)) -}}
+{{- end -}}
+{{- $acme | toYaml -}}
 {{- end }}
 
 {{/* What restricted pod security asks of a container. */}}

@@ -31,6 +31,7 @@ fn record(event: AuditEvent) -> AuditRecord {
         via_proxy: None,
         route: None,
         path: None,
+        rpc_methods: None,
         action_allowed: true,
         reason: "ok",
         detail: None,

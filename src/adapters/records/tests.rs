@@ -40,6 +40,7 @@ fn record(number: u128) -> AuditRecord {
         via_proxy: None,
         route: None,
         path: Some("/".into()),
+        rpc_methods: None,
         action_allowed: true,
         reason: "ok",
         detail: None,
