@@ -19,6 +19,7 @@ pub mod issuers;
 pub mod shared_file;
 pub mod revocations;
 pub mod agent_keys;
+pub mod behind;
 pub mod ca;
 pub mod acme;
 pub mod host;
