@@ -717,6 +717,9 @@ impl Gate {
     ) -> Result<(Permit, Option<Arc<Spending>>), Denial> {
         let started = self.ports.clock.monotonic();
         trail.asks(request);
+        if let Calls::Seen(methods) = calls {
+            trail.calls(methods);
+        }
         let policy = self.policy.current();
         trail.policy(policy.digest());
         let verdict = match policy.decide_calls(&who.subject(), request, calls) {

@@ -311,11 +311,11 @@ impl<'a> Judge<'a> {
         })
     }
 
-    fn seeing(self, calls: Calls<'a>) -> Self {
+    pub(super) fn seeing(self, calls: Calls<'a>) -> Self {
         Self { calls, ..self }
     }
 
-    fn asks_for_calls(&self) -> bool {
+    pub(super) fn asks_for_calls(&self) -> bool {
         let host = &self.what.authority.host;
         self.rules.scopes(self.tenant).any(|(_, scope)| {
             let about = |slot: &Slot| {

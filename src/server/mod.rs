@@ -32,6 +32,7 @@ use crate::adapters::records::{
     self, AuditLog, AuditLogSettings, Durability, FileWriter, Rotation, StreamWriter,
 };
 use crate::adapters::redis::{Redis, RedisSettings};
+use crate::adapters::revocations::Held;
 use crate::adapters::shared_limits::{self, Asking};
 use crate::admin::revocation::RevocationPages;
 use crate::admin::{Admin, Readiness};
@@ -248,10 +249,12 @@ impl Gateway {
         off_limits.extend(behind.clone().map(|behind| behind as _));
         let off_limits = (!off_limits.is_empty())
             .then(|| Arc::new(AllOffLimits(off_limits)) as Arc<dyn OffLimits>);
-        let revocations = Arc::new(RevocationsInForce::default());
+        let revocations = Arc::new(RevocationsInForce::new(&config.identity.issuer));
         let revocation_store = revocation::store(&config, redis.as_ref());
+        let mut held = Held::default();
         if let Some(store) = &revocation_store {
-            revocation::open(store, redis.as_ref(), &revocations, &figures).await?;
+            let now = revocation::unix_seconds(&*clock);
+            held = revocation::open(store, redis.as_ref(), &revocations, &figures, now).await?;
         }
         let endpoint = tokens::endpoint(
             &config,
@@ -273,6 +276,7 @@ impl Gateway {
             revocations: Arc::clone(&revocations) as _,
             clock: Arc::clone(&clock),
             clients: endpoint.clone(),
+            issuer: config.identity.issuer.clone(),
             secret_file: config.listen.admin_secret_file.clone(),
         };
         let parts = |between: Option<&peers::Between>| GateParts {
@@ -375,6 +379,8 @@ impl Gateway {
         };
         let revoking = revocation_store.map(|store| Revoking {
             store,
+            held,
+            clock: Arc::clone(&clock),
             in_force: revocations,
             tokens: Arc::clone(&tokens),
             wire: Arc::clone(&wire),
