@@ -266,7 +266,11 @@ fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
     Ok(found)
 }
 
-fn private_key(file: &Path) -> Result<PrivateKeyDer<'static>, String> {
+/// The first private key in a file, in clear.
+///
+/// # Errors
+/// With the file, and what to do.
+pub fn private_key(file: &Path) -> Result<PrivateKeyDer<'static>, String> {
     let bytes = read(file)?;
     let place = file.display();
     if bytes

@@ -17,6 +17,7 @@ pub mod service_accounts;
 pub mod keyring;
 pub mod issuers;
 pub mod shared_file;
+pub mod refusals;
 pub mod revocations;
 pub mod agent_keys;
 pub mod behind;

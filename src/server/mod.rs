@@ -7,6 +7,7 @@ mod documents;
 mod agent_keys;
 mod peers;
 pub mod load;
+mod refusals;
 mod reload;
 mod revocation;
 mod routes;
@@ -32,13 +33,14 @@ use crate::adapters::records::{
     self, AuditLog, AuditLogSettings, Durability, FileWriter, Rotation, StreamWriter,
 };
 use crate::adapters::redis::{Redis, RedisSettings};
+use crate::adapters::refusals::RefusalAuthority;
 use crate::adapters::revocations::Held;
 use crate::adapters::shared_limits::{self, Asking};
 use crate::admin::revocation::RevocationPages;
 use crate::admin::{Admin, Readiness};
 use crate::config::{
     self, AuditPath, BasicUser, Config, Endpoint, Fsync, Listener, Overflow, RequiredProof,
-    Threads, Verdict,
+    Threads, ToldInside, Verdict,
 };
 use crate::gate::ports::{Clock, OffLimits, SharedLimits};
 use crate::gate::{Gate, GateParts, OwnListeners, Proof, StormSettings};
@@ -73,6 +75,7 @@ pub struct Gateway {
     reloader: Reloader,
     issuers: Arc<Issuers>,
     certificates: Vec<CertificateReloader>,
+    refusals: Option<(Arc<RefusalAuthority>, Arc<Figures>)>,
     acme: Option<acme::AcmeKeeper>,
     peers: Option<PeersKeeper>,
     revoking: Option<Revoking>,
@@ -141,6 +144,7 @@ impl Gateway {
                 (Some(tls), Some(files))
             }
         };
+        let refusals = refusals::open(&config, &figures, &clock)?;
         let between = peers::open(&config, &figures, &*clock)?;
         let routes = routes::read(&config)?;
         let acme = acme::AcmeKeeper::open(&config, tls.as_ref(), &figures, &clock).await?;
@@ -345,6 +349,13 @@ impl Gateway {
             host::random_bits,
             stopped,
         );
+        let wire = match &refusals {
+            Some(authority) => {
+                let all = config.refusals.inside == ToldInside::All;
+                wire.telling_inside(Arc::clone(authority) as Arc<_>, all)
+            }
+            None => wire,
+        };
         let wire = Arc::new(wire.beside(beside.clone()));
         let mut certificates = Vec::new();
         if let Some(tls) = tls {
@@ -395,7 +406,7 @@ impl Gateway {
             tokens,
             Arc::clone(&issuers),
             Arc::clone(&wire),
-            figures,
+            Arc::clone(&figures),
             Arc::clone(&readiness),
             clock,
             Arc::clone(&names),
@@ -411,6 +422,7 @@ impl Gateway {
             reloader,
             issuers,
             certificates,
+            refusals: refusals.map(|authority| (authority, figures)),
             acme,
             peers,
             revoking,
@@ -457,6 +469,7 @@ impl Gateway {
             reloader,
             issuers,
             certificates,
+            refusals,
             acme,
             peers,
             revoking,
@@ -501,6 +514,9 @@ impl Gateway {
         }
         for certificates in certificates {
             background.spawn(certificates.run()?);
+        }
+        if let Some((authority, figures)) = refusals {
+            background.spawn(refusals::keep(authority, figures)?);
         }
         let connections = config.limits.connections;
         let mut room = Vec::new();
