@@ -132,7 +132,8 @@ pub trait Elsewhere: Send + Sync {
 }
 
 /// What agents reach by another way alone, whatever a rule says: agents that
-/// are called on a listener of their own, or the parent proxy.
+/// are called on a listener of their own, the one behind the gateway, and the
+/// parent proxy.
 pub trait OffLimits: Send + Sync {
     /// What it is, and how it is reached, for the operator.
     fn why(&self) -> &'static str;
@@ -142,6 +143,12 @@ pub trait OffLimits: Send + Sync {
 
     /// Whether this address is; `is` says whether two are the same from here.
     fn address(&self, address: SocketAddr, is: &dyn Fn(SocketAddr, SocketAddr) -> bool) -> bool;
+}
+
+/// The addresses of this machine, as they are at this moment.
+pub trait ThisMachine: Send + Sync {
+    /// Whether this is one of them.
+    fn has(&self, address: IpAddr) -> bool;
 }
 
 /// The time. Tests hold it.

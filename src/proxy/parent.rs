@@ -9,7 +9,7 @@
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -31,13 +31,12 @@ use crate::egress::{Authority, Host, NoProxy};
 use crate::gate::ports::{Elsewhere, OffLimits};
 use crate::gate::{Cause, Denial, Gate};
 
+use super::peers::KnownAddresses;
 use super::upgrade::InTurn;
 use super::upstream::{Carrier, Upstream};
 
 /// The most bytes of the parent's answer, interim answers included.
 const MAX_ANSWER_BYTES: usize = 16 * 1024;
-/// The most addresses that the parent is remembered to have had.
-const MOST_KNOWN: usize = 64;
 /// What Pingora calls an error of ours.
 const PARENT: ErrorType = ErrorType::Custom("parent_proxy");
 
@@ -50,8 +49,8 @@ pub struct Parent {
     access: ArcSwap<ParentAccess>,
     /// Where it answered last, which is tried first.
     answered: ArcSwapOption<SocketAddr>,
-    /// Where its name has ever led, which no agent may reach through it.
-    known: Mutex<Vec<IpAddr>>,
+    /// Where its name leads and has lately led, which no agent may reach through it.
+    known: KnownAddresses,
 }
 
 /// What the parent proxy is asked for.
@@ -143,7 +142,7 @@ impl Parent {
             direct,
             access: ArcSwap::from_pointee(access),
             answered: ArcSwapOption::empty(),
-            known: Mutex::default(),
+            known: KnownAddresses::default(),
         }
     }
 
@@ -164,17 +163,8 @@ impl Parent {
     }
 
     /// Its name leads here.
-    pub fn leads_to(&self, addresses: impl IntoIterator<Item = IpAddr>) {
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        for address in addresses {
-            if known.contains(&address) {
-                continue;
-            }
-            if known.len() == MOST_KNOWN {
-                known.remove(0);
-            }
-            known.push(address);
-        }
+    pub fn leads_to(&self, addresses: Vec<IpAddr>) {
+        self.known.found(addresses);
     }
 
     /// Whether this destination is reached through it.
@@ -202,8 +192,9 @@ impl Parent {
             let detail = denial.operator_detail().unwrap_or_default();
             ParentError::Name(format!("{} has no address: {detail}", self.authority.host))
         })?;
-        if self.authority.host.name().is_some() {
-            self.leads_to(found.iter().map(SocketAddr::ip));
+        let is_known = |at: &SocketAddr| self.known.any(|ip| ip == at.ip());
+        if self.authority.host.name().is_some() && !found.iter().all(is_known) {
+            self.leads_to(found.iter().map(SocketAddr::ip).collect());
         }
         if let Some(last) = self.answered.load_full()
             && let Some(at) = found.iter().position(|address| *address == *last)
@@ -444,10 +435,7 @@ impl OffLimits for Parent {
         if let Host::Address(ip) = self.authority.host {
             return is(SocketAddr::new(ip, port), address);
         }
-        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        known
-            .iter()
-            .any(|ip| is(SocketAddr::new(*ip, port), address))
+        self.known.any(|ip| is(SocketAddr::new(ip, port), address))
     }
 }
 
@@ -507,12 +495,9 @@ mod tests {
         assert!(named.authority(&Authority::parse("proxy.test:3128").expect("one")));
         assert!(!named.authority(&Authority::parse("proxy.test:443").expect("one")));
         assert!(!named.address(at("192.0.2.1:3128"), &same), "not known yet");
-        named.leads_to([[192, 0, 2, 1].into()]);
+        named.leads_to(vec![[192, 0, 2, 1].into()]);
         assert!(named.address(at("192.0.2.1:3128"), &same));
         assert!(!named.address(at("192.0.2.1:443"), &same));
-        named.leads_to((0..=u8::MAX).map(|last| IpAddr::from([198, 51, 100, last])));
-        assert!(named.address(at("198.51.100.255:3128"), &same));
-        assert!(!named.address(at("198.51.100.0:3128"), &same), "bounded");
         let written = parent("192.0.2.7:3128", ParentAsks::Address, "");
         assert!(written.address(at("192.0.2.7:3128"), &same));
     }

@@ -70,7 +70,7 @@ async fn look_up(parent: &Parent, names: &Resolver) {
     if let Some(name) = parent.listens_at().host.name()
         && let Ok(found) = names.lookup(name).await
     {
-        parent.leads_to(found.iter().copied());
+        parent.leads_to(found.to_vec());
     }
 }
 
