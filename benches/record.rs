@@ -34,6 +34,7 @@ fn record() -> AuditRecord {
         destination_port: Some(443),
         destination_ip: Some(IpAddr::from([93, 184, 215, 14])),
         path: Some("/v1/chat/completions".into()),
+        rpc_methods: None,
         action_allowed: true,
         reason: "ok",
         detail: None,

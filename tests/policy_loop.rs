@@ -429,3 +429,82 @@ fn what_cannot_be_read_is_told_from_what_is_found() {
         assert!(format!("{out}{err}").contains(says), "{case}: {out}{err}");
     }
 }
+
+#[test]
+fn json_rpc_is_explained_tried_and_compared() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let write = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).expect("a file");
+        path.display().to_string()
+    };
+    let rule = |methods: &str| {
+        format!(
+            "version: 1\nrules:\n  - {{name: chain, action: allow, agents: any, hosts: [rpc.example], ports: [80], schemes: [http], rpc_methods: [{methods}]}}\n"
+        )
+    };
+    let (one, two) = (
+        write("p.yaml", &rule("eth_call")),
+        write("q.yaml", &rule("eth_call, eth_send")),
+    );
+    let cases = write(
+        "p.cases.yaml",
+        "cases:\n  - {name: a batch, agent: bot, url: 'http://rpc.example/', rpc_methods: [eth_call, eth_send], expect: deny}\n  - {name: a call, agent: bot, url: 'http://rpc.example/', rpc_methods: [eth_call], expect: allow}\n",
+    );
+    for (case, arguments, expected, says) in [
+        (
+            "a call that is allowed",
+            vec![
+                "explain",
+                "--policy",
+                &one,
+                "--agent=bot",
+                "--rpc-method=eth_call",
+                "POST",
+                "http://rpc.example/",
+            ],
+            0,
+            "the body calls eth_call",
+        ),
+        (
+            "a batch of which one is not",
+            vec![
+                "explain",
+                "--policy",
+                &one,
+                "--agent=bot",
+                "--rpc-method=eth_call",
+                "--rpc-method=eth_send",
+                "POST",
+                "http://rpc.example/",
+            ],
+            1,
+            "rpc_methods: the rule has eth_call; the request has eth_call, eth_send",
+        ),
+        (
+            "a tunnel",
+            vec![
+                "explain",
+                "--policy",
+                &one,
+                "--agent=bot",
+                "--rpc-method=eth_call",
+                "CONNECT",
+                "rpc.example:443",
+            ],
+            2,
+            "a tunnel hides them",
+        ),
+        ("cases", vec!["test", &cases], 0, "1 of 1 rules are touched"),
+        (
+            "a diff",
+            vec!["diff", "--fail-on=widening", &one, &two],
+            1,
+            "calling a batch of eth_call and eth_send, eth_send",
+        ),
+    ] {
+        let (code, out, err) = policy(&arguments, None);
+        assert_eq!(code, expected, "{case}: {out}{err}");
+        assert!(format!("{out}{err}").contains(says), "{case}: {out}{err}");
+    }
+}

@@ -551,6 +551,64 @@ fn a_certificate_that_is_no_good_changes_nothing() {
 }
 
 #[test]
+fn a_certificate_that_expires_loses_its_open_tunnel() {
+    let pki = Pki::new("the agents' CA");
+    let server = pki.server("proxy", &["proxy.test"]);
+    let ca = pki.ca().display().to_string();
+    let (gateway, proxy) = start(
+        &server,
+        &[
+            ("tls.clients.certificates", "required"),
+            ("tls.clients.ca", &ca),
+            ("tls.clients.names", AGENTS),
+            ("identity.require", "certificate"),
+            ("tunnel.opaque", "allow"),
+        ],
+    );
+    let echo = Origin::echo();
+    let name = "spiffe://example.org/agent/bot";
+    let valid = Valid::For(std::time::Duration::from_secs(3));
+    let bot = pki.client("bot", 7, &[name], valid);
+    let mut tls = connect_tls(proxy, &with_certificate(&pki, &bot));
+    open_tunnel(&mut tls, &echo);
+    let mut rest = Vec::new();
+    let _ = tls.read_to_end(&mut rest);
+    assert_eq!(rest, b"");
+    let closed = gateway.record("the tunnel's end", |record| {
+        record["event"] == "tunnel_closed"
+    });
+    assert_eq!(closed["reason"], "credential_ended", "{closed}");
+    assert_eq!(closed["agent_id"], "bot");
+}
+
+/// The client's side of TLS with this certificate.
+fn with_certificate(pki: &Pki, issued: &Issued) -> Arc<rustls::ClientConfig> {
+    let config = client_config(pki.ca(), &[]);
+    let mut config = (*config).clone();
+    let provider = rustls::crypto::ring::default_provider();
+    let chain = vec![CertificateDer::from_pem_file(&issued.certificate).expect("PEM")];
+    let key = PrivateKeyDer::from_pem_file(&issued.key).expect("PEM");
+    let own = rustls::sign::CertifiedKey::from_der(chain, key, &provider).expect("a pair");
+    config.client_auth_cert_resolver = Arc::new(rustls::sign::SingleCertAndKey::from(own));
+    Arc::new(config)
+}
+
+/// Opens a tunnel to `a.test`, and has bytes come back through it.
+fn open_tunnel(tls: &mut (impl Read + Write), echo: &Origin) {
+    let ask = format!(
+        "CONNECT a.test:{0} HTTP/1.1\r\nHost: a.test:{0}\r\n\r\n",
+        echo.port()
+    );
+    tls.write_all(ask.as_bytes()).expect("written");
+    let mut answer = [0; 39];
+    tls.read_exact(&mut answer).expect("an answer");
+    assert!(answer.starts_with(b"HTTP/1.1 200"), "{}", text(&answer));
+    tls.write_all(b"\x00ping").expect("written");
+    let mut back = [0; 5];
+    tls.read_exact(&mut back).expect("it comes back");
+}
+
+#[test]
 fn a_certificate_that_is_revoked_loses_its_open_tunnel() {
     let pki = Pki::new("the agents' CA");
     let server = pki.server("proxy", &["proxy.test"]);
@@ -569,26 +627,9 @@ fn a_certificate_that_is_revoked_loses_its_open_tunnel() {
         ],
     );
     let echo = Origin::echo();
-    let config = client_config(pki.ca(), &[]);
-    let mut config = (*config).clone();
-    let provider = rustls::crypto::ring::default_provider();
-    let chain = vec![CertificateDer::from_pem_file(&bot.certificate).expect("PEM")];
-    let key = PrivateKeyDer::from_pem_file(&bot.key).expect("PEM");
-    let own = rustls::sign::CertifiedKey::from_der(chain, key, &provider).expect("a pair");
-    config.client_auth_cert_resolver = Arc::new(rustls::sign::SingleCertAndKey::from(own));
-    let config = Arc::new(config);
+    let config = with_certificate(&pki, &bot);
     let mut tls = connect_tls(proxy, &config);
-    let ask = format!(
-        "CONNECT a.test:{0} HTTP/1.1\r\nHost: a.test:{0}\r\n\r\n",
-        echo.port()
-    );
-    tls.write_all(ask.as_bytes()).expect("written");
-    let mut answer = [0; 39];
-    tls.read_exact(&mut answer).expect("an answer");
-    assert!(answer.starts_with(b"HTTP/1.1 200"), "{}", text(&answer));
-    tls.write_all(b"\x00ping").expect("written");
-    let mut back = [0; 5];
-    tls.read_exact(&mut back).expect("it comes back");
+    open_tunnel(&mut tls, &echo);
     // A second connection takes up the session, and is who it was.
     let again = connect_tls(proxy, &config);
     assert_eq!(

@@ -68,6 +68,7 @@ pub struct Figures {
     certificate_expiry: Family<CertificateLabel, Gauge>,
     issuer_refreshes: Family<IssuerLabels, Counter>,
     issuer_keys: Family<IssuerLabel, Gauge>,
+    revocations_restored: Counter,
     certificate_loads: Counter,
     certificate_refusals: Counter,
     acme_issued: Counter,
@@ -293,6 +294,12 @@ impl Figures {
             "Attempts to fetch the keys of another issuer",
             Family::default(),
         );
+        let revocations_restored = counted(
+            &mut to,
+            "agentport_revocations_restored",
+            "Times that Redis had lost revocations and was given them again",
+            Counter::default(),
+        );
         let issuer_keys = seconds(
             &mut to,
             "agentport_issuer_keys_timestamp",
@@ -366,6 +373,7 @@ impl Figures {
             tenants,
             issuer_refreshes,
             issuer_keys,
+            revocations_restored,
             state,
         }
     }
@@ -414,6 +422,11 @@ impl Figures {
             &self.acme_failed
         };
         of.inc();
+    }
+
+    /// Redis has lost revocations and was given them again.
+    pub fn revocations_restored(&self) {
+        self.revocations_restored.inc();
     }
 
     /// So many revocations have been read; `None` where they cannot be.

@@ -89,6 +89,10 @@ pub struct AuditRecord {
     pub destination_ip: Option<IpAddr>,
     /// The path, without the query.
     pub path: Option<Box<str>>,
+    /// What its body called by JSON-RPC. Stands where a rule asked for that, and
+    /// where they are few.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rpc_methods: Option<Arc<[String]>>,
     /// Whether it passed.
     pub action_allowed: bool,
     /// Why it did not, or how it ended; `ok` where all went well.
@@ -242,6 +246,7 @@ mod tests {
             destination_port: Some(80),
             destination_ip: Some([192, 0, 2, 1].into()),
             path: Some("/a".into()),
+            rpc_methods: None,
             action_allowed: true,
             reason: "ok",
             detail: None,

@@ -74,9 +74,26 @@ pub fn rpc_methods(body: &[u8]) -> Result<Vec<String>, RpcError> {
         Err(error) if error.is_data() => return Err(RpcError::Form),
         Err(_) => return Err(RpcError::Syntax),
     };
+    let methods = calls?.into_iter().collect::<Result<Vec<_>, _>>()?;
+    called(methods)
+}
+
+/// The same of methods that are told, and not read out of a body.
+///
+/// # Errors
+/// [`RpcError`]: too many, a name that is too long, or none.
+pub fn rpc_called(told: Vec<String>) -> Result<Vec<String>, RpcError> {
+    match told.len() > MAX_CALLS {
+        true => Err(RpcError::TooMany),
+        false if told.iter().any(|name| name.len() > MAX_NAME) => Err(RpcError::LongName),
+        false => called(told),
+    }
+}
+
+/// Each once, at least one.
+fn called(calls: Vec<String>) -> Result<Vec<String>, RpcError> {
     let mut methods: Vec<String> = Vec::new();
-    for call in calls? {
-        let method = call?;
+    for method in calls {
         if !methods.contains(&method) {
             methods.push(method);
         }
@@ -218,6 +235,15 @@ impl RpcPattern {
             begins: begins.to_owned(),
             exact,
         })
+    }
+
+    /// A method that it matches, and that hardly another pattern does.
+    #[must_use]
+    pub fn example(&self) -> String {
+        match self.exact {
+            true => self.begins.clone(),
+            false => format!("{}zz-other", self.begins),
+        }
     }
 
     /// Whether this is such a method, to the letter.

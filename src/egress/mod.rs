@@ -24,7 +24,7 @@ pub use canonical::{Canonical, canonical, is_proxys};
 pub use chunked::{ChunkError, ChunkedBody};
 pub use host::{Authority, AuthorityError, DnsName, Host, HostError};
 pub use id::{AgentId, IdError, RequestId, TenantId};
-pub use jsonrpc::{RpcError, RpcPattern, RpcPatternError, rpc_methods};
+pub use jsonrpc::{RpcError, RpcPattern, RpcPatternError, rpc_called, rpc_methods};
 pub use path::{PathError, PathGlob, PathGlobError, RequestPath};
 pub use pattern::{AddressRange, Destination, DestinationError, HostPattern, HostPatternError};
 pub use request::{Ask, EgressRequest, Subject};

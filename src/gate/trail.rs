@@ -68,6 +68,7 @@ impl AuditTrail {
                 destination_port: None,
                 destination_ip: None,
                 path: None,
+                rpc_methods: None,
                 action_allowed: false,
                 reason: "aborted",
                 detail: None,
@@ -155,6 +156,14 @@ impl AuditTrail {
                 }
             }
         });
+    }
+
+    /// What the body calls. A record of hundreds of names helps nobody.
+    pub(super) fn calls(&mut self, methods: &[String]) {
+        const FEW: usize = 32;
+        if (1..=FEW).contains(&methods.len()) {
+            self.edit(|record| record.rpc_methods = Some(methods.into()));
+        }
     }
 
     /// Who, once the credential has held.

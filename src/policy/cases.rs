@@ -11,11 +11,13 @@ use serde::{Deserialize, Serialize};
 use super::document::{Format, Mode, present};
 use super::explain::{Explanation, RuleRef, Verdict};
 use super::finding::{Finding, PolicyError, Problem, SourceName};
+use super::rule::Calls;
 use super::schema::cases_schema;
 use super::set::PolicySet;
 use super::shape;
 use crate::egress::{
-    AgentId, Ask, Destination, EgressRequest, RequestTarget, Scheme, Subject, TenantId,
+    AgentId, Ask, Destination, EgressRequest, RequestTarget, RpcError, Scheme, Subject, TenantId,
+    rpc_called,
 };
 
 /// A file of cases.
@@ -97,6 +99,15 @@ pub struct Case {
     /// as it does on its named routes.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub inside: bool,
+    /// The methods that the body calls by JSON-RPC: one, or those of a batch;
+    /// an empty list is a request without a body. Without it the body is one
+    /// that cannot be read, which a rule with `rpc_methods` refuses.
+    #[serde(
+        default,
+        deserialize_with = "present",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub rpc_methods: Option<Vec<String>>,
     /// The addresses that the name has. Without them addresses are not tried.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub addresses: Vec<IpAddr>,
@@ -251,6 +262,8 @@ pub struct Question {
     pub destinations: Option<Vec<Destination>>,
     /// What it asks for.
     pub request: EgressRequest,
+    /// What its body calls by JSON-RPC, where that is told.
+    pub calls: Option<Vec<String>>,
 }
 
 impl Question {
@@ -281,6 +294,8 @@ impl Question {
             }
             _ => return Err(("", "write either `connect: host:port` or `url`".to_owned())),
         };
+        let calls = Self::calls(case.rpc_methods.clone(), &request)
+            .map_err(|message| ("rpc_methods", message))?;
         let tenant = match &case.tenant {
             Some(raw) => {
                 Some(TenantId::parse(raw).map_err(|error| ("tenant", wrong(raw, &error)))?)
@@ -302,6 +317,7 @@ impl Question {
             tenant,
             destinations: case.allowed_destinations.as_ref().map(|_| destinations),
             request,
+            calls,
         })
     }
 
@@ -342,6 +358,30 @@ impl Question {
         }
     }
 
+    /// The methods that the body of a request calls, as they are told: those
+    /// that the gateway could read out of one.
+    ///
+    /// # Errors
+    /// What is wrong with them and what to write.
+    pub fn calls(
+        methods: Option<Vec<String>>,
+        request: &EgressRequest,
+    ) -> Result<Option<Vec<String>>, String> {
+        let Some(methods) = methods else {
+            return Ok(None);
+        };
+        if matches!(request.ask, Ask::Tunnel) {
+            return Err(
+                "a tunnel hides them; say that the inside is seen, or ask for an http URL"
+                    .to_owned(),
+            );
+        }
+        match rpc_called(methods) {
+            Err(RpcError::Empty) => Ok(Some(Vec::new())),
+            called => called.map(Some).map_err(|error| error.message().to_owned()),
+        }
+    }
+
     /// Puts it to a policy.
     #[must_use]
     pub fn ask(&self, set: &PolicySet, addresses: &[IpAddr]) -> Explanation {
@@ -350,7 +390,11 @@ impl Question {
             tenant: self.tenant.as_ref(),
             destinations: self.destinations.as_deref(),
         };
-        set.explain(&subject, &self.request, addresses)
+        let calls = match &self.calls {
+            Some(methods) => Calls::Seen(methods),
+            None => Calls::Unseen,
+        };
+        set.explain_calls(&subject, &self.request, calls, addresses)
     }
 }
 

@@ -1,7 +1,7 @@
 //! What changes between two policies, found by asking both. All that can differ
 //! lies within the rules that differ; for each kind of agent, host, port,
-//! method and path that the rules there tell apart, one request is made up and
-//! put to both. So every change that is named is a real one, and the words say
+//! method, path and JSON-RPC method that the rules there tell apart, one request
+//! is made up and put to both. So every change that is named is a real one, and the words say
 //! what it stands for.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -13,10 +13,11 @@ use serde::Serialize;
 
 use super::cover::holds;
 use super::decision::{Decision, EchRule, Permit, SniRule, TlsRule, TlsUse};
+use super::document::Action;
 use super::explain::Verdict;
 use super::lint::meaning;
 use super::record::{Recorded, RecordedEvent};
-use super::rule::{Agents, Ports, Rule};
+use super::rule::{Agents, Calls, Ports, Rule};
 use super::set::{Document, PolicySet};
 use crate::egress::{
     AddressRange, AgentId, Ask, Authority, Destination, EgressRequest, Host, HostPattern,
@@ -328,6 +329,8 @@ struct Axes {
     agents: Vec<(String, AgentId)>,
     ports: Vec<(u16, u16)>,
     asks: Vec<(AskKind, Ask)>,
+    /// What bodies call, where a rule asks for that; else one that is not read.
+    calls: Vec<(String, Option<Vec<String>>)>,
     addresses: Vec<(String, IpAddr)>,
 }
 
@@ -337,6 +340,7 @@ struct AskKind {
     how: &'static str,
     method: String,
     path: String,
+    calls: String,
 }
 
 fn compare(
@@ -350,7 +354,7 @@ fn compare(
     for kind in host_kinds(sides) {
         let Some(host) = kind.example() else { continue };
         let axes = Axes::of(sides, &host);
-        *questions += axes.agents.len() * axes.ports.len() * axes.asks.len();
+        *questions += axes.agents.len() * axes.ports.len() * axes.asks_and_calls().count();
         if *questions > MAX_QUESTIONS {
             return Err(TooDifferent);
         }
@@ -362,7 +366,7 @@ fn compare(
             };
             let mut found: Vec<Found> = Vec::new();
             for ports in &axes.ports {
-                for (ask_kind, ask) in &axes.asks {
+                for (ask_kind, ask, calls) in axes.asks_and_calls() {
                     let request = EgressRequest {
                         authority: Authority {
                             host: host.clone(),
@@ -370,15 +374,16 @@ fn compare(
                         },
                         ask: ask.clone(),
                     };
-                    let before = State::of(old, &who, &request, &axes.addresses);
-                    let after = State::of(new, &who, &request, &axes.addresses);
+                    let asked = (&request, calls);
+                    let before = State::of(old, &who, asked, &axes.addresses);
+                    let after = State::of(new, &who, asked, &axes.addresses);
                     if let Some((direction, before, after)) = before.to(&after) {
                         found.push(Found {
                             direction,
                             before,
                             after,
                             ports: *ports,
-                            ask: ask_kind.clone(),
+                            ask: ask_kind,
                         });
                     }
                 }
@@ -411,8 +416,31 @@ impl Axes {
             agents: agents(sides, &rules),
             ports: ports(&rules),
             asks: asks(&rules),
+            calls: calls(&rules),
             addresses: addresses(sides, &rules),
         }
+    }
+
+    /// Every kind of request, with every kind of body that it can have.
+    fn asks_and_calls(&self) -> impl Iterator<Item = (AskKind, &Ask, Calls<'_>)> {
+        self.asks.iter().flat_map(|(kind, ask)| {
+            let bodies = match ask {
+                Ask::Tunnel => &self.calls[..0],
+                Ask::Request { .. } => &self.calls[..],
+            };
+            let hidden = bodies
+                .is_empty()
+                .then(|| (kind.clone(), ask, Calls::Unseen));
+            let seen = bodies.iter().map(move |(words, methods)| {
+                let kind = AskKind {
+                    calls: words.clone(),
+                    ..kind.clone()
+                };
+                let calls = methods.as_deref().map_or(Calls::Unseen, Calls::Seen);
+                (kind, ask, calls)
+            });
+            hidden.into_iter().chain(seen)
+        })
     }
 }
 
@@ -501,6 +529,7 @@ fn asks(rules: &[&Rule]) -> Vec<(AskKind, Ask)> {
         how,
         method: method.to_owned(),
         path: path.to_owned(),
+        calls: String::new(),
     };
     let mut asks = vec![(kind("tunnels", "", ""), Ask::Tunnel)];
     for (how, scheme) in [("http", Scheme::Http), ("https on routes", Scheme::Https)] {
@@ -516,6 +545,42 @@ fn asks(rules: &[&Rule]) -> Vec<(AskKind, Ask)> {
         }
     }
     asks
+}
+
+const OTHER_CALLS: &str = "other calls";
+const UNREADABLE: &str = "bodies that are no JSON-RPC";
+
+/// What bodies call, as far as the rules tell it apart. A batch needs one allow
+/// rule that names all of it; so besides each method there is the largest batch
+/// that each allow rule has, without what a deny rule names.
+fn calls(rules: &[&Rule]) -> Vec<(String, Option<Vec<String>>)> {
+    let mut kinds: BTreeMap<String, Option<Vec<String>>> = BTreeMap::new();
+    for rule in rules {
+        for pattern in &rule.rpc_methods {
+            kinds.insert(pattern.to_string(), Some(vec![pattern.example()]));
+        }
+        let denied = |method: &String| {
+            let called = std::slice::from_ref(method);
+            let mut deny = rules.iter().filter(|rule| rule.action == Action::Deny);
+            deny.any(|rule| !rule.rpc_methods.is_empty() && rule.fits_calls(Calls::Seen(called)))
+        };
+        let batch: Vec<(String, String)> = rule
+            .rpc_methods
+            .iter()
+            .filter(|_| rule.action == Action::Allow)
+            .map(|pattern| (pattern.to_string(), pattern.example()))
+            .filter(|(_, example)| !denied(example))
+            .collect();
+        if batch.len() > 1 {
+            let (words, methods): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
+            kinds.insert(format!("a batch of {}", words.join(" and ")), Some(methods));
+        }
+    }
+    if !kinds.is_empty() {
+        kinds.insert(OTHER_CALLS.to_owned(), Some(vec!["zz-other".to_owned()]));
+        kinds.insert(UNREADABLE.to_owned(), None);
+    }
+    kinds.into_iter().collect()
 }
 
 /// An address of every range that a rule for the host or a denylist names, and
@@ -553,10 +618,10 @@ impl State {
     fn of(
         set: &PolicySet,
         who: &Subject<'_>,
-        what: &EgressRequest,
+        (what, calls): (&EgressRequest, Calls<'_>),
         addresses: &[(String, IpAddr)],
     ) -> Self {
-        let permit = match set.decide(who, what) {
+        let permit = match set.decide_calls(who, what, calls) {
             Decision::Deny(denied) => {
                 let rule = denied
                     .rule()
@@ -683,15 +748,17 @@ struct Found {
 /// Cells that make up a block, as one phrase.
 fn in_words(found: Vec<Found>, axes: &Axes) -> BTreeSet<(Direction, String, String, String)> {
     type Said = (Direction, String, String);
-    // By ask: the ports. Then by ports: the methods of each path, and the paths.
+    // By ask: the ports. Then by ports: the methods of each path and body, what
+    // bodies call, and the paths.
     let mut by_ask: BTreeMap<(Said, AskKind), Vec<(u16, u16)>> = BTreeMap::new();
     for one in found {
         let said = (one.direction, one.before, one.after);
         by_ask.entry((said, one.ask)).or_default().push(one.ports);
     }
-    let mut by_ports: BTreeMap<(Said, String, &'static str, String), Vec<String>> = BTreeMap::new();
+    type Place = (Said, String, &'static str, String, String);
+    let mut by_ports: BTreeMap<Place, Vec<String>> = BTreeMap::new();
     for ((said, ask), ports) in by_ask {
-        let key = (said, port_words(&ports), ask.how, ask.path);
+        let key = (said, port_words(&ports), ask.how, ask.path, ask.calls);
         by_ports.entry(key).or_default().push(ask.method);
     }
     let count = |pick: fn(&AskKind) -> &String| {
@@ -701,28 +768,38 @@ fn in_words(found: Vec<Found>, axes: &Axes) -> BTreeSet<(Direction, String, Stri
             .len()
     };
     let (all_methods, all_paths) = (count(|kind| &kind.method), count(|kind| &kind.path));
-    let mut by_methods: BTreeMap<(Said, String, &'static str, String), Vec<String>> =
-        BTreeMap::new();
-    for ((said, ports, how, path), methods) in by_ports {
+    let mut by_methods: BTreeMap<Place, Vec<String>> = BTreeMap::new();
+    for ((said, ports, how, path, calls), methods) in by_ports {
         let methods = match how == "tunnels" || methods.len() == all_methods {
             true => String::new(),
             false => methods.join(", "),
         };
         by_methods
-            .entry((said, ports, how, methods))
+            .entry((said, ports, how, path, methods))
+            .or_default()
+            .push(calls);
+    }
+    let mut by_calls: BTreeMap<Place, Vec<String>> = BTreeMap::new();
+    for ((said, ports, how, path, methods), calls) in by_methods {
+        let calls = match how == "tunnels" || calls.len() == axes.calls.len().max(1) {
+            true => String::new(),
+            false => format!(" calling {}", calls.join(", ")),
+        };
+        by_calls
+            .entry((said, ports, how, methods, calls))
             .or_default()
             .push(path);
     }
     let mut by_paths: BTreeMap<(Said, String, String), Vec<&'static str>> = BTreeMap::new();
-    for ((said, ports, how, methods), paths) in by_methods {
+    for ((said, ports, how, methods, calls), paths) in by_calls {
         let paths = match how == "tunnels" || paths.len() == all_paths {
             true => String::new(),
             false => format!(" of {}", paths.join(", ")),
         };
-        let inside = match (methods.is_empty(), paths.is_empty()) {
+        let inside = match (methods.is_empty(), paths.is_empty() && calls.is_empty()) {
             (true, true) => String::new(),
-            (true, false) => format!(", any method{paths}"),
-            (false, _) => format!(", {methods}{paths}"),
+            (true, false) => format!(", any method{paths}{calls}"),
+            (false, _) => format!(", {methods}{paths}{calls}"),
         };
         by_paths.entry((said, ports, inside)).or_default().push(how);
     }
@@ -905,8 +982,9 @@ impl<'a> Replay<'a> {
             tenant: record.tenant.as_ref(),
             destinations: None,
         };
-        let (before, _) = verdict(self.old, &who, request, record.address);
-        let (after, why) = verdict(self.new, &who, request, record.address);
+        let asked = (request, record.seen());
+        let (before, _) = verdict(self.old, &who, asked, record.address);
+        let (after, why) = verdict(self.new, &who, asked, record.address);
         if before == after {
             return;
         }
@@ -950,10 +1028,10 @@ impl<'a> Replay<'a> {
 fn verdict(
     set: &PolicySet,
     who: &Subject<'_>,
-    what: &EgressRequest,
+    (what, calls): (&EgressRequest, Calls<'_>),
     address: Option<IpAddr>,
 ) -> (Verdict, String) {
-    let permit = match set.decide(who, what) {
+    let permit = match set.decide_calls(who, what, calls) {
         Decision::Deny(denied) => return (Verdict::Deny, denied.to_string()),
         Decision::Allow(permit) => permit,
     };

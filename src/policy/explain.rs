@@ -12,7 +12,7 @@ use super::decision::{Decision, Denied, DenyReason, Permit};
 use super::document::Action;
 use super::finding::{Location, SourceName};
 use super::locate::locate;
-use super::rule::{Agents, Fit, Ports, Rule};
+use super::rule::{Agents, Calls, Fit, Ports, Rule};
 use super::set::{PolicySet, RuleId, Rules};
 use crate::egress::{Ask, EgressRequest, Host, HostPattern, Subject};
 
@@ -50,7 +50,8 @@ pub enum Verdict {
 /// One check.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Check {
-    /// `tenant`, `denylist`, `deny_rules`, `allow_rules`, `token`, `address`.
+    /// `tenant`, `rpc`, `denylist`, `deny_rules`, `allow_rules`, `token`,
+    /// `address`.
     pub step: &'static str,
     /// How it ended.
     pub outcome: CheckOutcome,
@@ -97,8 +98,8 @@ pub struct NearestRule {
 /// One thing in which a rule and a request differ.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Difference {
-    /// `agent`, `host`, `address`, `port`, `scheme`, `method`, `path` or
-    /// `inside`.
+    /// `agent`, `host`, `address`, `port`, `scheme`, `method`, `path`,
+    /// `rpc_methods` or `inside`.
     pub what: &'static str,
     /// What the rule has.
     pub rule: String,
@@ -117,10 +118,27 @@ impl PolicySet {
         what: &EgressRequest,
         addresses: &[IpAddr],
     ) -> Explanation {
+        self.explain_calls(who, what, Calls::Unseen, addresses)
+    }
+
+    /// The same as [`PolicySet::explain`] for a request whose body calls these
+    /// methods of JSON-RPC.
+    #[must_use]
+    pub fn explain_calls(
+        &self,
+        who: &Subject<'_>,
+        what: &EgressRequest,
+        calls: Calls<'_>,
+        addresses: &[IpAddr],
+    ) -> Explanation {
         let rules = &*self.rules;
         let mut checks = Vec::new();
-        let decision = self.decide(who, what);
+        let decision = self.decide_calls(who, what, calls);
         if let Some(judge) = tenant_check(rules, who, what, &mut checks) {
+            let judge = judge.seeing(calls);
+            if self.asks_for_calls(who, what) {
+                checks.push(calls_check(calls));
+            }
             rule_checks(&judge, &mut checks);
         }
         let (mut verdict, mut denied, rule) = match &decision {
@@ -153,7 +171,7 @@ impl PolicySet {
             nearest: denied
                 .as_ref()
                 .filter(|denied| wants_nearest(denied.reason))
-                .and_then(|_| nearest(rules, who, what)),
+                .and_then(|_| nearest(rules, who, what, calls)),
             policy_version: self.digest().clone(),
         }
     }
@@ -221,6 +239,28 @@ fn tenant_check<'a>(
         detail,
     });
     judge
+}
+
+/// What a rule that speaks of the request wants to know of its body.
+fn calls_check(calls: Calls<'_>) -> Check {
+    let (outcome, detail) = match calls {
+        Calls::Seen([]) => (CheckOutcome::Passed, "there is no body".to_owned()),
+        Calls::Seen(methods) => (
+            CheckOutcome::Passed,
+            format!("the body calls {}", list(methods)),
+        ),
+        Calls::Unseen => (
+            CheckOutcome::Later,
+            "what the body calls is not told (--rpc-method, `rpc_methods` of a case); \
+             so it is judged as one that cannot be read"
+                .to_owned(),
+        ),
+    };
+    Check {
+        step: "rpc",
+        outcome,
+        detail,
+    }
 }
 
 /// Denylists, deny rules, allow rules and the token, each whatever the others
@@ -380,7 +420,12 @@ fn wants_nearest(reason: DenyReason) -> bool {
 
 /// The allow rule with the fewest differences, those by host counting most. A
 /// rule whose hosts have nothing in common with the target is not near.
-fn nearest(rules: &Rules, who: &Subject<'_>, what: &EgressRequest) -> Option<NearestRule> {
+fn nearest(
+    rules: &Rules,
+    who: &Subject<'_>,
+    what: &EgressRequest,
+    calls: Calls<'_>,
+) -> Option<NearestRule> {
     let tenant = rules.place_of(who.tenant).ok()?.and(who.tenant);
     let near = |(id, rule): (RuleId, &Rule)| {
         let document = rules.document(id);
@@ -388,7 +433,7 @@ fn nearest(rules: &Rules, who: &Subject<'_>, what: &EgressRequest) -> Option<Nea
         if rule.action != Action::Allow || !applies {
             return None;
         }
-        let differs = differences(rule, who, what);
+        let differs = differences(rule, who, what, calls);
         let other_host = differs.iter().any(|d| matches!(d.what, "host" | "address"));
         let shared = common_labels(rule, &what.authority.host);
         if other_host && shared < 2 {
@@ -407,7 +452,12 @@ fn nearest(rules: &Rules, who: &Subject<'_>, what: &EgressRequest) -> Option<Nea
     })
 }
 
-fn differences(rule: &Rule, who: &Subject<'_>, what: &EgressRequest) -> Vec<Difference> {
+fn differences(
+    rule: &Rule,
+    who: &Subject<'_>,
+    what: &EgressRequest,
+    calls: Calls<'_>,
+) -> Vec<Difference> {
     let mut differs = Vec::new();
     let mut add = |what, rule: String, request: String| {
         differs.push(Difference {
@@ -468,9 +518,13 @@ fn differences(rule: &Rule, who: &Subject<'_>, what: &EgressRequest) -> Vec<Diff
             if !rule.paths.is_empty() && !rule.paths.iter().any(|glob| glob.matches_all(path)) {
                 add("path", list(&rule.paths), path.as_str().to_owned());
             }
-            if !rule.rpc_methods.is_empty() {
-                let seen = "the body, which only the gateway sees";
-                add("rpc_methods", list(&rule.rpc_methods), seen.to_owned());
+            if !rule.fits_calls(calls) {
+                let seen = match calls {
+                    Calls::Unseen => "a body that is not told".to_owned(),
+                    Calls::Seen([]) => "no body".to_owned(),
+                    Calls::Seen(methods) => list(methods),
+                };
+                add("rpc_methods", list(&rule.rpc_methods), seen);
             }
         }
     }

@@ -14,10 +14,11 @@ use super::document::{Format, Mode, PolicyDocument};
 use super::finding::SourceName;
 use super::range::class_of;
 use super::record::{Recorded, RecordedEvent};
+use super::rule::Calls;
 use super::set::PolicySet;
 use crate::egress::{
     AddressClass, AgentId, Ask, Authority, EgressRequest, Host, HostPattern, PathGlob, RequestPath,
-    Scheme, Subject, TenantId,
+    RpcPattern, Scheme, Subject, TenantId,
 };
 
 /// How many pairs of agent and host are kept; a log that has more is no
@@ -104,6 +105,9 @@ pub struct LearnedRule {
     pub methods: Vec<String>,
     /// The paths; empty for any.
     pub paths: Vec<String>,
+    /// The methods of JSON-RPC, where all its records tell them; empty for any
+    /// body.
+    pub rpc_methods: Vec<String>,
     /// How many requests it comes from.
     pub count: u64,
     /// The first of them.
@@ -197,6 +201,8 @@ struct Seen {
     methods: Few<String>,
     paths: Few<String>,
     segments: Few<String>,
+    /// What bodies called by JSON-RPC; too many where a record does not tell.
+    calls: Few<String>,
     addresses: BTreeSet<IpAddr>,
 }
 
@@ -337,6 +343,7 @@ impl Learner {
             methods: Few::default(),
             paths: Few::default(),
             segments: Few::default(),
+            calls: Few::default(),
             addresses: BTreeSet::new(),
         });
         if let Some(address) = record.address
@@ -368,6 +375,12 @@ impl Learner {
                     .segments
                     .add_within(format!("/{first}/**"), self.path_bytes);
             self.path_bytes += added;
+            match &record.calls {
+                Some(methods) if is_told(methods) => {
+                    methods.iter().for_each(|name| seen.calls.add(name.clone()));
+                }
+                _ => seen.calls = Few::Many,
+            }
         }
     }
 
@@ -495,6 +508,7 @@ fn widened(pairs: &BTreeMap<Pair, Seen>, many: usize) -> BTreeMap<Pair, Seen> {
                 other.methods.merge(&seen.methods);
                 other.paths.merge(&seen.paths);
                 other.segments.merge(&seen.segments);
+                other.calls.merge(&seen.calls);
                 other.addresses.extend(&seen.addresses);
             }
         }
@@ -519,6 +533,7 @@ struct Terms {
     ports: Vec<u16>,
     methods: Vec<String>,
     paths: Vec<String>,
+    rpc_methods: Vec<String>,
     addresses: Vec<String>,
 }
 
@@ -585,6 +600,7 @@ fn rules_of(pairs: &BTreeMap<Pair, Seen>, max_paths: usize) -> Vec<LearnedRule> 
                 },
                 methods: terms.methods,
                 paths: terms.paths,
+                rpc_methods: terms.rpc_methods,
                 count: span.count,
                 first: span.first,
                 last: span.last,
@@ -609,6 +625,7 @@ fn terms(inside: Inside, seen: &Seen, max_paths: usize) -> Terms {
             false => Vec::new(),
         },
         paths: paths(seen, max_paths),
+        rpc_methods: seen.calls.list().unwrap_or_default(),
         // A rule that names ranges allows no others, so then all are named.
         addresses: match all_public {
             true => Vec::new(),
@@ -622,6 +639,12 @@ fn terms(inside: Inside, seen: &Seen, max_paths: usize) -> Terms {
                 .collect(),
         },
     }
+}
+
+/// Whether these are methods as the gateway records them, that a rule can name.
+fn is_told(methods: &[String]) -> bool {
+    let exact = |name: &String| !name.ends_with('*') && RpcPattern::parse(name).is_ok();
+    !methods.is_empty() && methods.iter().all(exact)
 }
 
 /// The paths themselves where they are few, else what they begin with, else any.
@@ -743,6 +766,9 @@ fn written(
         if !rule.paths.is_empty() {
             let _ = writeln!(out, "    paths: {}", listed(&rule.paths));
         }
+        if !rule.rpc_methods.is_empty() {
+            let _ = writeln!(out, "    rpc_methods: {}", listed(&rule.rpc_methods));
+        }
     }
     out
 }
@@ -785,7 +811,7 @@ fn allows_all(text: &str, seen: &BTreeMap<Pair, Seen>) -> Result<(), LearnError>
                     },
                     ask,
                 };
-                passes(&set, &who, &request, &seen.addresses)?;
+                passes(&set, &who, &request, seen)?;
             }
         }
     }
@@ -837,20 +863,23 @@ fn passes(
     set: &PolicySet,
     who: &Subject<'_>,
     request: &EgressRequest,
-    addresses: &BTreeSet<IpAddr>,
+    seen: &Seen,
 ) -> Result<(), LearnError> {
     let refuses = |why: String| {
         let what = format!("{} {} {}", who.agent, request.method(), request.authority);
         Err(LearnError::Refuses(format!("{what}: {why}")))
     };
-    let permit = match set.decide(who, request) {
+    // One batch of all is the most that one body can have called.
+    let called = seen.calls.list().filter(|called| !called.is_empty());
+    let calls = called.as_deref().map_or(Calls::Unseen, Calls::Seen);
+    let permit = match set.decide_calls(who, request, calls) {
         Decision::Deny(denied) => return refuses(denied.to_string()),
         Decision::Allow(permit) => permit,
     };
     if let Some(denied) = permit.audited_denial() {
         return refuses(denied.to_string());
     }
-    for address in addresses {
+    for address in &seen.addresses {
         match permit.address(*address) {
             Ok(None) => {}
             Ok(Some(denied)) | Err(denied) => return refuses(format!("{address}: {denied}")),

@@ -14,7 +14,7 @@ use crate::egress::{AddressRange, Destination, Host, HostPattern, Subject};
 
 /// The most rules that are told of.
 const MOST_RULES: usize = 60;
-/// The most hosts, addresses and paths, each, of one rule.
+/// The most hosts, addresses, paths and methods of JSON-RPC, each, of one rule.
 const MOST_ENTRIES: usize = 40;
 /// The most of them altogether.
 const MOST_ALTOGETHER: usize = 400;
@@ -69,13 +69,15 @@ pub struct ReachRule {
     /// Paths.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub paths: Vec<String>,
-    /// Methods of JSON-RPC.
+    /// Methods of JSON-RPC: all that the body calls must be among those that a
+    /// rule allows, and none among those that one refuses.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub rpc_methods: Vec<String>,
     /// `audit`, where the rule is on trial.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mode: Option<&'static str>,
-    /// How many hosts, addresses and paths there are beside these.
+    /// How many hosts, addresses, paths and methods of JSON-RPC there are beside
+    /// these.
     #[serde(skip_serializing_if = "is_none")]
     pub more: usize,
 }
@@ -282,6 +284,7 @@ impl Room {
         let hosts = self.list(&place.hosts, &mut more);
         let addresses = self.list(&place.addresses, &mut more);
         let paths = self.list(&rule.paths, &mut more);
+        let rpc_methods = self.list(&rule.rpc_methods, &mut more);
         ReachRule {
             rule: rule.name.clone(),
             hosts,
@@ -304,7 +307,7 @@ impl Room {
             },
             methods: rule.methods.iter().map(ToString::to_string).collect(),
             paths,
-            rpc_methods: rule.rpc_methods.iter().map(ToString::to_string).collect(),
+            rpc_methods,
             mode: (mode == Mode::Audit).then_some("audit"),
             more,
         }
@@ -359,7 +362,7 @@ impl fmt::Display for Reach {
 }
 
 impl fmt::Display for ReachRule {
-    /// `GET, POST https a.example, *.b.example port 443 path /v1/** (rule "name")`
+    /// `GET, POST https a.example, *.b.example port 443 path /v1/** calling eth_* (rule "name")`
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut line = String::new();
         if !self.methods.is_empty() {
@@ -378,6 +381,9 @@ impl fmt::Display for ReachRule {
         write!(line, " port {}", self.ports.join(", "))?;
         if !self.paths.is_empty() {
             write!(line, " path {}", self.paths.join(", "))?;
+        }
+        if !self.rpc_methods.is_empty() {
+            write!(line, " calling {}", self.rpc_methods.join(", "))?;
         }
         if self.more > 0 {
             write!(line, " and {} more", self.more)?;

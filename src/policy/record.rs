@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use http::Method;
 use serde::Deserialize;
 
+use super::rule::Calls;
 use crate::egress::{AgentId, Ask, Authority, EgressRequest, Host, RequestPath, Scheme, TenantId};
 
 /// The most bytes a line may have; no record is nearly as long.
@@ -27,6 +28,8 @@ pub struct Recorded {
     pub tenant: Option<TenantId>,
     /// What was asked for, where that was understood.
     pub request: Option<EgressRequest>,
+    /// What its body called by JSON-RPC, where that was recorded.
+    pub calls: Option<Vec<String>>,
     /// The address that was dialled or refused.
     pub address: Option<IpAddr>,
     /// Whether it passed.
@@ -71,6 +74,7 @@ struct Line {
     destination_port: Option<u16>,
     destination_ip: Option<IpAddr>,
     path: Option<String>,
+    rpc_methods: Option<Vec<String>>,
     action_allowed: bool,
     reason: String,
     would_deny: Option<String>,
@@ -84,6 +88,12 @@ fn one() -> u64 {
 }
 
 impl Recorded {
+    /// What its body called, as the policy is asked.
+    #[must_use]
+    pub fn seen(&self) -> Calls<'_> {
+        self.calls.as_deref().map_or(Calls::Unseen, Calls::Seen)
+    }
+
     /// Reads one line.
     ///
     /// # Errors
@@ -120,6 +130,7 @@ impl Recorded {
             request_id: line.request_id,
             agent,
             tenant,
+            calls: line.rpc_methods,
             address: line.destination_ip,
             allowed: line.action_allowed,
             reason: line.reason,

@@ -137,7 +137,7 @@ impl Connection {
             Arc::clone(&self.listener),
             self.client,
             self.tunnel.clone(),
-            Arc::default(),
+            Arc::new(Ending::within(&self.ending)),
         )
         .certified(self.certified.clone())
         .with_peer(self.peer.clone())
@@ -165,11 +165,14 @@ impl Connection {
     }
 }
 
-/// A way to end a tunnel or an upgraded stream from outside, once, with a reason.
+/// A way to end a tunnel, an upgraded stream or a long exchange from outside,
+/// once, with a reason.
 #[derive(Default)]
 pub(super) struct Ending {
     reason: AtomicU8,
     notify: Notify,
+    /// Of the connection that it is a stream of.
+    of_all: Option<Arc<Ending>>,
 }
 
 /// The ends that come from outside; the index is the code in [`Ending`].
@@ -182,6 +185,14 @@ const OUTSIDE: [TunnelEnd; 5] = [
 ];
 
 impl Ending {
+    /// That of one stream of a connection that can be ended as a whole.
+    fn within(connection: &Arc<Self>) -> Self {
+        Self {
+            of_all: Some(Arc::clone(connection)),
+            ..Self::default()
+        }
+    }
+
     /// Ends it. The first reason stays.
     pub(super) fn end(&self, why: TunnelEnd) {
         let index = OUTSIDE
@@ -196,21 +207,28 @@ impl Ending {
         self.notify.notify_one();
     }
 
-    /// Why it was ended, if it was.
+    /// Why it was ended, by itself or with all of its connection, if it was.
     pub(super) fn reason(&self) -> Option<TunnelEnd> {
-        match self.reason.load(Ordering::Acquire) {
-            0 => None,
-            code => OUTSIDE.get(usize::from(code) - 1).copied(),
-        }
+        let of_all = self.of_all.as_ref();
+        self.own_reason()
+            .or_else(|| of_all.and_then(|all| all.reason()))
     }
 
-    /// Comes back when it has been ended.
+    /// Comes back when it has been ended by itself. What ends all of a
+    /// connection is for the connection's loop to see.
     pub(super) async fn ended(&self) -> TunnelEnd {
         loop {
-            if let Some(reason) = self.reason() {
+            if let Some(reason) = self.own_reason() {
                 return reason;
             }
             self.notify.notified().await;
+        }
+    }
+
+    fn own_reason(&self) -> Option<TunnelEnd> {
+        match self.reason.load(Ordering::Acquire) {
+            0 => None,
+            code => OUTSIDE.get(usize::from(code) - 1).copied(),
         }
     }
 }
@@ -470,7 +488,7 @@ impl Drop for ConnIo {
 
 /// Pingora carries this from the stream to every session on it, HTTP/1 and
 /// HTTP/2 alike. Its response header means nothing here.
-fn digest_of(connection: &Arc<Connection>) -> Arc<ProxyDigest> {
+pub(super) fn digest_of(connection: &Arc<Connection>) -> Arc<ProxyDigest> {
     Arc::new(ProxyDigest::new(
         Box::new(placeholder_header()),
         Some(Box::new(Arc::clone(connection)) as Box<dyn Any + Send + Sync>),

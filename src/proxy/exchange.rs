@@ -11,11 +11,19 @@ use tokio::sync::OwnedSemaphorePermit;
 use crate::egress::{EgressRequest, Scheme};
 use crate::gate::{Admission, AuditTrail, Budget, Way};
 
+use super::Shared;
 use super::calls::Calling;
 use super::conn::Ending;
 use super::routes::Chosen;
-use super::tunnels::Registered;
+use super::tunnels::{OpenKind, Registered};
 
+/// From so many bytes of a body, either way, an exchange is one that lasts, as
+/// is one whose answer does not say its length. What is shorter is over within
+/// a read or two, like any request that was under way when something changed,
+/// and pays nothing for the others: no lock, and no memory. A clock would not
+/// tell them apart better: events that are silent for long would be found only
+/// with the next one.
+pub(super) const LONG: u64 = 64 * 1024;
 /// A budget of bytes is used up.
 pub(super) const BYTE_BUDGET: ErrorType = ErrorType::Custom("byte_budget");
 /// How soon a budget is looked at again that replicas are settling.
@@ -71,6 +79,29 @@ impl Exchange {
     pub(super) fn tls_name(&self) -> Option<String> {
         let (chosen, _) = self.route.as_ref()?;
         (chosen.scheme() == Scheme::Https).then(|| chosen.route.route.to().certificate_name())
+    }
+
+    /// From here the exchange may last: it takes its place among what is open,
+    /// and ends with the policy, the credential or the certificate that let it
+    /// begin.
+    pub(super) fn lasts(&mut self, shared: &Shared, kind: OpenKind) {
+        if self.registered.is_some() {
+            return;
+        }
+        let (Some(admission), Some(request), Some(ending)) =
+            (&self.admission, &self.request, &self.ending)
+        else {
+            return;
+        };
+        let dialled = self
+            .addresses
+            .get(self.attempt)
+            .map(SocketAddr::ip)
+            .filter(|_| self.agent_host.is_none() && self.call.is_none());
+        let (tunnels, request) = (&shared.tunnels, request.clone());
+        let open = (kind, ending);
+        let registered = tunnels.register(&shared.gate, admission, request, dialled, open);
+        self.registered = Some(registered);
     }
 
     /// Takes bytes from the budgets of the admission, waiting for a moment

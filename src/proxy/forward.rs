@@ -7,7 +7,6 @@
 //! the trail.
 
 use std::hash::BuildHasher;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,7 +28,7 @@ use crate::gate::{Cause, Denial, Standing, Way};
 
 use super::calls::go_between;
 use super::conn::Connection;
-use super::exchange::{Exchange, SETTLING};
+use super::exchange::{Exchange, LONG, SETTLING};
 use super::failure::{broke_off, denial_of, upstream_cause};
 use super::fields::{
     CLIENTS_OWN_WORD, TOKEN_FIELD, forwarded, from_http2, next_hop_trace, remove_alike,
@@ -37,6 +36,7 @@ use super::fields::{
 };
 use super::look::Verdict;
 use super::peers::UnderWay;
+use super::tunnels::OpenKind;
 use super::{Shared, refusal};
 
 /// The hooks that Pingora calls.
@@ -82,6 +82,12 @@ pub(super) fn connection(session: &Session) -> Option<Arc<Connection>> {
         .as_ref()?
         .downcast_ref::<Arc<Connection>>()
         .cloned()
+}
+
+/// Whether a body may follow this head (RFC 9110 section 6.4.1).
+fn may_have_body(session: &Session, response: &ResponseHeader) -> bool {
+    session.req_header().method != http::Method::HEAD
+        && !matches!(response.status.as_u16(), 204 | 304)
 }
 
 #[async_trait]
@@ -145,13 +151,20 @@ impl ProxyHttp for Forward {
             return Error::e_explain(ErrorType::InternalError, "no admission");
         };
         let settings = &self.shared.settings;
-        let tls_name = exchange.tls_name();
+        let mut tls_name = exchange.tls_name();
         let mut address = exchange.addresses.get(exchange.attempt);
         if let Some(call) = &mut exchange.call {
             let Some((endpoint, at)) = call.at.get(exchange.attempt) else {
                 return Error::e_explain(ErrorType::InternalError, "no endpoint");
             };
             call.under_way = Some(UnderWay::on(endpoint));
+            if let Some(tls) = &call.callee.tls {
+                // Without a name nothing would be checked.
+                let Some(name) = tls.name_of(endpoint.at()) else {
+                    return Error::e_explain(ErrorType::InternalError, "no server name");
+                };
+                tls_name = Some(name);
+            }
             exchange.socket = match endpoint.at() {
                 Endpoint::Unix(path) => Some(path.display().to_string()),
                 Endpoint::Tcp(_) => None,
@@ -159,7 +172,10 @@ impl ProxyHttp for Forward {
             address = at.as_ref();
         }
         let mut peer = match (&exchange.socket, address) {
-            (Some(path), _) => HttpPeer::new_uds(path, false, String::new())?,
+            (Some(path), _) => {
+                let tls = tls_name.is_some();
+                HttpPeer::new_uds(path, tls, tls_name.unwrap_or_default())?
+            }
             (None, Some(address)) => match tls_name {
                 Some(name) => HttpPeer::new(*address, true, name),
                 None => HttpPeer::new(*address, false, String::new()),
@@ -172,11 +188,14 @@ impl ProxyHttp for Forward {
         // Two routes to one origin may trust different CAs.
         let route = exchange.route.as_ref();
         let route = route.map(|(chosen, _)| chosen.route.route.name());
+        let call = exchange.call.as_ref();
+        let called_tls = call.and_then(|call| call.callee.tls.clone());
         peer.group_key = self.shared.pool_key.hash_one((
             who.tenant(),
             who.agent(),
             admission.authority(),
             route,
+            called_tls.as_ref().map(|tls| tls.digest()),
             exchange.websocket,
         ));
         let options = &mut peer.options;
@@ -188,7 +207,7 @@ impl ProxyHttp for Forward {
         }
         // Without TLS nothing is negotiated: it is known beforehand. A WebSocket
         // goes by HTTP/1.1.
-        if exchange.call.as_ref().is_some_and(|call| call.callee.http2) && !exchange.websocket {
+        if call.is_some_and(|call| call.callee.http2) && !exchange.websocket {
             options.alpn = ALPN::H2;
             options.max_h2_streams = 100;
         }
@@ -202,6 +221,9 @@ impl ProxyHttp for Forward {
         };
         options.read_timeout = Some(wait);
         options.write_timeout = Some(settings.body_timeout);
+        if let Some(tls) = &called_tls {
+            tls.set(&mut peer, exchange.websocket);
+        }
         exchange.dialling = Some(self.shared.gate.clock().monotonic());
         Ok(Box::new(peer))
     }
@@ -351,6 +373,9 @@ impl ProxyHttp for Forward {
         let count = body.as_ref().map_or(0, |bytes| bytes.len() as u64);
         exchange.spend(Way::Up, count).await?;
         exchange.body += count;
+        if exchange.body > LONG {
+            exchange.lasts(&self.shared, OpenKind::Exchange);
+        }
         match self.shared.settings.body_bytes {
             Some(most) if exchange.body > most && !exchange.websocket => Error::e_explain(
                 ErrorType::HTTPStatus(413),
@@ -391,9 +416,9 @@ impl ProxyHttp for Forward {
                 response.append_header(name, value)?;
             }
         }
+        let length = response.headers.get(header::CONTENT_LENGTH);
+        let length = length.and_then(|value| value.to_str().ok()?.parse().ok());
         if let Some(connection) = connection(session) {
-            let length = response.headers.get(header::CONTENT_LENGTH);
-            let length = length.and_then(|value| value.to_str().ok()?.parse().ok());
             connection.answers(length);
         }
         let Some(trail) = exchange.trail.as_mut() else {
@@ -412,23 +437,10 @@ impl ProxyHttp for Forward {
         {
             endpoint.succeeded();
         }
-        if response.status == http::StatusCode::SWITCHING_PROTOCOLS
-            && let (Some(admission), Some(request), Some(connection)) =
-                (&exchange.admission, &exchange.request, connection(session))
-        {
-            let dialled = exchange
-                .addresses
-                .get(exchange.attempt)
-                .map(SocketAddr::ip)
-                .filter(|_| exchange.agent_host.is_none() && exchange.call.is_none());
-            let registered = self.shared.tunnels.register(
-                &self.shared.gate,
-                admission.who(),
-                request.clone(),
-                dialled,
-                &connection.ending,
-            );
-            exchange.registered = Some(registered);
+        if response.status == http::StatusCode::SWITCHING_PROTOCOLS {
+            exchange.lasts(&self.shared, OpenKind::Tunnel);
+        } else if length.is_none_or(|length| length > LONG) && may_have_body(session, response) {
+            exchange.lasts(&self.shared, OpenKind::Exchange);
         }
         Ok(())
     }

@@ -17,16 +17,16 @@ use h2::SendStream;
 use h2::ext::Protocol;
 use pingora::apps::HttpServerApp;
 use pingora::http::ResponseHeader;
+use pingora::protocols::Digest;
 use pingora::protocols::http::ServerSession;
 use pingora::protocols::http::v2::server::{H2Accept, HttpSession, handshake};
-use pingora::protocols::{Digest, GetProxyDigest};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::task::JoinSet;
 
 use crate::egress::RequestId;
 use crate::gate::{Cause, Denial, Opening};
 
-use super::conn::{ConnIo, Connection};
+use super::conn::{ConnIo, Connection, digest_of};
 use super::connect::{self, ConnectHead};
 use super::serve::{open_trail, refuse};
 use super::transport::Transport;
@@ -43,10 +43,6 @@ const CHUNK: usize = 64 * 1024;
 pub(super) async fn serve(wire: &Arc<Wire>, mut io: ConnIo) {
     io.speak_http2();
     let connection = Arc::clone(io.connection());
-    let digest = Arc::new(Digest {
-        proxy_digest: io.get_proxy_digest(),
-        ..Digest::default()
-    });
     let settings = &wire.shared.settings;
     let shaken = handshake(Box::new(io), wire.proxy.h2_options());
     let Ok(Ok(mut h2)) = tokio::time::timeout(settings.header_timeout, shaken).await else {
@@ -56,6 +52,9 @@ pub(super) async fn serve(wire: &Arc<Wire>, mut io: ConnIo) {
     let mut malformed = 0;
     let mut shutdown = wire.shutdown.clone();
     let mut going_down = false;
+    // Each stream is known apart, so that it can be ended by itself.
+    let mut of_next = Arc::new(connection.of_stream());
+    let mut digest = digest(&of_next);
     loop {
         let idle = streams.is_empty();
         let next = tokio::select! {
@@ -73,8 +72,10 @@ pub(super) async fn serve(wire: &Arc<Wire>, mut io: ConnIo) {
         };
         match next {
             Ok(Some(H2Accept::Session(session))) => {
-                let (wire, connection) = (Arc::clone(wire), Arc::clone(&connection));
-                streams.spawn(stream(wire, connection, session));
+                let connection = Arc::clone(&connection);
+                let of_stream = std::mem::replace(&mut of_next, Arc::new(connection.of_stream()));
+                digest = self::digest(&of_next);
+                streams.spawn(stream(Arc::clone(wire), of_stream, session));
             }
             Ok(Some(H2Accept::Rejected)) => {
                 record_malformed(wire, &connection);
@@ -92,16 +93,28 @@ pub(super) async fn serve(wire: &Arc<Wire>, mut io: ConnIo) {
     let _ = tokio::time::timeout(LAST_WORDS, all).await;
 }
 
+/// By this a session finds what is known of its stream.
+fn digest(of_stream: &Arc<Connection>) -> Arc<Digest> {
+    Arc::new(Digest {
+        proxy_digest: Some(digest_of(of_stream)),
+        ..Digest::default()
+    })
+}
+
 /// One stream: a tunnel, a WebSocket or a request.
-async fn stream(wire: Arc<Wire>, connection: Arc<Connection>, session: HttpSession) {
+async fn stream(wire: Arc<Wire>, of_stream: Arc<Connection>, session: HttpSession) {
     let head = session.req_header();
     if head.method != http::Method::CONNECT {
         let session = ServerSession::new_http2(session);
-        wire.proxy.process_new_http(session, &wire.shutdown).await;
+        tokio::select! {
+            biased;
+            // What is dropped resets the stream, and writes its own record.
+            _ = of_stream.ending.ended() => {}
+            _ = wire.proxy.process_new_http(session, &wire.shutdown) => {}
+        }
         return;
     }
     let protocol = head.extensions.get::<Protocol>().cloned();
-    let of_stream = Arc::new(connection.of_stream());
     match protocol {
         None => {
             let head = ConnectHead::of_http2(head);

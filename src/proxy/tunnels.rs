@@ -1,40 +1,50 @@
-//! The tunnels and upgraded streams that are open, so that a new policy can be
-//! put to them and the ones it refuses be ended.
+//! What is open and lasts: tunnels, upgraded streams and long exchanges, so that
+//! a new policy can be put to them, and those that it refuses be ended.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::task::AbortHandle;
-
 use crate::egress::EgressRequest;
-use crate::gate::{Gate, TunnelEnd};
+use crate::gate::{Admission, Gate, Judge, TunnelEnd};
 use crate::identity::Principal;
 
 use super::conn::Ending;
 
-/// The tunnels that are open.
+/// What is open and lasts.
 pub struct OpenTunnels {
-    /// Whether they live on when their credential has expired.
+    /// Whether it lives on when its credential has expired.
     outlive: bool,
     next: AtomicU64,
-    open: Arc<Mutex<HashMap<u64, OpenTunnel>>>,
+    open: Places,
 }
 
-struct OpenTunnel {
+type Places = Arc<Mutex<HashMap<u64, Arc<Open>>>>;
+
+/// One that is open.
+struct Open {
     who: Arc<Principal>,
     request: EgressRequest,
+    calls: Option<Arc<[String]>>,
     dialled: Option<IpAddr>,
+    kind: OpenKind,
     ending: Arc<Ending>,
 }
 
-/// A place among the open tunnels; dropping it gives it up.
+/// What it is that is open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum OpenKind {
+    /// A tunnel or an upgraded stream.
+    Tunnel,
+    /// A request whose body or answer is long, or has no end that is known.
+    Exchange,
+}
+
+/// A place among what is open; dropping it gives it up.
 pub(super) struct Registered {
     number: u64,
-    open: Arc<Mutex<HashMap<u64, OpenTunnel>>>,
-    /// Ends it with its credential, where it is to end so.
-    timer: Option<AbortHandle>,
+    open: Places,
 }
 
 impl OpenTunnels {
@@ -52,41 +62,36 @@ impl OpenTunnels {
     pub(super) fn register(
         &self,
         gate: &Gate,
-        who: &Arc<Principal>,
+        admission: &Admission,
         request: EgressRequest,
         dialled: Option<IpAddr>,
-        ending: &Arc<Ending>,
+        (kind, ending): (OpenKind, &Arc<Ending>),
     ) -> Registered {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
-        let tunnel = OpenTunnel {
-            who: Arc::clone(who),
-            request: request.clone(),
+        let one = Arc::new(Open {
+            who: Arc::clone(admission.who()),
+            request,
+            calls: admission.calls().cloned(),
             dialled,
+            kind,
             ending: Arc::clone(ending),
-        };
-        lock(&self.open).insert(number, tunnel);
-        if let Err(why) = gate.judge().still(who, &request, dialled) {
+        });
+        lock(&self.open).insert(number, Arc::clone(&one));
+        if let Err(why) = one.put_to(&gate.judge()) {
             ending.end(why);
         }
-        let timer = (!self.outlive).then(|| {
-            let (left, ending) = (gate.time_left(who), Arc::clone(ending));
-            let timer = tokio::spawn(async move {
-                tokio::time::sleep(left).await;
-                ending.end(TunnelEnd::CredentialEnded);
-            });
-            timer.abort_handle()
-        });
         Registered {
-            timer,
             number,
             open: Arc::clone(&self.open),
         }
     }
 
-    /// How many are open.
+    /// How many tunnels and upgraded streams are open.
     #[must_use]
     pub fn len(&self) -> usize {
-        lock(&self.open).len()
+        let open = lock(&self.open);
+        let tunnels = open.values().filter(|one| one.kind == OpenKind::Tunnel);
+        tunnels.count()
     }
 
     /// Whether none is.
@@ -97,30 +102,63 @@ impl OpenTunnels {
 
     pub(super) fn judge_again(&self, gate: &Gate) -> usize {
         let judge = gate.judge();
+        self.end_where(|one| one.put_to(&judge).err())
+    }
+
+    /// Ends what has lost its credential to nothing but time: a certificate
+    /// that has expired, or that none speaks for any more, and a token that has
+    /// expired, where its end is to be that of its tunnels too.
+    pub(super) fn end_overdue(&self, gate: &Gate) -> usize {
+        self.end_where(|one| {
+            let over = gate.is_overdue(&one.who, !self.outlive);
+            over.then_some(TunnelEnd::CredentialEnded)
+        })
+    }
+
+    /// Ends them all: the time to drain is over.
+    pub(super) fn end_all(&self, why: TunnelEnd) {
+        self.end_where(|_| Some(why));
+    }
+
+    /// Ends those for which there is a reason, and gives how many. They are
+    /// judged without the lock, which every new one needs.
+    fn end_where(&self, reason: impl Fn(&Open) -> Option<TunnelEnd>) -> usize {
+        let all: Vec<_> = {
+            let open = lock(&self.open);
+            let of = |(number, one): (&u64, &Arc<Open>)| (*number, Arc::clone(one));
+            open.iter().map(of).collect()
+        };
         let mut ended = 0;
-        for tunnel in lock(&self.open).values() {
-            if let Err(why) = judge.still(&tunnel.who, &tunnel.request, tunnel.dialled) {
-                tunnel.ending.end(why);
+        for (number, one) in all {
+            let Some(why) = reason(&one) else {
+                continue;
+            };
+            let open = lock(&self.open);
+            // One that is over has left its connection to another request,
+            // which is not to be ended in its place.
+            if open.contains_key(&number) {
+                one.ending.end(why);
                 ended += 1;
             }
         }
         ended
     }
+}
 
-    /// Ends them all: the time to drain is over.
-    pub(super) fn end_all(&self, why: TunnelEnd) {
-        for tunnel in lock(&self.open).values() {
-            tunnel.ending.end(why);
-        }
+impl Open {
+    fn put_to(&self, judge: &Judge) -> Result<(), TunnelEnd> {
+        judge.still(
+            &self.who,
+            &self.request,
+            self.calls.as_deref(),
+            self.dialled,
+        )
     }
 }
 
 impl Drop for Registered {
     fn drop(&mut self) {
         lock(&self.open).remove(&self.number);
-        if let Some(timer) = &self.timer {
-            timer.abort();
-        }
     }
 }
 

@@ -2,6 +2,7 @@
 //! what it has revoked.
 
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType,
@@ -29,6 +30,8 @@ pub(crate) enum Valid {
     Now,
     Past,
     Future,
+    /// From now on, for so long.
+    For(Duration),
 }
 
 impl Pki {
@@ -151,6 +154,11 @@ fn validity(params: &mut CertificateParams, valid: Valid) {
         Valid::Now => (2024, 2090),
         Valid::Past => (2023, 2024),
         Valid::Future => (2089, 2090),
+        Valid::For(time) => {
+            params.not_before = date_time_ymd(2024, 1, 1);
+            params.not_after = (SystemTime::now() + time).into();
+            return;
+        }
     };
     params.not_before = date_time_ymd(from, 1, 1);
     params.not_after = date_time_ymd(until, 1, 1);

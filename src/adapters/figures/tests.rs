@@ -29,6 +29,7 @@ fn record(event: AuditEvent) -> AuditRecord {
         destination_port: None,
         destination_ip: None,
         path: None,
+        rpc_methods: None,
         action_allowed: true,
         reason: "ok",
         detail: None,

@@ -38,6 +38,7 @@ fn record(number: u128) -> AuditRecord {
         destination_port: Some(80),
         destination_ip: Some(IpAddr::from([192, 0, 2, 1])),
         path: Some("/".into()),
+        rpc_methods: None,
         action_allowed: true,
         reason: "ok",
         detail: None,

@@ -9,7 +9,7 @@ use clap::Args;
 
 use super::super::{SettingsArgs, give};
 use super::{Found, Loaded, ModeArg, Output, give_json, log, read, read_paths, text_of};
-use crate::egress::{AgentId, Destination, TenantId};
+use crate::egress::{AgentId, Destination, EgressRequest, TenantId};
 use crate::policy::{Mode, Question, Recorded, Verdict};
 
 #[derive(Args)]
@@ -48,6 +48,9 @@ pub(in crate::cli) struct ExplainArgs {
     #[arg(long, value_name = "REQUEST_ID", num_args = 2, value_names = ["REQUEST_ID", "LOG"],
           conflicts_with_all = ["agent", "tenant", "address", "method", "inside"])]
     from_audit: Option<Vec<String>>,
+    /// What the body calls by JSON-RPC; may be given again, for a batch
+    #[arg(long, value_name = "METHOD", value_delimiter = ',')]
+    rpc_method: Vec<String>,
     /// The gateway sees inside TLS, as on a named route
     #[arg(long)]
     inside: bool,
@@ -105,21 +108,31 @@ fn asked(args: &ExplainArgs) -> anyhow::Result<Asked> {
         bail!("write --agent NAME METHOD URL");
     };
     let tenant = args.tenant.as_deref().map(TenantId::parse);
-    let request = Question::request(method, url, args.inside);
+    let request = Question::request(method, url, args.inside)
+        .map_err(|error| anyhow::anyhow!("{url}: {error}"))?;
+    let calls = calls(args, &request)?;
     Ok(Asked {
         question: Question {
             agent: AgentId::parse(agent).context("--agent")?,
             tenant: tenant.transpose().context("--tenant")?,
             destinations: destinations(args)?,
-            request: request.map_err(|error| anyhow::anyhow!("{url}: {error}"))?,
+            request,
+            calls,
         },
         addresses: args.address.clone(),
         version: None,
     })
 }
 
+/// What the body calls, where the command line tells it.
+fn calls(args: &ExplainArgs, request: &EgressRequest) -> anyhow::Result<Option<Vec<String>>> {
+    let told = (!args.rpc_method.is_empty()).then(|| args.rpc_method.clone());
+    Question::calls(told, request).map_err(|error| anyhow::anyhow!("--rpc-method: {error}"))
+}
+
 /// The request that a record tells of. What its token was limited to is not
-/// recorded; `--allow` says it where it matters.
+/// recorded, nor always what its body called; `--allow` and `--rpc-method` say it
+/// where it matters.
 fn recorded(args: &ExplainArgs, id: &str, file: &Path) -> anyhow::Result<Asked> {
     let mut found: Option<Recorded> = None;
     log::lines(&[file.to_owned()], |_, line| {
@@ -140,12 +153,15 @@ fn recorded(args: &ExplainArgs, id: &str, file: &Path) -> anyhow::Result<Asked> 
             record.reason
         );
     };
+    // What is told goes before what was recorded.
+    let calls = calls(args, &request)?.or(record.calls);
     Ok(Asked {
         question: Question {
             agent,
             tenant: record.tenant,
             destinations: destinations(args)?,
             request,
+            calls,
         },
         addresses: record.address.into_iter().collect(),
         version: record.policy_version,
