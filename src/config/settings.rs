@@ -22,7 +22,7 @@ use super::value::{
     AcmeChallenge, Alpn, AuditPath, AuthFailureStatus, BasicUser, ByteSize, CertificatePair,
     ClientCertificates, Endpoint, Family, Fsync, Listener, LogFormat, LogLevel, Overflow,
     PeerCredential, Plain, RedisAddress, RedisUrl, RequiredProof, Secret, Switch, Threads,
-    TlsVersion, TrustedKey, UnixMode, Verdict,
+    TlsVersion, ToldInside, TrustedKey, UnixMode, Verdict,
 };
 
 /// The gateway's settings, all of them read and fitting together. Made by
@@ -43,6 +43,8 @@ pub struct Config {
     pub mode: Mode,
     /// TLS on the listeners that speak it.
     pub tls: Tls,
+    /// How a refused `CONNECT` is told.
+    pub refusals: Refusals,
     /// Agents that call each other; where [`Listen::peers`] is `None`, of no
     /// use.
     pub peers: Peers,
@@ -120,6 +122,34 @@ pub struct Tls {
     pub clients: TlsClients,
     /// A certificate by ACME.
     pub acme: Option<Acme>,
+}
+
+/// How a refused `CONNECT` is told. Where [`Refusals::inside`] is not `off`,
+/// certificate and key are there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Refusals {
+    /// Which refusals are told inside the tunnel.
+    pub inside: ToldInside,
+    /// The CA's certificate, in PEM.
+    pub certificate: Option<PathBuf>,
+    /// Its private key, in PEM.
+    pub key: Option<PathBuf>,
+}
+
+impl Refusals {
+    /// The CA, where refusals are told inside tunnels.
+    #[must_use]
+    pub fn authority(&self) -> Option<CertificatePair> {
+        match (self.inside, &self.certificate, &self.key) {
+            (ToldInside::Off, ..) => None,
+            (_, Some(certificate), Some(key)) => Some(CertificatePair {
+                certificate: certificate.clone(),
+                key: key.clone(),
+            }),
+            _ => None,
+        }
+    }
 }
 
 /// Certificates of clients.
@@ -460,6 +490,15 @@ pub(super) fn config(read: &mut Reader<'_>, purpose: Purpose) -> Option<Config> 
     let allowed_destinations = read.value("allowed_destinations");
     let mode = read.value("mode");
     let tls = tls(read);
+    let refusals = section!(
+        read,
+        "refusals",
+        Refusals {
+            inside,
+            certificate,
+            key
+        }
+    );
     let peers = section!(
         read,
         "peers",
@@ -495,6 +534,7 @@ pub(super) fn config(read: &mut Reader<'_>, purpose: Purpose) -> Option<Config> 
         allowed_destinations: allowed_destinations?,
         mode: mode?,
         tls: tls?,
+        refusals: refusals?,
         peers: peers?,
         identity: identity?,
         resolver: resolver?,
@@ -530,6 +570,7 @@ pub(super) fn config(read: &mut Reader<'_>, purpose: Purpose) -> Option<Config> 
         read.mistake("identity.max_token", message);
     }
     tls_fits(read, &config);
+    refusals_fit(read, &config.refusals);
     peers_fit(read, &config);
     config.warnings = warnings(&config);
     Some(config)
@@ -715,6 +756,25 @@ fn tls_fits(read: &mut Reader<'_>, config: &Config) {
         let message = "no certificate names an agent: write patterns such as \
                        spiffe://example.org/agent/{agent}";
         read.mistake("tls.clients.names", message);
+    }
+}
+
+/// A CA is there exactly where it is needed.
+fn refusals_fit(read: &mut Reader<'_>, refusals: &Refusals) {
+    let written = [
+        ("refusals.certificate", refusals.certificate.is_some()),
+        ("refusals.key", refusals.key.is_some()),
+    ];
+    let wanted = refusals.inside != ToldInside::Off;
+    for (key, written) in written {
+        match (wanted, written) {
+            (true, false) => read.mistake(
+                key,
+                "refusals.inside needs a CA: write its PEM file, such as one of `agentport ca init`",
+            ),
+            (false, true) => read.mistake(key, "has no effect: write refusals.inside: rules"),
+            _ => {}
+        }
     }
 }
 

@@ -459,6 +459,17 @@ fn mistakes_in_the_file() {
              optional, or required",
         ),
         (
+            "a CA for refusals that nobody is told",
+            "refusals: {certificate: /ca.pem}",
+            "config.yaml:1:25: refusals.certificate: has no effect: write refusals.inside: rules",
+        ),
+        (
+            "refusals inside without a key",
+            "refusals: {inside: all, certificate: /ca.pem}",
+            "default: refusals.key: refusals.inside needs a CA: write its PEM file, such as one of \
+             `agentport ca init`",
+        ),
+        (
             "agents that nobody can call",
             "peers: {ca: /ca.pem}",
             "config.yaml:1:13: peers.ca: has no effect: write listen.peers: 0.0.0.0:8443",

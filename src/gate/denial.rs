@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::egress::{Authority, RequestId};
 use crate::limit::Limit;
-use crate::policy::{Denied, DenyReason};
+use crate::policy::{Denied, DenyReason, RefusalForm};
 
 use super::quota::Standing;
 
@@ -214,6 +214,13 @@ impl Denial {
         let mut denial = Self::new(Cause::Policy(denied.reason()));
         denial.about.policy = Some(denied.clone());
         denial
+    }
+
+    /// How the rule that refuses wants a `CONNECT` to be told.
+    #[must_use]
+    pub fn form(&self) -> RefusalForm {
+        let policy = self.about.policy.as_ref();
+        policy.map_or_else(RefusalForm::default, Denied::form)
     }
 
     /// The rule that decided, where one did.

@@ -3,7 +3,7 @@
 
 use std::net::IpAddr;
 
-use super::decision::{Decision, Denied, DenyReason, Permit};
+use super::decision::{Decision, Denied, DenyReason, Permit, RefusalForm};
 use super::document::Mode;
 use super::index::{Rank, Slot};
 use super::range::class_of;
@@ -171,6 +171,7 @@ impl Permit {
                 rule: rule.map(|(_, rule)| rule.name.clone()),
                 rule_id: self.rule,
                 mode: self.class_mode(class),
+                form: rule.map_or_else(RefusalForm::default, |(_, rule)| rule.refusal),
             }),
         }
     }
@@ -209,6 +210,7 @@ impl Denied {
             rule: None,
             rule_id: None,
             mode,
+            form: RefusalForm::Connect,
         }
     }
 
@@ -218,6 +220,7 @@ impl Denied {
             rule: Some(rules.rule(id).name.clone()),
             rule_id: Some(id),
             mode: rules.mode(id, agent),
+            form: rules.rule(id).refusal,
         }
     }
 }

@@ -23,7 +23,7 @@ use super::conn::{ConnIo, Connection, Ending, InTunnel};
 use super::relay::{Carried, Relay};
 use super::serve::{Tunnel, bad_target, open_trail, refuse, serve};
 use super::tunnels::OpenKind;
-use super::{Wire, dial, fields};
+use super::{Wire, dial, fields, inside};
 
 /// What a CONNECT's head says, kept after its bytes are gone.
 pub(super) struct ConnectHead {
@@ -85,6 +85,11 @@ pub(super) async fn connect(wire: &Arc<Wire>, io: ConnIo, head: ConnectHead) -> 
             Some(Box::pin(open(Arc::clone(wire), io, ready, trail)))
         }
         Err(denial) => {
+            let inside = wire.inside.as_ref();
+            if let Some(telling) = inside.and_then(|inside| inside.tells(&denial, wire)) {
+                let wire = Arc::clone(wire);
+                return Some(Box::pin(inside::tell(wire, io, trail, denial, telling)));
+            }
             refuse(io, trail, denial).await;
             None
         }
@@ -286,20 +291,26 @@ enum First {
 /// Says 200, and looks at what the client makes of it. A client that does not
 /// read is waited for as long as one that does not write.
 async fn begin(wire: &Wire, io: &mut ConnIo, upstream: &TcpStream, admission: &Admission) -> First {
-    let answer = async {
-        if let Some(stream) = io.http2_stream() {
-            let header = ResponseHeader::build(200, Some(0)).map_err(std::io::Error::other)?;
-            return stream.answer(header, false);
-        }
-        io.write_all(b"HTTP/1.1 200 Connection Established\r\n\r\n")
-            .await?;
-        io.flush().await
-    };
+    let answer = say_ok(io);
     match tokio::time::timeout(wire.shared.settings.client_hello_timeout, answer).await {
         Ok(Ok(())) => first_bytes(wire, io, upstream, admission).await,
         Ok(Err(_)) => First::End(TunnelEnd::Aborted),
         Err(_) => First::End(TunnelEnd::NoFirstBytes),
     }
+}
+
+/// Answers a CONNECT with 200.
+///
+/// # Errors
+/// Where the client is gone.
+pub(super) async fn say_ok(io: &mut ConnIo) -> std::io::Result<()> {
+    if let Some(stream) = io.http2_stream() {
+        let header = ResponseHeader::build(200, Some(0)).map_err(std::io::Error::other)?;
+        return stream.answer(header, false);
+    }
+    io.write_all(b"HTTP/1.1 200 Connection Established\r\n\r\n")
+        .await?;
+    io.flush().await
 }
 
 /// Looks at the first bytes of the client until they say what they are.

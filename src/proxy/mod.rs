@@ -6,6 +6,7 @@
 //! a tunnel, where they are clear text, come back to the same loop. So there is
 //! one parser, one gate and one record for each way in.
 
+mod callee_tls;
 mod calls;
 mod conn;
 mod connect;
@@ -15,6 +16,7 @@ mod failure;
 mod fields;
 mod forward;
 mod http2;
+mod inside;
 mod listener;
 mod local;
 mod look;
@@ -40,9 +42,11 @@ use pingora::proxy::HttpProxy;
 use pingora::server::configuration::ServerConf;
 use tokio::sync::{Semaphore, watch};
 
+pub use callee_tls::{CalleeTls, CalleeTlsParts};
+pub use inside::RefusalCertificates;
 pub use listener::{Accepting, Bound, ListenAddress, bind, bind_unix};
 pub use local::{LocalPages, Page};
-pub use peers::{Callee, Callees, PeerEndpoint, Peers};
+pub use peers::{Callee, Callees, KnownAddresses, PeerEndpoint, Peers};
 pub use routes::{NamedRoute, UpstreamHttp2, UpstreamRoots};
 pub use tls::{ClientTrust, ListenerTls, TlsParts};
 pub use tunnels::OpenTunnels;
@@ -203,6 +207,8 @@ pub struct Wire {
     cut: watch::Sender<bool>,
     /// The wire on which agents call each other.
     beside: Option<Arc<Wire>>,
+    /// Which refusals of a `CONNECT` are told inside its tunnel.
+    inside: Option<inside::Inside>,
 }
 
 impl Wire {
@@ -229,6 +235,16 @@ impl Wire {
         shutdown: watch::Receiver<bool>,
     ) -> Self {
         Self::with(gate, settings, pages, random, shutdown, Some(peers))
+    }
+
+    /// The same, where refusals of a `CONNECT` are told inside its tunnel: all
+    /// of policy's, or those whose rule says so.
+    #[must_use]
+    pub fn telling_inside(self, certificates: Arc<dyn RefusalCertificates>, all: bool) -> Self {
+        Self {
+            inside: Some(inside::Inside { certificates, all }),
+            ..self
+        }
     }
 
     /// The same, with another wire that is judged, cut and stopped with it.
@@ -294,6 +310,7 @@ impl Wire {
             shutdown,
             cut: watch::Sender::new(false),
             beside: None,
+            inside: None,
         }
     }
 

@@ -7,6 +7,7 @@ mod documents;
 mod agent_keys;
 mod peers;
 pub mod load;
+mod refusals;
 mod reload;
 mod revocation;
 mod routes;
@@ -22,24 +23,26 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 
 use crate::adapters::agent_keys::AgentKeyFile;
+use crate::adapters::behind::{AgentBehind, AllOffLimits};
 use crate::adapters::clock::SystemClock;
 use crate::adapters::figures::Figures;
-use crate::adapters::host;
+use crate::adapters::host::{self, OwnAddresses};
 use crate::adapters::issuers::Issuers;
 use crate::adapters::names::{Resolver, ResolverSettings};
 use crate::adapters::records::{
     self, AuditLog, AuditLogSettings, Durability, FileWriter, Rotation, StreamWriter,
 };
 use crate::adapters::redis::{Redis, RedisSettings};
+use crate::adapters::refusals::RefusalAuthority;
 use crate::adapters::revocations::Held;
 use crate::adapters::shared_limits::{self, Asking};
 use crate::admin::revocation::RevocationPages;
 use crate::admin::{Admin, Readiness};
 use crate::config::{
     self, AuditPath, BasicUser, Config, Endpoint, Fsync, Listener, Overflow, RequiredProof,
-    Threads, Verdict,
+    Threads, ToldInside, Verdict,
 };
-use crate::gate::ports::{Clock, SharedLimits};
+use crate::gate::ports::{Clock, OffLimits, SharedLimits};
 use crate::gate::{Gate, GateParts, OwnListeners, Proof, StormSettings};
 use crate::identity::{CacheSettings, CachedVerifier, Principal, TokenVerifier, VerifierSettings};
 use crate::limit::Ledger;
@@ -59,6 +62,9 @@ pub(crate) use revocation::store as revocation_store;
 /// How many owners of each kind limits remember.
 const LIMIT_KEYS: usize = 100_000;
 
+/// How often the addresses of this machine are read.
+const OWN_ADDRESSES: Duration = Duration::from_secs(10);
+
 /// A gateway that is bound and does not serve yet.
 pub struct Gateway {
     config: Arc<Config>,
@@ -69,6 +75,7 @@ pub struct Gateway {
     reloader: Reloader,
     issuers: Arc<Issuers>,
     certificates: Vec<CertificateReloader>,
+    refusals: Option<(Arc<RefusalAuthority>, Arc<Figures>)>,
     acme: Option<acme::AcmeKeeper>,
     peers: Option<PeersKeeper>,
     revoking: Option<Revoking>,
@@ -76,6 +83,8 @@ pub struct Gateway {
     readiness: Arc<Readiness>,
     stop: watch::Sender<bool>,
     asking: Option<Asking>,
+    local: Arc<OwnAddresses>,
+    behind: Option<(Arc<AgentBehind>, Arc<Resolver>)>,
 }
 
 /// Where a gateway listens, with the ports that the system chose.
@@ -136,6 +145,7 @@ impl Gateway {
                 (Some(tls), Some(files))
             }
         };
+        let refusals = refusals::open(&config, &figures, &clock)?;
         let between = peers::open(&config, &figures, &*clock)?;
         let routes = routes::read(&config)?;
         let acme = acme::AcmeKeeper::open(&config, tls.as_ref(), &figures, &clock).await?;
@@ -174,9 +184,11 @@ impl Gateway {
             ),
             None => None,
         };
+        let local = Arc::new(OwnAddresses::default());
+        local.read();
         let mut own = OwnListeners {
             sockets: egress.iter().filter_map(Bound::address).collect(),
-            local: host::interface_addresses().unwrap_or_default(),
+            local: Arc::clone(&local) as _,
         };
         own.sockets
             .extend(peers_listener.as_ref().and_then(Bound::address));
@@ -188,11 +200,6 @@ impl Gateway {
 
         own.sockets
             .extend(acme.as_ref().and_then(acme::AcmeKeeper::address));
-        if let Some(Endpoint::Tcp(agent)) = &config.agent.upstream
-            && let crate::egress::Host::Address(address) = agent.host
-        {
-            own.sockets.push(SocketAddr::new(address, agent.port));
-        }
         figures.policy_loaded(policy.digest(), clock.wall());
         figures.tenants_are(policy.tenants());
         let in_force = Arc::new(PolicyInForce::new(policy));
@@ -235,7 +242,18 @@ impl Gateway {
             between.locate(&names).await;
             figures.follow_peers(between.peers(), system_clock);
         }
-        let off_limits = between.as_ref().map(|between| between.peers() as _);
+        let behind = match &config.agent.upstream {
+            Some(Endpoint::Tcp(at)) => Some(Arc::new(AgentBehind::new(at.clone()))),
+            Some(Endpoint::Unix(_)) | None => None,
+        };
+        if let Some(behind) = &behind {
+            behind.locate(&*names).await;
+        }
+        let mut off_limits: Vec<Arc<dyn OffLimits>> = Vec::new();
+        off_limits.extend(between.as_ref().map(|between| between.peers() as _));
+        off_limits.extend(behind.clone().map(|behind| behind as _));
+        let off_limits = (!off_limits.is_empty())
+            .then(|| Arc::new(AllOffLimits(off_limits)) as Arc<dyn OffLimits>);
         let revocations = Arc::new(RevocationsInForce::new(&config.identity.issuer));
         let revocation_store = revocation::store(&config, redis.as_ref());
         let mut held = Held::default();
@@ -333,6 +351,13 @@ impl Gateway {
             host::random_bits,
             stopped,
         );
+        let wire = match &refusals {
+            Some(authority) => {
+                let all = config.refusals.inside == ToldInside::All;
+                wire.telling_inside(Arc::clone(authority) as Arc<_>, all)
+            }
+            None => wire,
+        };
         let wire = Arc::new(wire.beside(beside.clone()));
         let mut certificates = Vec::new();
         if let Some(tls) = tls {
@@ -359,7 +384,9 @@ impl Gateway {
                     tell: Box::new(move |outcome| readiness.peers_certificates_are(outcome)),
                     clock: Arc::clone(&clock),
                 });
-                Some(PeersKeeper::new(between, listener, beside, &wire, &names))
+                let seen_by = (&figures, &clock);
+                let keeper = PeersKeeper::new(between, listener, beside, &wire, &names, seen_by);
+                Some(keeper)
             }
             _ => None,
         };
@@ -381,10 +408,10 @@ impl Gateway {
             tokens,
             (Arc::clone(&issuers), listed),
             Arc::clone(&wire),
-            figures,
+            Arc::clone(&figures),
             Arc::clone(&readiness),
             clock,
-            names,
+            Arc::clone(&names),
         )
         .with_tokens(admin.tokens().cloned());
         reloader.refused(loaded.refused);
@@ -397,6 +424,7 @@ impl Gateway {
             reloader,
             issuers,
             certificates,
+            refusals: refusals.map(|authority| (authority, figures)),
             acme,
             peers,
             revoking,
@@ -404,6 +432,8 @@ impl Gateway {
             readiness,
             stop,
             asking,
+            local,
+            behind: behind.map(|behind| (behind, names)),
         })
     }
 
@@ -441,6 +471,7 @@ impl Gateway {
             reloader,
             issuers,
             certificates,
+            refusals,
             acme,
             peers,
             revoking,
@@ -448,6 +479,8 @@ impl Gateway {
             readiness,
             stop,
             asking,
+            local,
+            behind,
         } = self;
         let pid_file = write_pid_file(config.pid_file.as_deref())?;
         let reloading = tokio::spawn(reloader.run(Arc::clone(&log))?);
@@ -467,6 +500,10 @@ impl Gateway {
         }
         background.spawn(write_repeated(Arc::clone(&wire)));
         background.spawn(end_overdue(Arc::clone(&wire)));
+        background.spawn(keep_own_addresses(local, Arc::clone(&wire)));
+        if let Some((behind, names)) = behind {
+            background.spawn(async move { behind.watch_over(&*names).await });
+        }
         if let Some(asking) = asking {
             background.spawn(asking.run());
         }
@@ -479,6 +516,9 @@ impl Gateway {
         }
         for certificates in certificates {
             background.spawn(certificates.run()?);
+        }
+        if let Some((authority, figures)) = refusals {
+            background.spawn(refusals::keep(authority, figures)?);
         }
         let connections = config.limits.connections;
         let mut room = Vec::new();
@@ -569,6 +609,22 @@ async fn end_overdue(wire: Arc<Wire>) {
         match wire.end_overdue() {
             0 => {}
             ended => tracing::info!(ended, "what was open has outlived its credential"),
+        }
+    }
+}
+
+/// Reads the addresses of this machine again and again. A tunnel may lead to
+/// what is one of them from now on.
+async fn keep_own_addresses(local: Arc<OwnAddresses>, wire: Arc<Wire>) {
+    loop {
+        tokio::time::sleep(OWN_ADDRESSES).await;
+        let reading = Arc::clone(&local);
+        if tokio::task::spawn_blocking(move || reading.read())
+            .await
+            .unwrap_or(false)
+        {
+            let ended_tunnels = wire.judge_again();
+            tracing::info!(ended_tunnels, "this machine has other addresses");
         }
     }
 }
