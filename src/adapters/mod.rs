@@ -20,6 +20,7 @@ pub mod shared_file;
 pub mod refusals;
 pub mod revocations;
 pub mod agent_keys;
+pub mod behind;
 pub mod ca;
 pub mod acme;
 pub mod host;

@@ -32,7 +32,7 @@ use crate::policy::{Calls, Decision, DenyReason, Permit, PolicySet, Reach};
 
 use ports::{
     AgentKeySource, AuditSink, Clock, IssuerKeys, KeyNews, Observation, Observe, OffLimits,
-    PolicySource, Resolve, ResolveError, RevocationSource, SharedLimits, SinkState,
+    PolicySource, Resolve, ResolveError, RevocationSource, SharedLimits, SinkState, ThisMachine,
     TrustsCertificates,
 };
 use quota::{Quotas, Spending};
@@ -130,12 +130,12 @@ impl fmt::Debug for Spending {
 }
 
 /// The gateway's own listeners, which no agent may reach through it.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone)]
 pub struct OwnListeners {
     /// Addresses with their ports.
     pub sockets: Vec<SocketAddr>,
     /// The addresses of this machine, for listeners bound to all of them.
-    pub local: Vec<IpAddr>,
+    pub local: Arc<dyn ThisMachine>,
 }
 
 impl OwnListeners {
@@ -146,10 +146,10 @@ impl OwnListeners {
     /// Whether an address leads to a socket that listens at `own`.
     fn is(&self, own: SocketAddr, address: SocketAddr) -> bool {
         let ip = address.ip().to_canonical();
-        let here = ip.is_loopback() || ip.is_unspecified() || self.local.contains(&ip);
+        let here = || ip.is_loopback() || ip.is_unspecified() || self.local.has(ip);
         own.port() == address.port()
             && (own.ip().to_canonical() == ip
-                || (own.ip().is_unspecified() && here)
+                || (own.ip().is_unspecified() && here())
                 || (ip.is_unspecified() && own.ip().is_loopback()))
     }
 }
@@ -672,7 +672,8 @@ impl Gate {
 
     /// The same for a service that the operator has put behind the gateway,
     /// under a name that only policy knows: where it is, is his to say, and is
-    /// not judged. `at` is where it listens; `None` for a Unix socket.
+    /// not judged. `at` is where it listens; `None` for a Unix socket, and where
+    /// the caller knows its addresses.
     ///
     /// # Errors
     /// A [`Denial`]: policy, quota or name.
@@ -680,10 +681,11 @@ impl Gate {
         &self,
         who: &Arc<Principal>,
         request: &EgressRequest,
+        calls: Calls<'_>,
         at: Option<&Authority>,
         trail: &mut AuditTrail,
     ) -> Result<Admission, Denial> {
-        let (permit, spending) = self.decide(who, request, Calls::Unseen, trail).await?;
+        let (permit, spending) = self.decide(who, request, calls, trail).await?;
         let addresses = match at {
             None => Vec::new(),
             Some(at) => self
@@ -698,7 +700,7 @@ impl Gate {
         }
         Ok(Admission {
             spending,
-            calls: None,
+            calls: seen(calls),
             permit,
             who: Arc::clone(who),
             authority: request.authority.clone(),
@@ -746,17 +748,6 @@ impl Gate {
         let (permit, spending) = verdict?;
         trail.permitted(&permit);
         Ok((permit, spending))
-    }
-
-    /// The addresses of a service that the operator has named; they are not
-    /// judged.
-    ///
-    /// # Errors
-    /// A [`Denial`] where it has none.
-    pub async fn locate(&self, authority: &Authority) -> Result<Vec<SocketAddr>, Denial> {
-        let found = self.resolve(authority).await?;
-        let at = |address: &IpAddr| SocketAddr::new(*address, authority.port);
-        Ok(found.iter().map(at).collect())
     }
 
     /// For whom an agent calls another one: whom the token names that it has
@@ -813,7 +804,7 @@ impl Gate {
             trail.not_admitted();
             return Err(Denial::new(Cause::OwnListener)
                 .towards(authority)
-                .detail("agents are called on listen.peers alone"));
+                .detail("agents are reached by the gateway's own ways to them alone"));
         }
         let found = self.resolve(authority).await?;
         let mut passed = Vec::with_capacity(found.len());
@@ -889,7 +880,7 @@ pub struct Judge {
 
 impl Judge {
     /// Whether what was admitted would still be. `calls` is what its body was
-    /// seen to call, `dialled` where it goes.
+    /// seen to call, `dialled` the judged address that it goes to.
     ///
     /// # Errors
     /// How it must end.
@@ -915,12 +906,17 @@ impl Judge {
         if self.revocations.revokes(who, self.now).is_some() {
             return Err(TunnelEnd::Revoked);
         }
-        let off_limits = self.off_limits.as_deref();
-        let at = dialled.map(|address| SocketAddr::new(address, request.authority.port));
-        if is_off_limits(off_limits, &request.authority)
-            || at.is_some_and(|at| is_off_limits_at(off_limits, &self.own, at))
-        {
-            return Err(TunnelEnd::PolicyChanged);
+        // What goes to a service behind the gateway has dialled nothing that was
+        // judged, and may name what is off limits elsewhere.
+        if let Some(address) = dialled {
+            let off_limits = self.off_limits.as_deref();
+            let at = SocketAddr::new(address, request.authority.port);
+            if is_off_limits(off_limits, &request.authority)
+                || self.own.contains(at)
+                || is_off_limits_at(off_limits, &self.own, at)
+            {
+                return Err(TunnelEnd::PolicyChanged);
+            }
         }
         let calls = calls.map_or(Calls::Unseen, Calls::Seen);
         match self.policy.decide_calls(&who.subject(), request, calls) {

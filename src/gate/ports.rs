@@ -125,13 +125,19 @@ pub enum KeyNews {
 }
 
 /// What agents reach by another way alone, whatever a rule says: agents that
-/// are called on a listener of their own.
+/// are called on a listener of their own, and the one behind the gateway.
 pub trait OffLimits: Send + Sync {
     /// Whether this host and port are.
     fn authority(&self, authority: &Authority) -> bool;
 
     /// Whether this address is; `is` says whether two are the same from here.
     fn address(&self, address: SocketAddr, is: &dyn Fn(SocketAddr, SocketAddr) -> bool) -> bool;
+}
+
+/// The addresses of this machine, as they are at this moment.
+pub trait ThisMachine: Send + Sync {
+    /// Whether this is one of them.
+    fn has(&self, address: IpAddr) -> bool;
 }
 
 /// The time. Tests hold it.
@@ -187,6 +193,15 @@ pub enum Observation<'a> {
         took: Duration,
         /// Whether the cache answered.
         cached: bool,
+        /// The trace, for the exemplar.
+        trace_id: Option<&'a str>,
+    },
+    /// An agent key was checked.
+    AgentKey {
+        /// `ok`, or the code of the error.
+        outcome: &'static str,
+        /// What the check took.
+        took: Duration,
         /// The trace, for the exemplar.
         trace_id: Option<&'a str>,
     },

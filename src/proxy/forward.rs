@@ -151,13 +151,20 @@ impl ProxyHttp for Forward {
             return Error::e_explain(ErrorType::InternalError, "no admission");
         };
         let settings = &self.shared.settings;
-        let tls_name = exchange.tls_name();
+        let mut tls_name = exchange.tls_name();
         let mut address = exchange.addresses.get(exchange.attempt);
         if let Some(call) = &mut exchange.call {
             let Some((endpoint, at)) = call.at.get(exchange.attempt) else {
                 return Error::e_explain(ErrorType::InternalError, "no endpoint");
             };
             call.under_way = Some(UnderWay::on(endpoint));
+            if let Some(tls) = &call.callee.tls {
+                // Without a name nothing would be checked.
+                let Some(name) = tls.name_of(endpoint.at()) else {
+                    return Error::e_explain(ErrorType::InternalError, "no server name");
+                };
+                tls_name = Some(name);
+            }
             exchange.socket = match endpoint.at() {
                 Endpoint::Unix(path) => Some(path.display().to_string()),
                 Endpoint::Tcp(_) => None,
@@ -165,7 +172,10 @@ impl ProxyHttp for Forward {
             address = at.as_ref();
         }
         let mut peer = match (&exchange.socket, address) {
-            (Some(path), _) => HttpPeer::new_uds(path, false, String::new())?,
+            (Some(path), _) => {
+                let tls = tls_name.is_some();
+                HttpPeer::new_uds(path, tls, tls_name.unwrap_or_default())?
+            }
             (None, Some(address)) => match tls_name {
                 Some(name) => HttpPeer::new(*address, true, name),
                 None => HttpPeer::new(*address, false, String::new()),
@@ -178,11 +188,14 @@ impl ProxyHttp for Forward {
         // Two routes to one origin may trust different CAs.
         let route = exchange.route.as_ref();
         let route = route.map(|(chosen, _)| chosen.route.route.name());
+        let call = exchange.call.as_ref();
+        let called_tls = call.and_then(|call| call.callee.tls.clone());
         peer.group_key = self.shared.pool_key.hash_one((
             who.tenant(),
             who.agent(),
             admission.authority(),
             route,
+            called_tls.as_ref().map(|tls| tls.digest()),
             exchange.websocket,
         ));
         let options = &mut peer.options;
@@ -194,7 +207,7 @@ impl ProxyHttp for Forward {
         }
         // Without TLS nothing is negotiated: it is known beforehand. A WebSocket
         // goes by HTTP/1.1.
-        if exchange.call.as_ref().is_some_and(|call| call.callee.http2) && !exchange.websocket {
+        if call.is_some_and(|call| call.callee.http2) && !exchange.websocket {
             options.alpn = ALPN::H2;
             options.max_h2_streams = 100;
         }
@@ -208,6 +221,9 @@ impl ProxyHttp for Forward {
         };
         options.read_timeout = Some(wait);
         options.write_timeout = Some(settings.body_timeout);
+        if let Some(tls) = &called_tls {
+            tls.set(&mut peer, exchange.websocket);
+        }
         exchange.dialling = Some(self.shared.gate.clock().monotonic());
         Ok(Box::new(peer))
     }

@@ -6,6 +6,7 @@
 //! a tunnel, where they are clear text, come back to the same loop. So there is
 //! one parser, one gate and one record for each way in.
 
+mod callee_tls;
 mod calls;
 mod conn;
 mod connect;
@@ -41,10 +42,11 @@ use pingora::proxy::HttpProxy;
 use pingora::server::configuration::ServerConf;
 use tokio::sync::{Semaphore, watch};
 
+pub use callee_tls::{CalleeTls, CalleeTlsParts};
 pub use inside::RefusalCertificates;
 pub use listener::{Accepting, Bound, ListenAddress, bind, bind_unix};
 pub use local::{LocalPages, Page};
-pub use peers::{Callee, Callees, PeerEndpoint, Peers};
+pub use peers::{Callee, Callees, KnownAddresses, PeerEndpoint, Peers};
 pub use routes::{NamedRoute, UpstreamHttp2, UpstreamRoots};
 pub use tls::{ClientTrust, ListenerTls, TlsParts};
 pub use tunnels::OpenTunnels;

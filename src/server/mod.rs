@@ -23,9 +23,10 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 
 use crate::adapters::agent_keys::AgentKeyFile;
+use crate::adapters::behind::{AgentBehind, AllOffLimits};
 use crate::adapters::clock::SystemClock;
 use crate::adapters::figures::Figures;
-use crate::adapters::host;
+use crate::adapters::host::{self, OwnAddresses};
 use crate::adapters::issuers::Issuers;
 use crate::adapters::names::{Resolver, ResolverSettings};
 use crate::adapters::records::{
@@ -41,7 +42,7 @@ use crate::config::{
     self, AuditPath, BasicUser, Config, Endpoint, Fsync, Listener, Overflow, RequiredProof,
     Threads, ToldInside, Verdict,
 };
-use crate::gate::ports::{Clock, SharedLimits};
+use crate::gate::ports::{Clock, OffLimits, SharedLimits};
 use crate::gate::{Gate, GateParts, OwnListeners, Proof, StormSettings};
 use crate::identity::{CacheSettings, CachedVerifier, Principal, TokenVerifier, VerifierSettings};
 use crate::limit::Ledger;
@@ -61,6 +62,9 @@ pub(crate) use revocation::store as revocation_store;
 /// How many owners of each kind limits remember.
 const LIMIT_KEYS: usize = 100_000;
 
+/// How often the addresses of this machine are read.
+const OWN_ADDRESSES: Duration = Duration::from_secs(10);
+
 /// A gateway that is bound and does not serve yet.
 pub struct Gateway {
     config: Arc<Config>,
@@ -79,6 +83,8 @@ pub struct Gateway {
     readiness: Arc<Readiness>,
     stop: watch::Sender<bool>,
     asking: Option<Asking>,
+    local: Arc<OwnAddresses>,
+    behind: Option<(Arc<AgentBehind>, Arc<Resolver>)>,
 }
 
 /// Where a gateway listens, with the ports that the system chose.
@@ -121,8 +127,9 @@ impl Gateway {
         let mut documents = Documents::new(&config).context("the policy is not valid")?;
         let loaded = documents.load().context("the policy is not valid")?;
         let policy = loaded.policy;
-        let keys = load::keys(&config).context("the keys are not valid")?;
-        if keys.is_empty() && !load::fetches_keys(&config) {
+        let listed = load::issuers(&config).context("the issuers are not valid")?;
+        let keys = load::keys(&config, &listed).context("the keys are not valid")?;
+        if keys.is_empty() && !load::fetches_keys(&config, &listed) {
             bail!(
                 "there is no key to verify tokens with: set AGENTPORT_JWKS_SECRET or identity.keys"
             );
@@ -177,9 +184,11 @@ impl Gateway {
             ),
             None => None,
         };
+        let local = Arc::new(OwnAddresses::default());
+        local.read();
         let mut own = OwnListeners {
             sockets: egress.iter().filter_map(Bound::address).collect(),
-            local: host::interface_addresses().unwrap_or_default(),
+            local: Arc::clone(&local) as _,
         };
         own.sockets
             .extend(peers_listener.as_ref().and_then(Bound::address));
@@ -191,11 +200,6 @@ impl Gateway {
 
         own.sockets
             .extend(acme.as_ref().and_then(acme::AcmeKeeper::address));
-        if let Some(Endpoint::Tcp(agent)) = &config.agent.upstream
-            && let crate::egress::Host::Address(address) = agent.host
-        {
-            own.sockets.push(SocketAddr::new(address, agent.port));
-        }
         figures.policy_loaded(policy.digest(), clock.wall());
         figures.tenants_are(policy.tenants());
         let in_force = Arc::new(PolicyInForce::new(policy));
@@ -227,7 +231,7 @@ impl Gateway {
         let agent_keys = Arc::new(agent_keys::AgentKeysInForce::default());
         let agent_key_file = agent_keys::open(&config, &agent_keys)?;
         let issuers = Arc::new(Issuers::new(
-            &config.identity.issuers,
+            &listed,
             &config.identity.audience,
             keys,
             Arc::clone(&tokens),
@@ -238,7 +242,18 @@ impl Gateway {
             between.locate(&names).await;
             figures.follow_peers(between.peers(), system_clock);
         }
-        let off_limits = between.as_ref().map(|between| between.peers() as _);
+        let behind = match &config.agent.upstream {
+            Some(Endpoint::Tcp(at)) => Some(Arc::new(AgentBehind::new(at.clone()))),
+            Some(Endpoint::Unix(_)) | None => None,
+        };
+        if let Some(behind) = &behind {
+            behind.locate(&*names).await;
+        }
+        let mut off_limits: Vec<Arc<dyn OffLimits>> = Vec::new();
+        off_limits.extend(between.as_ref().map(|between| between.peers() as _));
+        off_limits.extend(behind.clone().map(|behind| behind as _));
+        let off_limits = (!off_limits.is_empty())
+            .then(|| Arc::new(AllOffLimits(off_limits)) as Arc<dyn OffLimits>);
         let revocations = Arc::new(RevocationsInForce::new(&config.identity.issuer));
         let revocation_store = revocation::store(&config, redis.as_ref());
         let mut held = Held::default();
@@ -273,7 +288,8 @@ impl Gateway {
             policy: Arc::clone(&in_force) as _,
             tokens: Arc::clone(&tokens),
             agent_keys: Arc::clone(&agent_keys) as _,
-            issuers: (!issuers.is_empty()).then(|| Arc::clone(&issuers) as _),
+            issuers: (!issuers.is_empty() || config.identity.issuers_file.is_some())
+                .then(|| Arc::clone(&issuers) as _),
             proof: match (between, config.identity.require) {
                 // A token alone opens nothing there.
                 (Some(_), _) => Proof::Certificate,
@@ -368,7 +384,9 @@ impl Gateway {
                     tell: Box::new(move |outcome| readiness.peers_certificates_are(outcome)),
                     clock: Arc::clone(&clock),
                 });
-                Some(PeersKeeper::new(between, listener, beside, &wire, &names))
+                let seen_by = (&figures, &clock);
+                let keeper = PeersKeeper::new(between, listener, beside, &wire, &names, seen_by);
+                Some(keeper)
             }
             _ => None,
         };
@@ -388,12 +406,12 @@ impl Gateway {
             documents,
             in_force,
             tokens,
-            Arc::clone(&issuers),
+            (Arc::clone(&issuers), listed),
             Arc::clone(&wire),
             Arc::clone(&figures),
             Arc::clone(&readiness),
             clock,
-            names,
+            Arc::clone(&names),
         )
         .with_tokens(admin.tokens().cloned());
         reloader.refused(loaded.refused);
@@ -414,6 +432,8 @@ impl Gateway {
             readiness,
             stop,
             asking,
+            local,
+            behind: behind.map(|behind| (behind, names)),
         })
     }
 
@@ -459,6 +479,8 @@ impl Gateway {
             readiness,
             stop,
             asking,
+            local,
+            behind,
         } = self;
         let pid_file = write_pid_file(config.pid_file.as_deref())?;
         let reloading = tokio::spawn(reloader.run(Arc::clone(&log))?);
@@ -478,6 +500,10 @@ impl Gateway {
         }
         background.spawn(write_repeated(Arc::clone(&wire)));
         background.spawn(end_overdue(Arc::clone(&wire)));
+        background.spawn(keep_own_addresses(local, Arc::clone(&wire)));
+        if let Some((behind, names)) = behind {
+            background.spawn(async move { behind.watch_over(&*names).await });
+        }
         if let Some(asking) = asking {
             background.spawn(asking.run());
         }
@@ -583,6 +609,22 @@ async fn end_overdue(wire: Arc<Wire>) {
         match wire.end_overdue() {
             0 => {}
             ended => tracing::info!(ended, "what was open has outlived its credential"),
+        }
+    }
+}
+
+/// Reads the addresses of this machine again and again. A tunnel may lead to
+/// what is one of them from now on.
+async fn keep_own_addresses(local: Arc<OwnAddresses>, wire: Arc<Wire>) {
+    loop {
+        tokio::time::sleep(OWN_ADDRESSES).await;
+        let reading = Arc::clone(&local);
+        if tokio::task::spawn_blocking(move || reading.read())
+            .await
+            .unwrap_or(false)
+        {
+            let ended_tunnels = wire.judge_again();
+            tracing::info!(ended_tunnels, "this machine has other addresses");
         }
     }
 }
