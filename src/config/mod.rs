@@ -22,7 +22,7 @@ mod peers;
 
 pub use acme::{Acme, ExternalAccount};
 pub use error::{ConfigError, Place};
-pub use issuer::{KeySource, OtherIssuer};
+pub use issuer::{KeySource, OtherIssuer, parse_issuers};
 pub use load::{Override, Purpose, Sources};
 pub use peers::{CalleeTlsFiles, HealthCheck, MAX_CALLEES, PeerAgent, PeerDirectory, PeersError};
 pub use route::{AuthorizationOwner, NamedRoute, UpstreamHttp2};

@@ -15,7 +15,7 @@ use crate::limit::{Amount, Limit, Measure, Per, Quota, WhenAway};
 use crate::policy::Mode;
 
 use super::acme::{Acme, acme};
-use super::issuer::OtherIssuer;
+use super::issuer::{self, OtherIssuer};
 use super::load::{Purpose, Reader};
 use super::route::NamedRoute;
 use super::upstream::{self, UpstreamProxy, upstream_proxy};
@@ -224,6 +224,8 @@ pub struct Identity {
     /// Other issuers whose tokens are accepted; no two of one name, and none
     /// of [`Identity::issuer`].
     pub issuers: Vec<OtherIssuer>,
+    /// A watched file with that list instead; `None` for none.
+    pub issuers_file: Option<PathBuf>,
     /// `iss` of AgentPort's own tokens.
     pub issuer: String,
     /// `aud` of AgentPort's own tokens.
@@ -816,7 +818,7 @@ fn identity(read: &mut Reader<'_>) -> Option<Identity> {
     let cache = section!(read, "identity.cache", TokenCache { ttl, entries });
     let revocations = section!(read, "identity.revocations", Revocations { file, redis });
     let identity = section!(read, "identity", Identity {
-        require, secret_file, keys, agent_keys, issuers, issuer, audience, leeway, max_token,
+        require, secret_file, keys, agent_keys, issuers, issuers_file, issuer, audience, leeway, max_token,
         basic_user, signing_key,
         signing_keys, token_ttl, max_token_ttl, max_delegation, service_accounts, oauth_url;
         secret, cache, revocations
@@ -829,17 +831,13 @@ fn identity(read: &mut Reader<'_>) -> Option<Identity> {
         let message = "identity.signing_key is set too: keep one of them";
         read.mistake("identity.signing_keys", message.to_owned());
     }
-    for (at, other) in identity.issuers.iter().enumerate() {
-        let before = &identity.issuers[..at];
-        let named = |known: &OtherIssuer| known.issuer == other.issuer;
-        if other.issuer == identity.issuer || before.iter().any(named) {
-            let message = format!(
-                "{:?} is the name of another issuer, or identity.issuer: give each its own",
-                other.issuer
-            );
-            let key = format!("identity.issuers[{at}]");
-            read.mistake_at("identity.issuers", key, message);
-        }
+    for (at, message) in issuer::same_names(&identity.issuers, &identity.issuer) {
+        let key = format!("identity.issuers[{at}]");
+        read.mistake_at("identity.issuers", key, message);
+    }
+    if identity.issuers_file.is_some() && !identity.issuers.is_empty() {
+        let message = "identity.issuers is written too: keep one of them";
+        read.mistake("identity.issuers_file", message.to_owned());
     }
     if identity.token_ttl > identity.max_token_ttl {
         let message = "more than identity.max_token_ttl: write at most that";
@@ -876,7 +874,8 @@ fn some_key(read: &mut Reader<'_>, identity: &Identity) {
         || identity.signing_key.is_some()
         || identity.signing_keys.is_some()
         || !identity.keys.is_empty()
-        || !identity.issuers.is_empty();
+        || !identity.issuers.is_empty()
+        || identity.issuers_file.is_some();
     // A secret that is there and bad has been reported.
     if !has_one {
         read.missing(

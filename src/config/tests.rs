@@ -606,6 +606,12 @@ fn mistakes_in_the_file() {
             "config.yaml:3:7: identity.issuers[0]: \"{team}\": there is no {team} in \"{agent}\"",
         ),
         (
+            "issuers here and in a file",
+            "identity:\n  issuers_file: /b\n  issuers:\n    - {issuer: i, jwks_file: /a}\n",
+            "config.yaml:2:17: identity.issuers_file: identity.issuers is written too: keep one of \
+             them",
+        ),
+        (
             "an issuer of the gateway's own name",
             "identity:\n  issuers:\n    - {issuer: agentport, jwks_file: /a}\n",
             "config.yaml:3:5: identity.issuers[0]: \"agentport\" is the name of another issuer, or \
@@ -1371,5 +1377,59 @@ fn routes_are_named_once_and_lead_somewhere() {
     ] {
         let errors = messages(load(&with(routes), &[], &[], Purpose::Command)).join("\n");
         assert!(errors.contains(said), "{case}: {errors}");
+    }
+}
+
+#[test]
+fn a_file_of_issuers_is_read_whole_or_not_at_all() {
+    let read = |text: &str| parse_issuers("issuers.yaml", text, "agentport");
+    let two = "# whom we trust\nissuers:\n  - {issuer: a, jwks_file: /a}\n  - issuer: b\n    jwks_url: https://b.example/keys\n";
+    let names: Vec<_> = read(two)
+        .expect("two")
+        .into_iter()
+        .map(|issuer| issuer.issuer)
+        .collect();
+    assert_eq!(names, ["a", "b"]);
+    assert_eq!(read("issuers: []"), Ok(Vec::new()));
+    assert_eq!(read(r#"{"issuers": []}"#), Ok(Vec::new()));
+    for (case, text, said) in [
+        ("nothing", "", "issuers.yaml:1:1: write issuers: and a list"),
+        ("comments alone", "# later\n", "write issuers: and a list"),
+        ("no list", "issuers:\n", "write issuers: and a list"),
+        ("a word", "issuers: none\n", "write issuers: and a list"),
+        (
+            "the list alone",
+            "- {issuer: a, jwks_file: /a}\n",
+            "write issuers: and a list",
+        ),
+        (
+            "another key",
+            "issuers: []\nissuer: a\n",
+            "issuers.yaml:2:1: issuer: unknown key",
+        ),
+        ("twice", "issuers: []\nissuers: []\n", "issuers.yaml:2:1"),
+        (
+            "a mistake in one",
+            "issuers:\n  - {issuer: a, jwks_file: /a}\n  - {issuer: b}\n",
+            "issuers.yaml:3:5: issuers[1]: write exactly one of",
+        ),
+        (
+            "two of one name",
+            "issuers:\n  - {issuer: a, jwks_file: /a}\n  - {issuer: a, jwks_file: /b}\n",
+            "issuers[1]: \"a\" is the name of another issuer",
+        ),
+        (
+            "our own",
+            "issuers:\n  - {issuer: agentport, jwks_file: /a}\n",
+            "issuers[0]: \"agentport\" is the name of another issuer",
+        ),
+        ("no YAML", "issuers: [", "issuers.yaml:"),
+    ] {
+        let errors = read(text).expect_err(case);
+        let errors: Vec<_> = errors.iter().map(ToString::to_string).collect();
+        assert!(
+            errors.iter().any(|error| error.contains(said)),
+            "{case}: {errors:?}"
+        );
     }
 }

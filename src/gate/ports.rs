@@ -207,6 +207,15 @@ pub enum Observation<'a> {
         /// The trace, for the exemplar.
         trace_id: Option<&'a str>,
     },
+    /// An agent key was checked.
+    AgentKey {
+        /// `ok`, or the code of the error.
+        outcome: &'static str,
+        /// What the check took.
+        took: Duration,
+        /// The trace, for the exemplar.
+        trace_id: Option<&'a str>,
+    },
     /// The gate has said yes or no.
     Decision {
         /// Whether the request may pass.

@@ -131,8 +131,9 @@ impl Gateway {
         let mut documents = Documents::new(&config).context("the policy is not valid")?;
         let loaded = documents.load().context("the policy is not valid")?;
         let policy = loaded.policy;
-        let keys = load::keys(&config).context("the keys are not valid")?;
-        if keys.is_empty() && !load::fetches_keys(&config) {
+        let listed = load::issuers(&config).context("the issuers are not valid")?;
+        let keys = load::keys(&config, &listed).context("the keys are not valid")?;
+        if keys.is_empty() && !load::fetches_keys(&config, &listed) {
             bail!(
                 "there is no key to verify tokens with: set AGENTPORT_JWKS_SECRET or identity.keys"
             );
@@ -235,7 +236,7 @@ impl Gateway {
         let agent_keys = Arc::new(agent_keys::AgentKeysInForce::default());
         let agent_key_file = agent_keys::open(&config, &agent_keys)?;
         let issuers = Arc::new(Issuers::new(
-            &config.identity.issuers,
+            &listed,
             &config.identity.audience,
             keys,
             Arc::clone(&tokens),
@@ -291,7 +292,8 @@ impl Gateway {
             policy: Arc::clone(&in_force) as _,
             tokens: Arc::clone(&tokens),
             agent_keys: Arc::clone(&agent_keys) as _,
-            issuers: (!issuers.is_empty()).then(|| Arc::clone(&issuers) as _),
+            issuers: (!issuers.is_empty() || config.identity.issuers_file.is_some())
+                .then(|| Arc::clone(&issuers) as _),
             proof: match (between, config.identity.require) {
                 // A token alone opens nothing there.
                 (Some(_), _) => Proof::Certificate,
@@ -424,7 +426,7 @@ impl Gateway {
             documents,
             in_force,
             tokens,
-            Arc::clone(&issuers),
+            (Arc::clone(&issuers), listed),
             Arc::clone(&wire),
             Arc::clone(&figures),
             Arc::clone(&readiness),
