@@ -35,6 +35,7 @@ use super::fields::{
     remove_hop_fields,
 };
 use super::look::Verdict;
+use super::parent::{Hop, ParentError};
 use super::peers::UnderWay;
 use super::tunnels::OpenKind;
 use super::{Shared, refusal};
@@ -152,21 +153,41 @@ impl ProxyHttp for Forward {
             return Error::e_explain(ErrorType::InternalError, "no admission");
         };
         let settings = &self.shared.settings;
-        let tls_name = exchange.tls_name();
+        let mut tls_name = exchange.tls_name();
         let mut address = exchange.addresses.get(exchange.attempt);
         if let Some(call) = &mut exchange.call {
             let Some((endpoint, at)) = call.at.get(exchange.attempt) else {
                 return Error::e_explain(ErrorType::InternalError, "no endpoint");
             };
             call.under_way = Some(UnderWay::on(endpoint));
+            if let Some(tls) = &call.callee.tls {
+                // Without a name nothing would be checked.
+                let Some(name) = tls.name_of(endpoint.at()) else {
+                    return Error::e_explain(ErrorType::InternalError, "no server name");
+                };
+                tls_name = Some(name);
+            }
             exchange.socket = match endpoint.at() {
                 Endpoint::Unix(path) => Some(path.display().to_string()),
                 Endpoint::Tcp(_) => None,
             };
             address = at.as_ref();
         }
-        let mut peer = match (&exchange.socket, address) {
-            (Some(path), _) => HttpPeer::new_uds(path, false, String::new())?,
+        // The agent behind the gateway, and agents that are called, are near.
+        let is_near = exchange.agent_host.is_some() || exchange.socket.is_some();
+        exchange.hop = match &settings.parent {
+            Some(parent) if !is_near => {
+                let to = admission.authority();
+                Hop::to(parent, &self.shared.gate, to, address.copied()).await?
+            }
+            _ => None,
+        };
+        let parents = exchange.hop.as_ref().and_then(Hop::peer);
+        let mut peer = match (&exchange.socket, parents.as_ref().or(address)) {
+            (Some(path), _) => {
+                let tls = tls_name.is_some();
+                HttpPeer::new_uds(path, tls, tls_name.unwrap_or_default())?
+            }
             (None, Some(address)) => match tls_name {
                 Some(name) => HttpPeer::new(*address, true, name),
                 None => HttpPeer::new(*address, false, String::new()),
@@ -179,12 +200,16 @@ impl ProxyHttp for Forward {
         // Two routes to one origin may trust different CAs.
         let route = exchange.route.as_ref();
         let route = route.map(|(chosen, _)| chosen.route.route.name());
+        let call = exchange.call.as_ref();
+        let called_tls = call.and_then(|call| call.callee.tls.clone());
         peer.group_key = self.shared.pool_key.hash_one((
             who.tenant(),
             who.agent(),
             admission.authority(),
             route,
+            called_tls.as_ref().map(|tls| tls.digest()),
             exchange.websocket,
+            exchange.hop.as_ref().map(Hop::target),
         ));
         let options = &mut peer.options;
         if exchange.websocket {
@@ -195,13 +220,16 @@ impl ProxyHttp for Forward {
         }
         // Without TLS nothing is negotiated: it is known beforehand. A WebSocket
         // goes by HTTP/1.1.
-        if exchange.call.as_ref().is_some_and(|call| call.callee.http2) && !exchange.websocket {
+        if call.is_some_and(|call| call.callee.http2) && !exchange.websocket {
             options.alpn = ALPN::H2;
             options.max_h2_streams = 100;
         }
         options.connection_timeout = Some(settings.connect_timeout);
         options.total_connection_timeout = Some(settings.connect_timeout);
         options.idle_timeout = Some(settings.upstream_idle);
+        if let Some(hop) = &exchange.hop {
+            hop.set(options, settings.connect_timeout, exchange.websocket);
+        }
         let wait = if exchange.websocket {
             settings.websocket_idle
         } else {
@@ -209,6 +237,9 @@ impl ProxyHttp for Forward {
         };
         options.read_timeout = Some(wait);
         options.write_timeout = Some(settings.body_timeout);
+        if let Some(tls) = &called_tls {
+            tls.set(&mut peer, exchange.websocket);
+        }
         exchange.dialling = Some(self.shared.gate.clock().monotonic());
         Ok(Box::new(peer))
     }
@@ -223,14 +254,26 @@ impl ProxyHttp for Forward {
         exchange: &mut Box<Exchange>,
     ) -> pingora::Result<()> {
         // Whatever the pool gave, it must be an address that was admitted.
-        let dialled = peer._address.as_inet().copied();
-        if exchange.socket.is_none()
-            && !dialled.is_some_and(|address| exchange.addresses.contains(&address))
-        {
+        let other_end = peer._address.as_inet().copied();
+        let (is_admitted, dialled) = match &exchange.hop {
+            Some(hop) => (other_end == hop.peer(), hop.address),
+            None => {
+                let known = other_end.is_some_and(|address| exchange.addresses.contains(&address));
+                (known || exchange.socket.is_some(), other_end)
+            }
+        };
+        if !is_admitted {
             return Error::e_explain(ErrorType::InternalError, "an address that was not admitted");
         }
-        if let (Some(trail), Some(address)) = (&mut exchange.trail, dialled) {
-            trail.dialled(address.ip());
+        if let Some(trail) = &mut exchange.trail {
+            if let Some(hop) = &exchange.hop {
+                trail.by_proxy(hop.parent.shown());
+            }
+            match dialled {
+                Some(address) => trail.dialled(address.ip()),
+                None if exchange.hop.is_some() => trail.dialled_a_name(),
+                None => {}
+            }
         }
         if !reused && let Some(started) = exchange.dialling.take() {
             let took = self.shared.gate.clock().monotonic().saturating_sub(started);
@@ -270,8 +313,14 @@ impl ProxyHttp for Forward {
             }
         };
         exchange.attempt += 1;
+        // What the parent proxy says of itself is so at every address, and of a
+        // name it has tried them all.
+        let is_final = ParentError::of(&error).is_some_and(|failed| {
+            let given = (exchange.hop.as_ref()).is_some_and(|hop| hop.address.is_some());
+            !(given && failed.is_of_the_destination())
+        });
         // Nothing has been sent yet.
-        error.set_retry(exchange.attempt < attempts);
+        error.set_retry(exchange.attempt < attempts && !is_final);
         error
     }
 

@@ -16,6 +16,7 @@ use super::exchange::Exchange;
 use super::fields::{SKILL_FIELD, max_forwards, own_credential, skill, trace_id};
 use super::forward::{Forward, connection};
 use super::routes::Chosen;
+use super::rpc::Towards;
 use super::serve::bad_target;
 use super::{AgentEndpoint, dial, local, rpc};
 
@@ -151,7 +152,8 @@ impl Forward {
             return Err(super::agents_name(&request.authority));
         }
         self.check_length(session, &request.authority)?;
-        let admission = rpc::admit(&self.shared, session, &who, &request, trail).await?;
+        let admission =
+            rpc::admit(&self.shared, session, &who, &request, Towards::Out, trail).await?;
         if current.last_hop {
             return Ok(Box::pin(answer_here(session, exchange)).await);
         }
@@ -174,6 +176,7 @@ impl Forward {
         let head = session.req_header();
         let method = head.method.clone();
         let authority = chosen.authority().clone();
+        trail.by_route(chosen.name());
         let (spent, credential) = chosen.credential(&head.headers, current.credential)?;
         let who = self
             .who(&connection, credential.as_deref(), trail)
@@ -197,7 +200,8 @@ impl Forward {
                 path,
             },
         };
-        let admission = rpc::admit(&self.shared, session, &who, &request, trail).await?;
+        let admission =
+            rpc::admit(&self.shared, session, &who, &request, Towards::Out, trail).await?;
         if current.last_hop {
             return Ok(Box::pin(answer_here(session, exchange)).await);
         }
@@ -282,11 +286,8 @@ impl Forward {
                 None
             }
         };
-        let admission = self
-            .shared
-            .gate
-            .admit_behind(&who, &request, at, trail)
-            .await?;
+        let towards = Towards::Behind(at);
+        let admission = rpc::admit(&self.shared, session, &who, &request, towards, trail).await?;
         self.admitted(exchange, admission, request)
     }
 

@@ -7,12 +7,38 @@ use bytes::BytesMut;
 use http::header;
 use pingora::proxy::Session;
 
-use crate::egress::{EgressRequest, RpcError, rpc_methods};
-use crate::gate::{Admission, AuditTrail, Cause, Denial};
+use crate::egress::{Authority, EgressRequest, RpcError, rpc_methods};
+use crate::gate::{Admission, AuditTrail, Cause, Denial, Gate};
 use crate::identity::Principal;
 use crate::policy::Calls;
 
 use super::Shared;
+
+/// Which way a request is to go.
+#[derive(Clone, Copy)]
+pub(super) enum Towards<'a> {
+    /// Out, to an address that is judged.
+    Out,
+    /// To a service that the operator has put behind the gateway, at this host
+    /// and port; `None` where they are looked up by another.
+    Behind(Option<&'a Authority>),
+}
+
+impl Towards<'_> {
+    async fn admit(
+        self,
+        gate: &Gate,
+        who: &Arc<Principal>,
+        request: &EgressRequest,
+        calls: Calls<'_>,
+        trail: &mut AuditTrail,
+    ) -> Result<Admission, Denial> {
+        match self {
+            Self::Out => gate.admit_calls(who, request, calls, trail).await,
+            Self::Behind(at) => gate.admit_behind(who, request, calls, at, trail).await,
+        }
+    }
+}
 
 /// Asks the gate, with what the body calls where policy wants to know that.
 ///
@@ -23,22 +49,24 @@ pub(super) async fn admit(
     session: &mut Session,
     who: &Arc<Principal>,
     request: &EgressRequest,
+    towards: Towards<'_>,
     trail: &mut AuditTrail,
 ) -> Result<Admission, Denial> {
     let gate = &shared.gate;
+    let unseen = Calls::Unseen;
     // The frames of a WebSocket are not seen, so neither is what they call.
     if session.is_upgrade_req() || !gate.asks_for_calls(who, request) {
-        return gate.admit(who, request, trail).await;
+        return towards.admit(gate, who, request, unseen, trail).await;
     }
     // Boxed: few requests are read.
     let read = Box::pin(read(shared, session)).await;
     match read.map_err(|denial| denial.towards(&request.authority))? {
         Ok(methods) => {
             let calls = Calls::Seen(&methods);
-            gate.admit_calls(who, request, calls, trail).await
+            towards.admit(gate, who, request, calls, trail).await
         }
         Err(error) => {
-            let admitted = gate.admit(who, request, trail).await;
+            let admitted = towards.admit(gate, who, request, unseen, trail).await;
             admitted.map_err(|denial| match denial.cause {
                 // What would help is another body.
                 Cause::Policy(_) => Denial::new(Cause::BadRequest(error.message()))
