@@ -15,6 +15,7 @@ mod value;
 mod issuer;
 mod acme;
 mod route;
+mod upstream;
 mod settings;
 mod load;
 mod peers;
@@ -29,6 +30,7 @@ pub use settings::{
     Agent, Audit, Config, Identity, Limits, Listen, Log, Peers, Redis, Refusals, Resolver,
     ResolverCache, Timeouts, Tls, TlsClients, TokenCache, TunnelDefaults,
 };
+pub use upstream::{AskFor, ProxyUrl, UpstreamProxy};
 pub use value::{
     AcmeChallenge, Alpn, AuditPath, AuthFailureStatus, BasicUser, ByteSize, CertificatePair,
     ClientCertificates, Endpoint, Family, Fsync, Listener, LogFormat, LogLevel, Overflow,

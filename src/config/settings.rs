@@ -18,6 +18,7 @@ use super::acme::{Acme, acme};
 use super::issuer::{self, OtherIssuer};
 use super::load::{Purpose, Reader};
 use super::route::NamedRoute;
+use super::upstream::{self, UpstreamProxy, upstream_proxy};
 use super::value::{
     AcmeChallenge, Alpn, AuditPath, AuthFailureStatus, BasicUser, ByteSize, CertificatePair,
     ClientCertificates, Endpoint, Family, Fsync, Listener, LogFormat, LogLevel, Overflow,
@@ -77,6 +78,9 @@ pub struct Config {
     /// A PEM bundle that upstream TLS is checked against, in place of the
     /// system's.
     pub upstream_ca: Option<PathBuf>,
+    /// The proxy through which destinations are reached; `None` where the
+    /// gateway reaches them itself.
+    pub upstream_proxy: Option<UpstreamProxy>,
     /// What a bad credential is answered with.
     pub auth_failure_status: AuthFailureStatus,
     /// What is allowed and worth a second look, for the log at start.
@@ -524,6 +528,7 @@ pub(super) fn config(read: &mut Reader<'_>, purpose: Purpose) -> Option<Config> 
     let threads = read.value("threads");
     let pid_file = read.value("pid_file");
     let upstream_ca = read.value("upstream_ca");
+    let upstream_proxy = upstream_proxy(read);
     let auth_failure_status = read.value("auth_failure_status");
     if let (Purpose::Serve, Some(identity)) = (purpose, &identity) {
         some_key(read, identity);
@@ -549,6 +554,7 @@ pub(super) fn config(read: &mut Reader<'_>, purpose: Purpose) -> Option<Config> 
         threads: threads?,
         pid_file: pid_file?,
         upstream_ca: upstream_ca?,
+        upstream_proxy: upstream_proxy?,
         auth_failure_status: auth_failure_status?,
         warnings: Vec::new(),
         shown: String::new(),
@@ -1193,6 +1199,7 @@ fn warnings(config: &Config) -> Vec<String> {
             redis.url
         ));
     }
+    warnings.extend(config.upstream_proxy.iter().flat_map(upstream::warnings));
     if config.tunnel.opaque == Verdict::Allow {
         warnings.push(
             "tunnel.opaque is allow: what is neither TLS nor HTTP passes unseen, where no rule \
