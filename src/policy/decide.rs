@@ -435,6 +435,23 @@ impl<'a> Judge<'a> {
         })
     }
 
+    /// Every allow rule that speaks of the request whole.
+    pub(super) fn all_allowing(&self) -> Vec<RuleId> {
+        let mut found = Vec::new();
+        for scope in self.rules.scopes(self.tenant) {
+            let allow = &scope.1.allow;
+            let slots = allow.by_host(&self.what.authority.host);
+            for slot in slots.map(|(_, slot)| slot).chain([allow.by_address()]) {
+                self.each_fitting(scope, slot, |id, _, fit| {
+                    if fit == Fit::Yes {
+                        found.push(id);
+                    }
+                });
+            }
+        }
+        found
+    }
+
     pub(super) fn no_rule(&self) -> Denied {
         let mode = self
             .rules

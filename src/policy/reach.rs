@@ -7,10 +7,12 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::document::{Action, Mode};
+use super::limits;
 use super::range::RangeSet;
 use super::rule::{Ports, Rule};
 use super::set::{PolicySet, RuleId};
 use crate::egress::{AddressRange, Destination, Host, HostPattern, Subject};
+use crate::limit::Limit;
 
 /// The most rules that are told of.
 const MOST_RULES: usize = 60;
@@ -38,6 +40,9 @@ pub struct Reach {
     pub deny: Vec<ReachRule>,
     /// Whether a denylist holds destinations that are refused in any case.
     pub denylist: bool,
+    /// How much it may do in all: `requests 100/m per agent`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub limits: Vec<String>,
     /// How many more rules there are.
     #[serde(skip_serializing_if = "is_none")]
     pub left_out: usize,
@@ -73,6 +78,9 @@ pub struct ReachRule {
     /// rule allows, and none among those that one refuses.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub rpc_methods: Vec<String>,
+    /// How much of it: `requests 100/m per agent`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub limits: Vec<String>,
     /// `audit`, where the rule is on trial.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mode: Option<&'static str>,
@@ -150,6 +158,11 @@ impl PolicySet {
             denylist: rules
                 .scopes(tenant)
                 .any(|(_, scope)| scope.denylists(who.agent).next().is_some()),
+            limits: rules
+                .scopes(tenant)
+                .flat_map(|(_, scope)| scope.limits(who.agent))
+                .map(|(_, limit)| limits::in_words(limit))
+                .collect(),
             policy_version: self.digest().clone(),
         })
     }
@@ -308,6 +321,11 @@ impl Room {
             methods: rule.methods.iter().map(ToString::to_string).collect(),
             paths,
             rpc_methods,
+            limits: rule
+                .limits
+                .iter()
+                .map(|limit| limits::in_words(limit))
+                .collect(),
             mode: (mode == Mode::Audit).then_some("audit"),
             more,
         }
@@ -321,6 +339,14 @@ impl Room {
         self.entries = self.entries.saturating_sub(told.len());
         *more += list.len() - told.len();
         told
+    }
+}
+
+impl Reach {
+    /// Adds the gateway's own limits, which hold beside those of policy.
+    pub fn add_limits<'l>(&mut self, own: impl IntoIterator<Item = &'l Arc<Limit>>) {
+        let own = own.into_iter().map(|limit| limits::in_words(limit));
+        self.limits.splice(0..0, own);
     }
 }
 
@@ -353,6 +379,9 @@ impl fmt::Display for Reach {
                 f,
                 "What is on a denylist is refused whatever is listed here."
             )?;
+        }
+        if !self.limits.is_empty() {
+            writeln!(f, "At most, in all: {}.", self.limits.join("; "))?;
         }
         if self.left_out > 0 {
             writeln!(f, "{} more rules are not listed.", self.left_out)?;
@@ -387,6 +416,9 @@ impl fmt::Display for ReachRule {
         }
         if self.more > 0 {
             write!(line, " and {} more", self.more)?;
+        }
+        if !self.limits.is_empty() {
+            write!(line, ", at most {}", self.limits.join(", "))?;
         }
         let trial = self.mode.map_or("", |_| ", on trial");
         write!(f, "{line} (rule \"{}\"{trial})", self.rule)

@@ -2087,3 +2087,146 @@ fn an_agent_is_told_which_calls_it_may_make() {
     let json = serde_json::to_value(&reach).expect("JSON");
     assert_eq!(json["allow"][0]["rpc_methods"][0], "eth_get*");
 }
+
+#[test]
+fn limits_are_shown_to_whoever_asks_what_holds() {
+    let set = policy(
+        "version: 1
+limits:
+  agent: {requests: 100/m, bytes_down: 10GiB/d, when_away: deny}
+  tenant: {concurrent: 5, connections: 10/s burst 20}
+rules:
+  - {name: api, action: allow, agents: any, hosts: [a.example], limits: {bytes_up: 1536KiB/h, per: token}}
+  - {name: trial, action: allow, mode: audit, agents: any, hosts: [b.example], limits: {requests: 1/s}}
+",
+    );
+    let agent = AgentId::parse("bot").expect("an agent");
+    let who = Subject {
+        agent: &agent,
+        tenant: None,
+        destinations: None,
+    };
+    let shown = |line: &str| {
+        let explanation = set.explain(&who, &request(line), &[]);
+        let limits = explanation.limits.iter().map(ToString::to_string);
+        limits.collect::<Vec<_>>()
+    };
+    let every = [
+        "requests 100/m per agent, refused while Redis is away (policy/agent.requests)",
+        "bytes_down 10GiB/d per agent, refused while Redis is away (policy/agent.bytes_down)",
+        "connections 10/s burst 20 per tenant (policy/tenant.connections)",
+        "concurrent 5 at once per tenant (policy/tenant.concurrent)",
+    ];
+    let own = "bytes_up 1536KiB/h per token (rule/api.bytes_up)";
+    assert_eq!(
+        shown("CONNECT a.example:443"),
+        [&every[..], &[own]].concat()
+    );
+    assert_eq!(
+        shown("GET http://a.example/"),
+        [&every[..2], &every[3..], &[own]].concat(),
+        "no tunnel is opened"
+    );
+    let trial = shown("GET http://b.example/");
+    assert_eq!(
+        trial.last().map(String::as_str),
+        Some("requests 1/s per agent, on trial (rule/trial.requests)")
+    );
+    assert!(shown("GET http://c.example/").is_empty(), "it is refused");
+    let explanation = set.explain(&who, &request("CONNECT a.example:443"), &[]);
+    let text = explanation.to_string();
+    assert!(
+        text.contains("\nlimit: concurrent 5 at once per tenant (policy/tenant.concurrent)\n"),
+        "{text}"
+    );
+    let json = serde_json::to_value(&explanation).expect("JSON");
+    assert_eq!(json["limits"][0]["amount"], "100/m");
+    assert_eq!(json["limits"][0]["per"], "agent");
+
+    let reach = set.reach(&who).expect("everybody");
+    let text = reach.to_string();
+    for line in [
+        "- a.example port 80, 443, at most bytes_up 1536KiB/h per token (rule \"api\")",
+        "At most, in all: requests 100/m per agent; bytes_down 10GiB/d per agent; connections 10/s burst 20 per tenant; concurrent 5 at once per tenant.",
+    ] {
+        assert!(text.contains(line), "{line}: {text}");
+    }
+    let json = serde_json::to_value(&reach).expect("JSON");
+    assert_eq!(
+        json["allow"][0]["limits"][0],
+        "bytes_up 1536KiB/h per token"
+    );
+}
+
+#[test]
+fn a_diff_tells_limits_that_change() {
+    let with = |head: &str, name: &str, limits: &str| {
+        let limits = match limits {
+            "" => String::new(),
+            limits => format!(", limits: {{{limits}}}"),
+        };
+        policy(&format!(
+            "version: 1\n{head}\nrules: [{{name: {name}, action: allow, agents: [bot], hosts: [a.example], ports: [80], schemes: [http]{limits}}}]\n"
+        ))
+    };
+    let rule = |limits| with("", "a", limits);
+    for (case, old, new, expected) in [
+        (
+            "nothing",
+            rule("requests: 1/s"),
+            with("", "b", "requests: 1/s"),
+            vec![],
+        ),
+        (
+            "a limit more",
+            rule(""),
+            rule("requests: 100/m"),
+            vec![
+                "Narrows bot to a.example, port 80: http; was allowed by \"a\" with no limit, now allowed by \"a\" with requests 100/m per agent",
+                "Narrows bot to a.example, port 80: tunnels; was allowed by \"a\", in clear text only with no limit, now allowed by \"a\", in clear text only with requests 100/m per agent",
+            ],
+        ),
+        (
+            "larger and smaller",
+            rule("requests: 100/m, bytes_up: 1MiB/h"),
+            rule("requests: 50/m, bytes_up: 2MiB/h"),
+            vec![
+                "Widens bot to a.example, port 80: http; was allowed by \"a\" with bytes_up 1MiB/h per agent and requests 100/m per agent, now allowed by \"a\" with bytes_up 2MiB/h per agent and requests 50/m per agent",
+                "Widens bot to a.example, port 80: tunnels; was allowed by \"a\", in clear text only with bytes_up 1MiB/h per agent and requests 100/m per agent, now allowed by \"a\", in clear text only with bytes_up 2MiB/h per agent and requests 50/m per agent",
+            ],
+        ),
+        (
+            "of a document",
+            with(
+                "limits: {agent: {requests: 10/s}, token: {concurrent: 3}}",
+                "a",
+                "",
+            ),
+            with("limits: {agent: {requests: 600/m}}", "a", ""),
+            vec![
+                "Widens every agent to *, limits of each agent; was requests 10/s per agent, now requests 600/m per agent",
+                "Widens every agent to *, limits of each token; was concurrent 3 at once per token, now no limit",
+            ],
+        ),
+        (
+            "what happens without Redis",
+            with("limits: {tenant: {requests: 10/s}}", "a", ""),
+            with(
+                "limits: {tenant: {requests: 10/s, when_away: deny}}",
+                "a",
+                "",
+            ),
+            vec![
+                "Narrows every agent to *, limits of each tenant; was requests 10/s per tenant, now requests 10/s per tenant, refused while Redis is away",
+            ],
+        ),
+    ] {
+        let diff = old.diff(&new).expect(case);
+        let said: Vec<_> = diff
+            .changes
+            .iter()
+            .map(|change| format!("{:?} {change}", change.direction))
+            .collect();
+        assert_eq!(said, expected, "{case}");
+    }
+}

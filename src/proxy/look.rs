@@ -152,7 +152,14 @@ impl Forward {
             return Err(super::agents_name(&request.authority));
         }
         self.check_length(session, &request.authority)?;
-        let admission = rpc::admit(&self.shared, session, &who, &request, trail).await?;
+        let admission = rpc::admit(
+            &self.shared,
+            session,
+            &who,
+            &request,
+            (trail, &mut exchange.slot),
+        )
+        .await?;
         if current.last_hop {
             return Ok(answer_here(session, exchange).await);
         }
@@ -198,7 +205,14 @@ impl Forward {
                 path,
             },
         };
-        let admission = rpc::admit(&self.shared, session, &who, &request, trail).await?;
+        let admission = rpc::admit(
+            &self.shared,
+            session,
+            &who,
+            &request,
+            (trail, &mut exchange.slot),
+        )
+        .await?;
         if current.last_hop {
             return Ok(answer_here(session, exchange).await);
         }
@@ -317,13 +331,9 @@ impl Forward {
         admission: Admission,
         request: EgressRequest,
     ) -> Result<Verdict, Denial> {
-        match Arc::clone(&self.shared.in_flight).try_acquire_owned() {
-            Ok(slot) => exchange.slot = Some(slot),
-            Err(_) => {
-                return Err(Denial::new(Cause::Overloaded)
-                    .towards(&request.authority)
-                    .detail("limits.in_flight is reached"));
-            }
+        // One whose body was read has its slot already.
+        if exchange.slot.is_none() {
+            exchange.slot = Some(self.shared.in_flight_slot(&request.authority)?);
         }
         exchange.addresses = dial::order(admission.addresses(), self.shared.settings.ipv4_first);
         exchange.admission = Some(admission);

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use bytes::BytesMut;
 use http::header;
 use pingora::proxy::Session;
+use tokio::sync::OwnedSemaphorePermit;
 
 use crate::egress::{EgressRequest, RpcError, rpc_methods};
 use crate::gate::{Admission, AuditTrail, Cause, Denial};
@@ -23,21 +24,27 @@ pub(super) async fn admit(
     session: &mut Session,
     who: &Arc<Principal>,
     request: &EgressRequest,
-    trail: &mut AuditTrail,
+    (trail, slot): (&mut AuditTrail, &mut Option<OwnedSemaphorePermit>),
 ) -> Result<Admission, Denial> {
     let gate = &shared.gate;
     // The frames of a WebSocket are not seen, so neither is what they call.
     if session.is_upgrade_req() || !gate.asks_for_calls(who, request) {
         return gate.admit(who, request, trail).await;
     }
+    // Before the body, which may be large: what refuses without it, refuses.
+    let paid = gate.admit_body(who, request, trail).await?;
+    *slot = Some(shared.in_flight_slot(&request.authority)?);
     let read = read(shared, session).await;
     match read.map_err(|denial| denial.towards(&request.authority))? {
         Ok(methods) => {
             let calls = Calls::Seen(&methods);
-            gate.admit_calls(who, request, calls, trail).await
+            gate.admit_calls(who, request, calls, Some(paid), trail)
+                .await
         }
         Err(error) => {
-            let admitted = gate.admit(who, request, trail).await;
+            let admitted = gate
+                .admit_calls(who, request, Calls::Unseen, Some(paid), trail)
+                .await;
             admitted.map_err(|denial| match denial.cause {
                 // What would help is another body.
                 Cause::Policy(_) => Denial::new(Cause::BadRequest(error.message()))

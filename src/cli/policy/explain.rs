@@ -83,6 +83,7 @@ pub(super) fn explain(settings: &SettingsArgs, args: &ExplainArgs) -> anyhow::Re
         _ => read(settings, &args.policy, args.mode.into())?.good()?,
     };
     let mut explanation = asked.question.ask(&loaded.set, &asked.addresses);
+    explanation.add_limits(&loaded.limits, &asked.question.request);
     explanation.locate(|name| text_of(&loaded.sources, name));
     match args.format {
         Output::Text => give(&format!("{explanation}\n")),
