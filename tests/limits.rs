@@ -102,6 +102,22 @@ fn ask(gateway: &Gateway, origin: &Origin, agent: &str) -> Response {
     client.response()
 }
 
+/// How many answers of one KiB come through. An answer that finds the budget
+/// used up is one that the origin has given all the same.
+fn kib(gateways: &[&Gateway], origin: &Origin, agent: &str, times: usize) -> usize {
+    let (mut whole, mut refusals) = (0, vec![0; gateways.len()]);
+    for at in 0..times {
+        let at = at % gateways.len();
+        if refusals[at] < 3 {
+            let response = ask(gateways[at], origin, agent);
+            assert!([200, 429].contains(&response.status), "{:?}", response.head);
+            whole += usize::from(response.status == 200 && response.body.len() == 1024);
+            refusals[at] += usize::from(response.status == 429);
+        }
+    }
+    whole
+}
+
 fn passed(gateways: &[&Gateway], origin: &Origin, agent: &str, times: usize) -> usize {
     let before = origin.requests().len();
     let mut answered = 0;
@@ -258,7 +274,8 @@ fn a_number_at_once_is_shared_and_a_dead_replica_gives_its_back() {
         held.len()
     );
     let more = (0..3).filter_map(|_| open(&two)).count();
-    assert!(more + held.len() <= 5, "{more} more of the other replica");
+    // Each replica may lend itself one before it has an answer.
+    assert!(more + held.len() <= 6, "{more} more of the other replica");
     // Killed, it gives nothing back: Redis takes it when its time is over.
     one.signal(nix::sys::signal::Signal::SIGKILL);
     wait_for("the slots of the dead", || open(&two));
@@ -642,7 +659,7 @@ fn limits_are_asked_before_a_body_is_read_for_its_calls() {
     let throttled = announce(&of_rule, port, "one").response();
     assert_eq!((throttled.status, throttled.refusal()), (429, "throttled"));
     assert_eq!(call(&of_rule, &origin, "two", "eth_call").status, 200);
-    assert_eq!(origin.requests().len(), 2);
+    assert_eq!(origin.requests().len(), 3);
 }
 
 #[test]
@@ -677,27 +694,27 @@ fn two_gateways_keep_one_budget_of_bytes_whose_redis_dies_and_comes_back() {
     until_shared(&both);
     // A batch is a tenth, divided among the replicas: 5 KiB. Each replica may
     // lend itself one, and the answer that uses the budget up passes whole.
-    let first = passed(&both, &origin, "bot", 200);
+    let first = kib(&both, &origin, "bot", 200);
     assert!((88..=112).contains(&first), "{first} KiB of 100");
     redis.kill();
     both.iter().for_each(|gateway| until_alone(gateway));
     // Away, each has its share of 50 KiB, less what it has used.
-    let away = passed(&both, &origin, "bot", 60);
+    let away = kib(&both, &origin, "bot", 60);
     assert!(away <= 12, "{away} KiB more while Redis is away");
-    let fresh = passed(&both, &origin, "other", 200);
+    let fresh = kib(&both, &origin, "other", 200);
     assert!((98..=102).contains(&fresh), "{fresh} KiB: two shares of 50");
     // An empty Redis is told what was used.
     redis.revive();
     until_shared(&both);
     for agent in ["bot", "other"] {
-        let after = passed(&both, &origin, agent, 60);
+        let after = kib(&both, &origin, agent, 60);
         assert!(
             after <= 22,
             "{agent}: {after} KiB more from a Redis that had forgotten"
         );
     }
     // Nothing is left for anybody, nor for long.
-    let end = passed(&both, &origin, "bot", 20);
+    let end = kib(&both, &origin, "bot", 20);
     assert!(end <= 2, "{end} KiB more when all is told");
 }
 

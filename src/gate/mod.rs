@@ -620,13 +620,16 @@ impl Gate {
     /// authenticated it.
     ///
     /// # Errors
-    /// A [`Denial`]: its tenant has no policy.
+    /// A [`Denial`]: its tenant has no policy, or one for other tokens.
     pub fn reach(&self, who: &Principal, trail: &mut AuditTrail) -> Result<Reach, Denial> {
         let policy = self.policy.current();
         trail.policy(policy.digest());
-        let mut reach = policy.reach(&who.subject()).ok_or_else(|| {
-            Denial::new(Cause::Policy(DenyReason::UnknownTenant))
-                .detail("the tenant of the token has no document")
+        let mut reach = policy.reach(&who.subject()).map_err(|reason| {
+            let detail = match reason {
+                DenyReason::TenantAudience => audiences(who),
+                _ => "the tenant of the token has no document".to_owned(),
+            };
+            Denial::new(Cause::Policy(reason)).detail(detail)
         })?;
         reach.add_limits(self.quotas.own());
         Ok(reach)
@@ -773,7 +776,13 @@ impl Gate {
         trail.policy(policy.digest());
         let verdict = match policy.decide_calls(&who.subject(), request, calls) {
             Decision::Allow(permit) => Ok(permit),
-            Decision::Deny(denied) => Err(Denial::of_policy(&denied).towards(&request.authority)),
+            Decision::Deny(denied) => {
+                let denial = Denial::of_policy(&denied).towards(&request.authority);
+                Err(match denied.reason() {
+                    DenyReason::TenantAudience => denial.detail(audiences(who)),
+                    _ => denial,
+                })
+            }
         };
         let verdict = match verdict {
             Ok(permit) => {
@@ -985,6 +994,12 @@ impl Judge {
             Decision::Deny(_) => Err(TunnelEnd::PolicyChanged),
         }
     }
+}
+
+/// For the operator: whom a token is for that its tenant's policy does not take.
+fn audiences(who: &Principal) -> String {
+    let audiences = who.subject().audiences.unwrap_or_default();
+    format!("the token's aud is {}", audiences.join(", "))
 }
 
 fn seen(calls: Calls<'_>) -> Option<Arc<[String]>> {

@@ -175,6 +175,7 @@ impl AgentKey {
                 }
             },
             destinations,
+            audiences: None,
             jti: None,
             act: None,
             scope: None,

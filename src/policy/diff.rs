@@ -98,6 +98,7 @@ impl PolicySet {
         }
         let mut changes = gathered(cells);
         changes.extend(limit_changes(self, new));
+        changes.extend(audience_changes(self, new));
         changes.sort();
         Ok(PolicyDiff { changes, questions })
     }
@@ -114,7 +115,7 @@ impl PolicySet {
             .iter()
             .map(|document| modes_of(document))
             .collect();
-        if rules.place_of(tenant).is_err() {
+        if rules.has_none_for(tenant) {
             otherwise.insert("no document".to_owned());
         }
         Side {
@@ -162,6 +163,41 @@ fn limit_changes(old: &PolicySet, new: &PolicySet) -> Vec<Change> {
                 what: format!("limits of each {per}"),
                 before: was,
                 after: now,
+            })
+        })
+        .collect()
+}
+
+/// Which tokens of a tenant its document is for, where it has one before and
+/// after.
+fn audience_changes(old: &PolicySet, new: &PolicySet) -> Vec<Change> {
+    let words = |audiences: &[String]| match audiences {
+        [] => "of any audience".to_owned(),
+        these => format!("for {}", these.join(", ")),
+    };
+    let both: BTreeSet<_> = old
+        .tenants()
+        .filter(|one| new.tenants().any(|other| other == *one))
+        .collect();
+    both.into_iter()
+        .filter_map(|tenant| {
+            let [before, after] = [old, new].map(|set| set.rules.audiences_of(tenant));
+            let holds = |wide: &[String], narrow: &[String]| {
+                wide.is_empty()
+                    || (!narrow.is_empty() && narrow.iter().all(|one| wide.contains(one)))
+            };
+            let (wider, narrower) = (holds(after, before), holds(before, after));
+            (!(wider && narrower)).then(|| Change {
+                direction: match narrower {
+                    true => Direction::Narrows,
+                    false => Direction::Widens,
+                },
+                tenants: vec![tenant.to_string()],
+                agents: vec!["every agent".to_owned()],
+                hosts: vec!["*".to_owned()],
+                what: "tokens that are taken".to_owned(),
+                before: words(before),
+                after: words(after),
             })
         })
         .collect()
@@ -405,6 +441,7 @@ fn compare(
                 agent,
                 tenant,
                 destinations: None,
+                audiences: None,
             };
             let mut found: Vec<Found> = Vec::new();
             for ports in &axes.ports {
@@ -1039,6 +1076,7 @@ impl<'a> Replay<'a> {
             agent,
             tenant: record.tenant.as_ref(),
             destinations: None,
+            audiences: None,
         };
         let asked = (request, record.seen());
         let (before, _) = verdict(self.old, &who, asked, record.address);

@@ -244,14 +244,25 @@ fn tenant_check<'a>(
 ) -> Option<Judge<'a>> {
     let judge = Judge::new(rules, who, what);
     let (outcome, detail) = match (&judge, who.tenant) {
-        (None, tenant) => (
+        (Err(DenyReason::TenantAudience), Some(tenant)) => (
+            CheckOutcome::Refused,
+            format!(
+                "the document of tenant {tenant} is for tokens whose aud has {}; this one has {}",
+                list(rules.audiences_of(tenant)),
+                match who.audiences {
+                    Some([]) | None => "none".to_owned(),
+                    Some(audiences) => list(audiences),
+                }
+            ),
+        ),
+        (Err(_), tenant) => (
             CheckOutcome::Refused,
             format!(
                 "tenant {:?} has no document, while others have",
                 tenant.map_or("", |tenant| tenant.as_str())
             ),
         ),
-        (Some(judge), Some(tenant)) if judge.tenant.is_some() => (
+        (Ok(judge), Some(tenant)) if judge.tenant.is_some() => (
             CheckOutcome::Passed,
             format!("the global documents and that of tenant {tenant} apply"),
         ),
@@ -265,7 +276,7 @@ fn tenant_check<'a>(
         outcome,
         detail,
     });
-    judge
+    judge.ok()
 }
 
 /// What a rule that speaks of the request wants to know of its body.
@@ -439,6 +450,7 @@ fn wants_nearest(reason: DenyReason) -> bool {
         | DenyReason::Denylist
         | DenyReason::TokenDestinations
         | DenyReason::UnknownTenant
+        | DenyReason::TenantAudience
         | DenyReason::Address(_)
         | DenyReason::AddressNotAllowed
         | DenyReason::AddressDenied => false,
@@ -453,7 +465,7 @@ fn nearest(
     what: &EgressRequest,
     calls: Calls<'_>,
 ) -> Option<NearestRule> {
-    let tenant = rules.place_of(who.tenant).ok()?.and(who.tenant);
+    let tenant = rules.place_of(who).ok()?.and(who.tenant);
     let near = |(id, rule): (RuleId, &Rule)| {
         let document = rules.document(id);
         let applies = document.tenant.is_none() || document.tenant.as_ref() == tenant;
@@ -709,6 +721,7 @@ rules:
             agent: &agent,
             tenant: None,
             destinations: None,
+            audiences: None,
         };
         let what = EgressRequest {
             authority: Authority::parse(authority).expect("an authority"),

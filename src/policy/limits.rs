@@ -142,7 +142,7 @@ impl PolicySet {
     #[must_use]
     pub fn limits_at_best(&self, who: &Subject<'_>, what: &EgressRequest) -> Vec<Vec<Arc<Limit>>> {
         let rules = &*self.rules;
-        let Some(judge) = Judge::new(rules, who, what) else {
+        let Ok(judge) = Judge::new(rules, who, what) else {
             return Vec::new();
         };
         let binding = |id| match rules.mode(id, who.agent) {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
+use super::decision::DenyReason;
 use super::document::{Action, Mode};
 use super::limits;
 use super::range::RangeSet;
@@ -99,12 +100,14 @@ fn is_none(count: &usize) -> bool {
 }
 
 impl PolicySet {
-    /// What this subject may reach. `None` where its tenant has no document
-    /// although tenants have documents.
-    #[must_use]
-    pub fn reach(&self, who: &Subject<'_>) -> Option<Reach> {
+    /// What this subject may reach.
+    ///
+    /// # Errors
+    /// Its tenant has no document although tenants have documents, or one for
+    /// tokens of other audiences.
+    pub fn reach(&self, who: &Subject<'_>) -> Result<Reach, DenyReason> {
         let rules = &*self.rules;
-        let tenant = rules.place_of(who.tenant).ok()?;
+        let tenant = rules.place_of(who)?;
         let mut speaking = Vec::new();
         for (number, scope) in rules.scopes(tenant) {
             let own = scope
@@ -145,7 +148,7 @@ impl PolicySet {
         let allow = tell(&allowed);
         let first = rules.scopes(tenant).next();
         let mode = first.map_or(Mode::Enforce, |(_, scope)| scope.mode(who.agent));
-        Some(Reach {
+        Ok(Reach {
             agent: who.agent.to_string(),
             tenant: who.tenant.map(ToString::to_string),
             otherwise: match mode {
@@ -440,7 +443,12 @@ mod tests {
         PolicySet::build(documents.collect(), Mode::Enforce).expect("a policy")
     }
 
-    fn reach(set: &PolicySet, agent: &str, tenant: &str, only: Option<&[&str]>) -> Option<Reach> {
+    fn reach(
+        set: &PolicySet,
+        agent: &str,
+        tenant: &str,
+        only: Option<&[&str]>,
+    ) -> Result<Reach, DenyReason> {
         let agent = AgentId::parse(agent).expect("an agent");
         let tenant = (!tenant.is_empty()).then(|| TenantId::parse(tenant).expect("a tenant"));
         let only: Option<Vec<Destination>> = only.map(|list| {
@@ -451,6 +459,7 @@ mod tests {
             agent: &agent,
             tenant: tenant.as_ref(),
             destinations: only.as_deref(),
+            audiences: None,
         })
     }
 
@@ -511,7 +520,10 @@ rules:
             lines(&of("ci-1", "").allow)[1],
             "any host at 10.0.0.0/8 port 80, 443 (rule \"lan\")"
         );
-        assert_eq!(reach(&set, "bot", "v", None), None);
+        assert_eq!(
+            reach(&set, "bot", "v", None),
+            Err(DenyReason::UnknownTenant)
+        );
     }
 
     #[test]
@@ -593,6 +605,7 @@ rules:
                 agent: &agent,
                 tenant: None,
                 destinations: only.as_deref(),
+                audiences: None,
             };
             for host in hosts {
                 let what = EgressRequest {

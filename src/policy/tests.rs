@@ -75,6 +75,7 @@ fn decide_for(set: &PolicySet, agent: &str, tenant: Option<&str>, line: &str) ->
         agent: &agent,
         tenant: tenant.as_ref(),
         destinations: None,
+        audiences: None,
     };
     set.decide(&who, &request(line))
 }
@@ -553,6 +554,7 @@ fn the_token_narrows_and_never_widens() {
             agent: &agent,
             tenant: None,
             destinations: Some(&parsed),
+            audiences: None,
         };
         let decision = set.decide(&who, &request(line));
         assert_eq!(said(&decision), expected, "{destinations:?} {line}");
@@ -627,6 +629,7 @@ rules:
         agent: &agent,
         tenant: None,
         destinations: Some(&[]),
+        audiences: None,
     };
     let decision = set.decide(&who, &request("CONNECT none.example:443"));
     assert_eq!(said(&decision), "deny not_in_token");
@@ -1489,6 +1492,7 @@ fn a_document(tenant: Option<&'static str>) -> impl Strategy<Value = PolicyDocum
             PolicyDocument {
                 version: 1,
                 tenant: tenant.map(str::to_owned),
+                audience: None,
                 mode,
                 agent_modes: (!agent_modes.is_empty()).then_some(AgentModes(agent_modes)),
                 audit_addresses,
@@ -1564,6 +1568,7 @@ impl Case {
             agent: &self.agent,
             tenant: self.tenant.as_ref(),
             destinations: self.destinations.as_deref(),
+            audiences: None,
         }
     }
 }
@@ -1770,6 +1775,7 @@ rules:
             agent: &agent,
             tenant: Some(&tenant),
             destinations: None,
+            audiences: None,
         };
         let request = EgressRequest {
             authority: Authority::parse(&format!("{host}:443")).expect("an authority"),
@@ -1916,6 +1922,7 @@ fn an_explanation_tells_what_the_body_calls_and_what_differs() {
         agent: &agent,
         tenant: None,
         destinations: None,
+        audiences: None,
     };
     let explain = |calls: Calls<'_>| {
         let what = request("POST http://rpc.example/rpc");
@@ -2074,6 +2081,7 @@ fn an_agent_is_told_which_calls_it_may_make() {
         agent: &agent,
         tenant: None,
         destinations: None,
+        audiences: None,
     });
     let reach = reach.expect("everybody");
     let text = reach.to_string();
@@ -2105,6 +2113,7 @@ rules:
         agent: &agent,
         tenant: None,
         destinations: None,
+        audiences: None,
     };
     let shown = |line: &str| {
         let explanation = set.explain(&who, &request(line), &[]);
@@ -2228,5 +2237,148 @@ fn a_diff_tells_limits_that_change() {
             .map(|change| format!("{:?} {change}", change.direction))
             .collect();
         assert_eq!(said, expected, "{case}");
+    }
+}
+
+#[test]
+fn a_tenants_document_may_be_for_tokens_of_some_audiences() {
+    let set = build(&[
+        "version: 1\ntenant: acme\naudience: [acme-prod, acme-batch]\nmode: audit\nrules:\n  - {name: a, action: allow, agents: any, hosts: [a.example]}",
+        "version: 1\ntenant: globex\nrules:\n  - {name: g, action: allow, agents: any, hosts: [a.example]}",
+    ])
+    .expect("a policy");
+    let agent = AgentId::parse("bot").expect("an agent");
+    let asked = |tenant: &str, audiences: Option<&[&str]>| {
+        let tenant = TenantId::parse(tenant).expect("a tenant");
+        let audiences: Option<Vec<String>> =
+            audiences.map(|list| list.iter().map(|one| (*one).to_owned()).collect());
+        let who = Subject {
+            agent: &agent,
+            tenant: Some(&tenant),
+            destinations: None,
+            audiences: audiences.as_deref(),
+        };
+        let what = request("CONNECT a.example:443");
+        let told = set.reach(&who).map(|_| ());
+        let decision = set.decide(&who, &what);
+        let denied = match &decision {
+            Decision::Deny(denied) => Err(denied.reason()),
+            Decision::Allow(_) => Ok(()),
+        };
+        assert_eq!(told, denied, "the page says what is decided");
+        (said(&decision), set.explain(&who, &what, &[]))
+    };
+    for (case, tenant, audiences, expected) in [
+        ("its audience", "acme", Some(&["acme-prod"][..]), "allow a"),
+        (
+            "among others",
+            "acme",
+            Some(&["agentport", "acme-batch"]),
+            "allow a",
+        ),
+        (
+            "another, in audit mode too",
+            "acme",
+            Some(&["agentport"]),
+            "deny tenant_audience",
+        ),
+        (
+            "one that begins so",
+            "acme",
+            Some(&["acme-production"]),
+            "deny tenant_audience",
+        ),
+        (
+            "a token without one",
+            "acme",
+            Some(&[]),
+            "deny tenant_audience",
+        ),
+        ("no token, such as a certificate", "acme", None, "allow a"),
+        (
+            "a document that takes any",
+            "globex",
+            Some(&["acme-prod"]),
+            "allow g",
+        ),
+    ] {
+        assert_eq!(asked(tenant, audiences).0, expected, "{case}");
+    }
+    let (_, explanation) = asked("acme", Some(&["agentport"]));
+    assert_eq!(explanation.reason, Some("tenant_audience"));
+    assert_eq!(
+        explanation.checks[0].detail,
+        "the document of tenant acme is for tokens whose aud has acme-prod, acme-batch; this one has agentport"
+    );
+
+    let long = "a".repeat(257);
+    for (text, expected) in [
+        ("version: 1\naudience: [a]", "0.yaml: audience: `audience` is about the tokens of one tenant; write `tenant` too, or take it away".to_owned()),
+        ("version: 1\ntenant: t\naudience: []", "0.yaml: audience: the list is empty; write an entry, or take the member away".to_owned()),
+        ("version: 1\ntenant: t\naudience: [ok, \"a\\n\"]", "0.yaml: audience[1]: \"a\\n\": write an audience of 1 to 256 bytes without control characters".to_owned()),
+        (&format!("version: 1\ntenant: t\naudience: [{long}]"), format!("0.yaml: audience[0]: {long:?}: write an audience of 1 to 256 bytes without control characters")),
+    ] {
+        let errors = build(&[text]).expect_err(text);
+        let said: Vec<String> = errors.iter().map(ToString::to_string).collect();
+        assert_eq!(said, [expected], "{text}");
+    }
+    assert!(build(&["version: 1\ntenant: t\naudience: a"]).is_err());
+
+    let with =
+        |audience: &str| build(&[&format!("version: 1\ntenant: t\n{audience}")]).expect(audience);
+    for (case, old, new, expected) in [
+        (
+            "the same in another order",
+            "audience: [a, b]",
+            "audience: [b, a]",
+            None,
+        ),
+        (
+            "fewer",
+            "audience: [a, b]",
+            "audience: [a]",
+            Some(
+                "Narrows every agent to * (tenants: t), tokens that are taken; was for a, b, now for a",
+            ),
+        ),
+        (
+            "any",
+            "audience: [a]",
+            "",
+            Some(
+                "Widens every agent to * (tenants: t), tokens that are taken; was for a, now of any audience",
+            ),
+        ),
+        (
+            "others",
+            "audience: [a]",
+            "audience: [b]",
+            Some(
+                "Widens every agent to * (tenants: t), tokens that are taken; was for a, now for b",
+            ),
+        ),
+    ] {
+        let diff = with(old).diff(&with(new)).expect(case);
+        let said: Vec<String> = diff
+            .changes
+            .iter()
+            .map(|change| format!("{:?} {change}", change.direction))
+            .collect();
+        assert_eq!(said, expected.into_iter().collect::<Vec<_>>(), "{case}");
+    }
+
+    let file = "cases:
+  - {name: ours, agent: bot, tenant: acme, audience: [acme-prod], connect: 'a.example:443', expect: allow}
+  - {name: theirs, agent: bot, tenant: acme, audience: [other], connect: 'a.example:443', expect: deny, reason: tenant_audience}
+  - {name: untold, agent: bot, tenant: acme, connect: 'a.example:443', expect: allow}
+";
+    let cases = CaseFile::parse(&SourceName::from("c"), Format::Yaml, file).expect("cases");
+    for outcome in cases.run(&set) {
+        assert!(
+            outcome.failures.is_empty(),
+            "{}: {:?}",
+            outcome.name,
+            outcome.failures
+        );
     }
 }

@@ -20,6 +20,9 @@ pub(in crate::cli) struct ExplainArgs {
     /// Its tenant
     #[arg(long, value_name = "NAME")]
     tenant: Option<String>,
+    /// Whom the token is for, its `aud`; may be given again [default: whomever the tenant's document wants]
+    #[arg(long, value_name = "AUDIENCE")]
+    audience: Vec<String>,
     /// What the token is limited to; may be given again
     #[arg(long, value_name = "DESTINATION", value_delimiter = ',')]
     allow: Vec<String>,
@@ -116,6 +119,7 @@ fn asked(args: &ExplainArgs) -> anyhow::Result<Asked> {
         question: Question {
             agent: AgentId::parse(agent).context("--agent")?,
             tenant: tenant.transpose().context("--tenant")?,
+            audiences: (!args.audience.is_empty()).then(|| args.audience.clone()),
             destinations: destinations(args)?,
             request,
             calls,
@@ -160,6 +164,7 @@ fn recorded(args: &ExplainArgs, id: &str, file: &Path) -> anyhow::Result<Asked> 
         question: Question {
             agent,
             tenant: record.tenant,
+            audiences: (!args.audience.is_empty()).then(|| args.audience.clone()),
             destinations: destinations(args)?,
             request,
             calls,
