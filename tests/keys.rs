@@ -13,7 +13,7 @@ use std::time::{Duration, SystemTime};
 
 use agentport::adapters::keyring::Keyring;
 use agentport::egress::AgentId;
-use agentport::identity::{IssueRequest, TokenIssuer};
+use agentport::identity::{IssueRequest, SigningKey, TokenIssuer, generate_ed25519, public_jwks};
 use serde_json::Value;
 use support::{Gateway, Origin, ask, gateway, run, stderr, stdout, until};
 
@@ -390,4 +390,71 @@ fn a_mounted_secret_that_swaps_its_data_is_a_folder_of_keys() {
         (answer(&signs, &origin, &old).0 == 403).then_some(())
     });
     assert_eq!(answer(&signs, &origin, &new).0, 200);
+}
+
+/// Another key under the old one's `kid` is another key: what the old one
+/// confirmed ends, also where its id still stands in the file.
+#[test]
+fn a_key_replaced_under_its_id_takes_its_tunnels_along() {
+    let base = tempfile::tempdir().expect("a folder");
+    let file = base.path().join("keys.json");
+    let key = || {
+        let pem = generate_ed25519().expect("a key");
+        let key = SigningKey::from_pem(&pem).expect("a key");
+        key.with_id("always-the-same").expect("an id")
+    };
+    let (old, new) = (key(), key());
+    let set = |key: &SigningKey| public_jwks([key.verifying_key()]);
+    std::fs::write(&file, set(&old)).expect("written");
+    let gateway = gateway(OPEN)
+        .set("identity.keys", file.display().to_string())
+        .start();
+    let origin = Origin::echo();
+    let [old_token, new_token] = [(old, 1), (new, 2)].map(|(key, number)| {
+        let text = set(&key);
+        let request = IssueRequest {
+            agent: AgentId::parse("bot-01").expect("a name"),
+            tenant: None,
+            destinations: None,
+            lifetime: Duration::from_secs(3600),
+            audience: None,
+            jti: number,
+            actors: Vec::new(),
+            client: None,
+            scope: None,
+        };
+        let issuer = TokenIssuer::new(key, "agentport", "agentport");
+        (issuer.issue(&request, now()).expect("a token"), text)
+    });
+    let authority = origin.url("").trim_start_matches("http://").to_owned();
+    let connect = |token: &str| {
+        let head = format!(
+            "CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\nProxy-Authorization: Bearer {token}\r\n\r\n"
+        );
+        let mut tunnel = support::dial(gateway.egress());
+        std::io::Write::write_all(&mut tunnel, head.as_bytes()).expect("sent");
+        let status = support::Response::read(&mut tunnel, true).status;
+        (status, tunnel)
+    };
+    let (status, mut tunnel) = connect(&old_token.0);
+    assert_eq!(status, 200);
+    let mut others = support::dial(gateway.egress());
+    let bystander = format!(
+        "CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\nProxy-Authorization: Bearer {}\r\n\r\n",
+        support::token("bystander")
+    );
+    std::io::Write::write_all(&mut others, bystander.as_bytes()).expect("sent");
+    assert_eq!(support::Response::read(&mut others, true).status, 200);
+
+    support::replace(&file, &new_token.1);
+    support::closed(&mut tunnel);
+    let closed = gateway.record("the tunnel's end", |record| {
+        record["event"] == "tunnel_closed"
+    });
+    assert_eq!(closed["reason"], "credential_ended");
+    assert_eq!(connect(&old_token.0).0, 403);
+    let (status, mut tunnel) = connect(&new_token.0);
+    assert_eq!(status, 200);
+    support::exact(&mut tunnel, b"the new one");
+    support::exact(&mut others, b"of another key");
 }

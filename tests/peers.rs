@@ -518,6 +518,34 @@ rules:
 "#;
 
 #[test]
+fn the_egress_port_does_not_reach_the_fronted_agent_by_its_name() {
+    let claw = Untouched::listen();
+    let upstream = format!("claw.test:{}", claw.port());
+    let gateway = Gateway::start(LOOSE, &[("agent.upstream", &upstream)]);
+    for (case, authority) in [
+        ("its name", upstream),
+        ("where that leads", format!("127.0.0.1:{}", claw.port())),
+        ("another name", format!("other.test:{}", claw.port())),
+    ] {
+        for (form, start) in [
+            ("a request", format!("GET http://{authority}/ HTTP/1.1")),
+            ("a tunnel", format!("CONNECT {authority} HTTP/1.1")),
+        ] {
+            let mut conn = gateway.connect();
+            conn.send(format!(
+                "{start}\r\nHost: {authority}\r\nProxy-Authorization: Bearer {}\r\n\r\n",
+                token(&format!("bot-{}", case.replace(' ', "-")))
+            ));
+            let response = conn.response();
+            assert_eq!(response.status, 403, "{case}, {form}");
+            let reason = response.field("x-agentport-reason");
+            assert_eq!(reason, Some("own_listener"), "{case}, {form}");
+        }
+        claw.check(case);
+    }
+}
+
+#[test]
 fn the_egress_port_reaches_no_agent_whatever_a_rule_says() {
     let (bob, carol) = (Untouched::listen(), Untouched::listen());
     let agents = format!(
@@ -895,6 +923,302 @@ fn an_answer_that_lasts_ends_with_the_certificate_of_its_caller() {
     assert_eq!(ends(tls, "credential_ended"), 2);
 }
 
+/// TLS before an origin that speaks in clear: who shows no certificate of this
+/// CA, or does not negotiate this protocol, reaches nobody.
+fn front(
+    runtime: &tokio::runtime::Runtime,
+    origin: SocketAddr,
+    server: &Issued,
+    ca: &Path,
+    alpn: &'static str,
+) -> SocketAddr {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut roots = rustls::RootCertStore::empty();
+    for der in CertificateDer::pem_file_iter(ca).expect("a CA") {
+        roots.add(der.expect("a certificate")).expect("an issuer");
+    }
+    let clients = rustls::server::WebPkiClientVerifier::builder_with_provider(
+        Arc::new(roots),
+        Arc::clone(&provider),
+    );
+    let chain = CertificateDer::pem_file_iter(&server.certificate).expect("a chain");
+    let chain = chain.map(|der| der.expect("a certificate")).collect();
+    let key = PrivateKeyDer::from_pem_file(&server.key).expect("a key");
+    let mut config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .with_client_cert_verifier(clients.build().expect("a verifier"))
+        .with_single_cert(chain, key)
+        .expect("a certificate");
+    config.alpn_protocols = vec![alpn.as_bytes().to_vec()];
+    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+    let listener = runtime
+        .block_on(tokio::net::TcpListener::bind("127.0.0.1:0"))
+        .expect("a port");
+    let address = listener.local_addr().expect("an address");
+    runtime.spawn(async move {
+        while let Ok((tcp, _)) = listener.accept().await {
+            let acceptor = acceptor.clone();
+            tokio::spawn(async move {
+                let Ok(mut tls) = acceptor.accept(tcp).await else {
+                    return;
+                };
+                if tls.get_ref().1.alpn_protocol() != Some(alpn.as_bytes()) {
+                    return;
+                }
+                // A client of TLS 1.3 has checked nothing before it has sent.
+                let mut first = [0; 1];
+                if tls.read_exact(&mut first).await.is_err() {
+                    return;
+                }
+                let mut clear = tokio::net::TcpStream::connect(origin)
+                    .await
+                    .expect("the origin listens");
+                clear.write_all(&first).await.expect("written");
+                let _ = tokio::io::copy_bidirectional(&mut tls, &mut clear).await;
+            });
+        }
+    });
+    address
+}
+
+/// The TLS of an agent in the directory.
+fn tls_of(ca: &Path, more: &str, identity: Option<&Issued>) -> String {
+    let identity = identity.map(|issued| {
+        let (certificate, key) = (issued.certificate.display(), issued.key.display());
+        format!(", certificate: {certificate}, key: {key}")
+    });
+    format!(
+        "    tls: {{ca: {}{more}{}}}\n",
+        ca.display(),
+        identity.unwrap_or_default()
+    )
+}
+
+#[test]
+fn an_endpoint_is_called_over_tls_where_it_proves_who_it_is() {
+    let runtime = runtime();
+    let bob = Origin::ok();
+    let own = Pki::new("bob's CA");
+    let other = Pki::new("another CA");
+    let server = own.server("bob", &["bob.test", "127.0.0.1"]);
+    let gateway = own.client("gateway", 1, &["gateway.test"], Valid::Now);
+    let expired = own.client("expired", 2, &["gateway.test"], Valid::Past);
+    let at = front(&runtime, bob.address(), &server, own.ca(), "http/1.1");
+    let (named, numbered) = (format!("bob.test:{}", at.port()), at.to_string());
+    let good = |at: &String| {
+        format!(
+            "{}    health: {{path: /up, interval: 100ms}}\n{}",
+            directory("bob", std::slice::from_ref(at)),
+            tls_of(own.ca(), "", Some(&gateway))
+        )
+    };
+    let between = Between::start(POLICY, &good(&named));
+    assert_eq!(between.call("bob.peers.internal", "/open/x", "").0, 200);
+    // The handshake, and what follows it, are a part of the health check.
+    wait_for("a check", || {
+        let asked = bob.requests();
+        let found = asked.iter().any(|(head, _)| head.asks().1 == "/up");
+        found.then_some(())
+    });
+    assert!(
+        between
+            .gateway
+            .lines("an endpoint is unwell and comes last")
+            .is_empty()
+    );
+    let metrics = between.gateway.metrics();
+    let name = gateway.certificate.display().to_string();
+    assert!(
+        metrics
+            .lines()
+            .any(|line| line.starts_with("agentport_certificate_expiry") && line.contains(&name)),
+        "{metrics}"
+    );
+    between.change(&good(&numbered));
+    assert_eq!(between.call("bob.peers.internal", "/open/x", "").0, 200);
+
+    let plain = directory("bob", std::slice::from_ref(&named));
+    let called = |bob: &Origin| {
+        let asked = bob.requests();
+        asked
+            .iter()
+            .filter(|(head, _)| head.asks().1 != "/up")
+            .count()
+    };
+    let before = called(&bob);
+    let wrong = other.client("gateway", 3, &["gateway.test"], Valid::Now);
+    for (case, agents, reason) in [
+        (
+            "another CA",
+            format!("{plain}{}", tls_of(other.ca(), "", Some(&gateway))),
+            "upstream_certificate",
+        ),
+        (
+            "another name",
+            format!(
+                "{plain}{}",
+                tls_of(own.ca(), ", server_name: carol.test", Some(&gateway))
+            ),
+            "upstream_certificate",
+        ),
+        (
+            "no certificate of the gateway",
+            format!("{plain}{}", tls_of(own.ca(), "", None)),
+            "",
+        ),
+        (
+            "one of another CA",
+            format!("{plain}{}", tls_of(own.ca(), "", Some(&wrong))),
+            "",
+        ),
+        ("in clear text", plain.clone(), ""),
+    ] {
+        between.change(&agents);
+        let (status, text) = between.call("bob.peers.internal", "/open/x", "");
+        assert_eq!(status, 502, "{case}: {text}");
+        assert!(text.contains(reason), "{case}: {text}");
+        assert_eq!(called(&bob), before, "{case}");
+    }
+
+    // A mistake in a file that the directory names changes nothing; a better
+    // one is in force without a change of the directory.
+    let file = own.path("trusted.pem");
+    replace(&file, &std::fs::read(other.ca()).expect("a CA"));
+    between.change(&format!("{plain}{}", tls_of(&file, "", Some(&gateway))));
+    assert_eq!(between.call("bob.peers.internal", "/open/x", "").0, 502);
+    let changes = between.gateway.lines(IN_FORCE).len();
+    replace(&file, &std::fs::read(own.ca()).expect("a CA"));
+    wait_for("the right CA", || {
+        (between.gateway.lines(IN_FORCE).len() > changes).then_some(())
+    });
+    assert_eq!(between.call("bob.peers.internal", "/open/x", "").0, 200);
+    replace(
+        &between.pki.path("agents.yaml"),
+        format!("{plain}{}", tls_of(&file, "", Some(&expired))).as_bytes(),
+    );
+    wait_for("the mistake is said", || {
+        let ready = between.gateway.ask_admin("/readyz").body;
+        let ready = String::from_utf8_lossy(&ready).into_owned();
+        (ready.contains("has expired") && ready.contains("expired.pem")).then_some(())
+    });
+    assert_eq!(between.call("bob.peers.internal", "/open/x", "").0, 200);
+}
+
+const CALLS: &str = r#"
+version: 1
+rules:
+  - name: alice-lists
+    action: allow
+    agents: any
+    hosts: ["bob.peers.internal", "openclaw.agent"]
+    ports: any
+    methods: [POST]
+    rpc_methods: [tools.list]
+"#;
+
+#[test]
+fn what_a_body_calls_is_judged_on_its_way_to_a_peer_and_to_the_fronted_agent() {
+    let (bob, claw) = (Origin::ok(), Origin::ok());
+    let upstream = format!("claw.test:{}", claw.port());
+    let between = Between::start_with(
+        CALLS,
+        &directory("bob", &[bob.address().to_string()]),
+        &[("agent.upstream", &upstream)],
+    );
+    let peer = |body: &str| {
+        let config = between.config(Some(&between.alice), "http/1.1");
+        let fields = format!("Content-Length: {}\r\n", body.len());
+        // The body follows the head.
+        let mut tls = between.connect(&config);
+        let head = format!(
+            "POST /rpc HTTP/1.1\r\nHost: bob.peers.internal\r\nConnection: close\r\n{fields}\r\n{body}"
+        );
+        tls.write_all(head.as_bytes()).expect("sent");
+        let mut answer = Vec::new();
+        let _ = tls.read_to_end(&mut answer);
+        let text = String::from_utf8_lossy(&answer).into_owned();
+        text[9..12].parse::<u16>().expect("a status")
+    };
+    let fronted = |body: &str| {
+        let mut client = between.gateway.connect();
+        client.send(format!(
+            "POST /rpc HTTP/1.1\r\nHost: gateway\r\nAuthorization: Bearer {}\r\n\
+             Content-Length: {}\r\n\r\n{body}",
+            token("alice"),
+            body.len()
+        ));
+        client.response().status
+    };
+    let allowed = r#"{"jsonrpc":"2.0", "id":1, "method":"tools.list"}"#;
+    for (case, body, status) in [
+        ("a method that is named", allowed, 200),
+        (
+            "another",
+            r#"{"jsonrpc":"2.0","id":1,"method":"tools.call"}"#,
+            403,
+        ),
+        (
+            "one among several",
+            r#"[{"method":"tools.list"},{"method":"tools.call"}]"#,
+            403,
+        ),
+        ("no JSON", "method=tools.list", 400),
+    ] {
+        assert_eq!(peer(body), status, "a peer: {case}");
+        assert_eq!(fronted(body), status, "the agent: {case}");
+    }
+    for origin in [&bob, &claw] {
+        let seen = origin.requests();
+        let [(_, body)] = &seen[..] else {
+            panic!("one call has come through: {seen:?}");
+        };
+        assert_eq!(String::from_utf8_lossy(body), allowed, "byte for byte");
+    }
+    // By the egress listener the fronted agent is reached by no name of its own.
+    for authority in [upstream, format!("127.0.0.1:{}", claw.port())] {
+        let mut client = between.gateway.connect();
+        client.send(format!(
+            "GET http://{authority}/ HTTP/1.1\r\nHost: {authority}\r\n\
+             Proxy-Authorization: Bearer {}\r\n\r\n",
+            token("alice")
+        ));
+        assert_eq!(client.response().status, 403, "{authority}");
+    }
+    assert_eq!(claw.requests().len(), 1);
+}
+
+#[test]
+fn a_name_that_leads_nowhere_holds_up_no_call() {
+    let bob = Origin::ok();
+    let nowhere = format!("bob.nowhere:{}", bob.port());
+    let between = Between::start(
+        POLICY,
+        &directory("bob", &[nowhere.clone(), bob.address().to_string()]),
+    );
+    let asked = || {
+        let mut asked = between.gateway.names().asked();
+        asked.retain(|name| name.starts_with("bob.nowhere"));
+        asked.len()
+    };
+    assert!(asked() > 0, "it is looked up before any call");
+    for _ in 0..5 {
+        assert_eq!(between.call("bob.peers.internal", "/open/x", "").0, 200);
+    }
+    between.change(&directory("bob", &[nowhere]));
+    let (status, text) = between.call("bob.peers.internal", "/open/x", "");
+    assert_eq!(status, 502, "{text}");
+    assert!(text.contains("name_not_found"), "{text}");
+    // Nobody calls, and it is found all the same.
+    between.gateway.names().set("bob.nowhere", &["127.0.0.1"]);
+    let before = asked();
+    wait_for("the next lookup", || (asked() > before).then_some(()));
+    wait_for("the name", || {
+        let (status, _) = between.call("bob.peers.internal", "/open/x", "");
+        (status == 200).then_some(())
+    });
+}
+
 async fn grpc(listener: tokio::net::TcpListener) {
     while let Ok((tcp, _)) = listener.accept().await {
         tokio::spawn(async move {
@@ -929,16 +1253,37 @@ async fn grpc(listener: tokio::net::TcpListener) {
 
 #[test]
 fn grpc_streams_both_ways_with_trailers() {
+    grpc_streams(false);
+}
+
+#[test]
+fn grpc_streams_both_ways_over_tls_to_the_endpoint() {
+    grpc_streams(true);
+}
+
+fn grpc_streams(tls: bool) {
     let runtime = runtime();
     let listener = runtime
         .block_on(tokio::net::TcpListener::bind("127.0.0.1:0"))
         .expect("a port");
     let address = listener.local_addr().expect("an address");
     runtime.spawn(grpc(listener));
-    let agents = format!(
-        "{}    http2: true\n",
-        directory("bob", &[address.to_string()])
-    );
+    let own = Pki::new("bob's CA");
+    let server = own.server("bob", &["bob.test"]);
+    let gateway = own.client("gateway", 1, &["gateway.test"], Valid::Now);
+    let agents = match tls {
+        false => directory("bob", &[address.to_string()]),
+        true => {
+            let front = front(&runtime, address, &server, own.ca(), "h2");
+            let at = format!("bob.test:{}", front.port());
+            format!(
+                "{}{}",
+                directory("bob", &[at]),
+                tls_of(own.ca(), "", Some(&gateway))
+            )
+        }
+    };
+    let agents = format!("{agents}    http2: true\n");
     let between = Between::start(POLICY, &agents);
     let config = between.config(Some(&between.alice), "h2");
     let talk = async {

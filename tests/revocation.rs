@@ -165,35 +165,35 @@ fn each_kind_stops_what_it_names_and_leaves_the_rest() {
             vec!["--jti", &number],
             jti,
             Some(token("bot-jti", None, -5)),
-            token("bot-jti", None, 2),
+            token("bot-jti", None, 25),
         ),
         (
             "an agent",
             vec!["--agent", "bot-agent"],
             token("bot-agent", None, -5),
             Some(token("bot-agent-2", None, -5)),
-            token("bot-agent", None, 2),
+            token("bot-agent", None, 25),
         ),
         (
             "an agent of one tenant",
             vec!["--agent", "bot-both", "--tenant", "acme"],
             token("bot-both", Some("acme"), -5),
             Some(token("bot-both", Some("other"), -5)),
-            token("bot-both", Some("acme"), 2),
+            token("bot-both", Some("acme"), 25),
         ),
         (
             "a tenant",
             vec!["--tenant", "acme"],
             token("bot-tenant", Some("acme"), -5),
             Some(token("bot-tenant", Some("other"), -5)),
-            token("bot-tenant", Some("acme"), 2),
+            token("bot-tenant", Some("acme"), 25),
         ),
         (
             "a key",
             vec!["--key", &key],
             token("bot-key", None, -5),
             None,
-            token("bot-key", None, 2),
+            token("bot-key", None, 25),
         ),
     ];
     for (case, arguments, revoked, other, newer) in cases {
@@ -451,7 +451,7 @@ fn the_command_says_what_to_write() {
     );
     assert_eq!(revoke(&list, &["list"]), "");
     revoke(&list, &["--key", "k1", "--reason", "two\nlines"]);
-    assert!(revoke(&list, &["list"]).ends_with("for good: two\\nlines\n"));
+    assert!(revoke(&list, &["list"]).ends_with("until undone: two\\nlines\n"));
     let stored = revoke(&list, &["list", "--json"]);
     assert_eq!(stored, std::fs::read_to_string(&list).expect("a list"));
 }
@@ -536,17 +536,134 @@ fn in_redis_it_outlives_redis() {
     }
 }
 
+/// A Redis that loses what it has answered, in each of the ways that it does:
+/// what was revoked stays revoked, and is in Redis again.
+#[test]
+fn in_redis_nothing_that_was_revoked_is_lost() {
+    let mut server = redis::RedisServer::start();
+    let url = format!("redis://{}", server.address());
+    let command = |url: &str, arguments: &[&str]| {
+        let redis = format!("redis.url={url}");
+        let mut all = vec!["revoke"];
+        all.extend(arguments);
+        all.extend(["--set", &redis, "--set", "identity.revocations.redis=on"]);
+        let output = run(&all, &[]);
+        assert!(output.status.success(), "{}", stderr(&output));
+        stdout(&output)
+    };
+    let start = || {
+        gateway(OPEN)
+            .set("redis.url", url.clone())
+            .set("identity.revocations.redis", "on")
+            .start()
+    };
+    let gateways = [start(), start()];
+    let origin = Origin::http();
+    let tokens: Vec<_> = (0..5)
+        .map(|number| token(&format!("bot-{number}"), None, -5))
+        .collect();
+    let restored = |gateway: &Gateway| gateway.figure("agentport_revocations_restored_total");
+    command(&url, &["--agent", "bot-0"]);
+    let old = server.dump();
+    command(&url, &["--agent", "bot-1"]);
+    command(&url, &["--agent", "bot-2"]);
+    for gateway in &gateways {
+        for token in &tokens[..3] {
+            becomes_revoked(gateway, token, &origin, "at first");
+        }
+        assert_eq!(restored(gateway), Some(0.0), "nothing was lost yet");
+    }
+
+    // What a replica that lagged has been told since it took over.
+    let diverged = {
+        let mut other = redis::RedisServer::start();
+        other.come_back_with(&old);
+        command(&other.url(), &["--agent", "bot-3"]);
+        other.ask(&["INCRBY", "agentport:revocations:version", "1000"]);
+        other.dump()
+    };
+    type Loss<'l> = (&'l str, Box<dyn Fn(&mut redis::RedisServer) + 'l>, usize);
+    let losses: [Loss<'_>; 4] = [
+        (
+            "flushed",
+            Box::new(|server| drop(server.ask(&["FLUSHALL"]))),
+            3,
+        ),
+        (
+            "an older dump",
+            Box::new(|server| server.come_back_with(&old)),
+            3,
+        ),
+        (
+            "short of memory",
+            Box::new(|server| drop(server.ask(&["DEL", "agentport:revocations"]))),
+            3,
+        ),
+        (
+            "a replica that lagged, with a higher version",
+            Box::new(|server| server.come_back_with(&diverged)),
+            4,
+        ),
+    ];
+    for (times, (case, lose, revoked)) in losses.iter().enumerate() {
+        lose(&mut server);
+        until(&format!("{case}: all of it is in Redis again"), || {
+            for gateway in &gateways {
+                for token in &tokens[..3] {
+                    assert_eq!(get(gateway, token, &origin).error(), "revoked", "{case}");
+                }
+            }
+            let list = command(&url, &["list"]);
+            (list.lines().count() == *revoked).then_some(())
+        });
+        for gateway in &gateways {
+            for token in &tokens[..*revoked] {
+                becomes_revoked(gateway, token, &origin, case);
+            }
+            assert_eq!(get(gateway, &tokens[4], &origin).status, 200, "{case}");
+        }
+        let said: f64 = gateways.iter().filter_map(restored).sum();
+        assert!(said > times as f64, "{case}: {said}");
+    }
+
+    // What was taken back is not given back.
+    command(&url, &["undo", "--agent", "bot-1"]);
+    for gateway in &gateways {
+        until("what was taken back passes", || {
+            (get(gateway, &tokens[1], &origin).status == 200).then_some(())
+        });
+    }
+    server.ask(&["FLUSHALL"]);
+    until("the rest is in Redis again", || {
+        let list = command(&url, &["list"]);
+        assert!(!list.contains("bot-1"), "{list}");
+        (list.lines().count() == 3).then_some(())
+    });
+    for gateway in &gateways {
+        assert_eq!(get(gateway, &tokens[1], &origin).status, 200);
+    }
+}
+
 /// A list in Redis that cannot be read once is looked at again, also where
 /// nobody changes it any more.
 #[test]
 fn in_redis_one_failed_reading_loses_nothing() {
     let server = redis::RedisServer::start();
-    let gateway = gateway(OPEN)
+    let start = gateway(OPEN);
+    let secret = start.path("secret");
+    std::fs::write(&secret, ADMIN).expect("written");
+    let gateway = start
         .set("redis.url", format!("redis://{}", server.address()))
         .set("identity.revocations.redis", "on")
+        .set("listen.admin_secret_file", secret.display().to_string())
         .start();
     let origin = Origin::http();
-    let token = token("bot-1", None, -5);
+    let (other, token) = (token("bot-2", None, -5), token("bot-1", None, -5));
+    let bearer = format!("Authorization: Bearer {ADMIN}\r\n");
+    let body = r#"{"kind":"agent","value":"bot-2"}"#;
+    let added = admin(&gateway, "POST", "/v1/revocations", &bearer, body);
+    assert_eq!(added.status, 201, "{}", added.text());
+    assert_eq!(get(&gateway, &other, &origin).error(), "revoked");
     let (list, version) = ("agentport:revocations", "agentport:revocations:version");
     server.ask(&["HSET", list, "agent  bot-1", "unreadable"]);
     server.ask(&["INCR", version]);
@@ -554,10 +671,30 @@ fn in_redis_one_failed_reading_loses_nothing() {
         gateway.ready()["revocations"]["failing"].as_str().map(drop)
     });
     assert_eq!(get(&gateway, &token, &origin).status, 200);
+    // Nobody is told that it is done when it is not.
+    let path = "/v1/revocations?kind=agent&value=bot-2";
+    let undone = admin(&gateway, "DELETE", path, &bearer, "");
+    assert_eq!(
+        (undone.status, undone.error()),
+        (503, "temporarily_unavailable".into())
+    );
+    let said = undone.text();
+    assert!(
+        said.contains("is written, but") && said.contains("/ready"),
+        "{said}"
+    );
+    assert_eq!(get(&gateway, &other, &origin).error(), "revoked");
     let entry = format!(r#"{{"kind":"agent","value":"bot-1","at":{}}}"#, now());
     server.ask(&["HSET", list, "agent  bot-1", &entry]);
     becomes_revoked(&gateway, &token, &origin, "without another change");
+    assert_eq!(
+        get(&gateway, &other, &origin).status,
+        200,
+        "it was taken back"
+    );
 }
+
+const ADMIN: &str = "an admin secret of more than thirty-two bytes";
 
 /// One request to the admin listener.
 fn admin(gateway: &Gateway, method: &str, path: &str, fields: &str, body: &str) -> Response {
@@ -570,7 +707,6 @@ fn admin(gateway: &Gateway, method: &str, path: &str, fields: &str, body: &str) 
 
 #[test]
 fn over_http_by_whoever_has_the_secret() {
-    const ADMIN: &str = "an admin secret of more than thirty-two bytes";
     let start = gateway(OPEN);
     let (list, secret) = (start.path("revoked.jsonl"), start.path("secret"));
     std::fs::write(&secret, format!("{ADMIN}\n")).expect("written");

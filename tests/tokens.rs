@@ -694,6 +694,90 @@ fn what_is_exchanged_is_as_old_as_its_parents() {
     assert_eq!(claims(&exchange(&child, &acting))["iat"], older);
 }
 
+/// Whoever hands a token on, under whatever account: what revokes the token that
+/// it comes from, or the account that one was issued to, reaches it.
+#[test]
+fn a_revocation_reaches_what_was_exchanged() {
+    let accounts = Accounts::new();
+    let keys = ["first", "second"].map(|id| accounts.open(id));
+    let list = accounts.folder.path().join("revoked.jsonl");
+    let list = list.display().to_string();
+    let gateway = accounts.gateway_with(&[("identity.revocations.file", &list)]);
+    let origin = Origin::ok();
+    let by = |at: usize| basic(["first", "second"][at], &keys[at]);
+    let exchange = |fields: &str, subject: &str| {
+        let form = [
+            ("grant_type", EXCHANGE),
+            ("subject_token", subject),
+            ("subject_token_type", ACCESS_TOKEN),
+        ];
+        post(&gateway, fields, &form)
+    };
+    let issue = |agent: &str| token_in(&ask(&gateway, "first", &keys[0], &[("agent_id", agent)]));
+    let revoke = |what: &str, value: &str| {
+        let output = Command::new(env!("CARGO_BIN_EXE_agentport"))
+            .args(["revoke", what, value])
+            .arg(format!("--set=identity.revocations.file={list}"))
+            .env_clear()
+            .output()
+            .expect("the program runs");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{said}");
+    };
+    let becomes_revoked = |token: &str| {
+        wait_for("it is refused", || {
+            let answer = through(&gateway, token, "a.test", origin.port());
+            (answer.status != 200).then(|| assert_eq!(answer.json()["error"], "revoked"))
+        });
+    };
+    let passes = |token: &str| {
+        let answer = through(&gateway, token, "a.test", origin.port());
+        assert_eq!(answer.status, 200);
+    };
+
+    let (parent, sibling) = (issue("bot-a"), issue("bot-b"));
+    let child = token_in(&exchange(&by(1), &parent));
+    let grandchild = token_in(&exchange("", &child));
+    let of = |token: &str| claims(token)["jti"].clone();
+    let from = claims(&grandchild)["exchanged_from"].clone();
+    assert_eq!(
+        (
+            &from[0]["jti"],
+            &from[0]["client_id"],
+            &from[1]["jti"],
+            &from[1]["client_id"]
+        ),
+        (&of(&child), &json!("second"), &of(&parent), &json!("first")),
+        "{from}"
+    );
+    assert_eq!(claims(&grandchild)["client_id"], "second");
+    let others = token_in(&exchange(&by(1), &sibling));
+    passes(&grandchild);
+    revoke("--jti", of(&parent).as_str().expect("a jti"));
+    for token in [&parent, &child, &grandchild] {
+        becomes_revoked(token);
+    }
+    let answer = refused(&exchange("", &grandchild));
+    assert_eq!((answer.0, answer.1.as_str()), (400, "invalid_request"));
+    for token in [&sibling, &others] {
+        passes(token);
+    }
+    // The first account has not issued the last token, but the one before it.
+    revoke("--service-account", "first");
+    for token in [&sibling, &others] {
+        becomes_revoked(token);
+    }
+
+    // No longer than the chain may get.
+    let mut last = token_with("bot-c", None, None);
+    for _ in 0..16 {
+        last = token_in(&exchange("", &last));
+    }
+    let answer = refused(&exchange("", &last));
+    assert_eq!((answer.0, answer.1.as_str()), (400, "invalid_request"));
+    assert!(answer.2.contains("nearer to the first"), "{answer:?}");
+}
+
 #[test]
 fn a_signed_assertion_opens_once() {
     let accounts = Accounts::new();

@@ -12,8 +12,8 @@ use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKey
 use rustls::sign::CertifiedKey;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
-use crate::config::{CertificatePair, ClientCertificates, Tls, TlsVersion};
-use crate::proxy::{ClientTrust, TlsParts};
+use crate::config::{CalleeTlsFiles, CertificatePair, ClientCertificates, Tls, TlsVersion};
+use crate::proxy::{CalleeTls, CalleeTlsParts, ClientTrust, TlsParts};
 
 use super::watch::read_stable;
 
@@ -117,6 +117,28 @@ fn digest(parts: &TlsParts) -> [u8; 32] {
 /// # Errors
 /// With the file, and what to do.
 pub fn pair(pair: &CertificatePair, now: SystemTime) -> Result<(CertifiedKey, SystemTime), String> {
+    let (chain, key, expires) = identity(pair, now)?;
+    let provider = rustls::crypto::ring::default_provider();
+    let certified = CertifiedKey::from_der(chain, key, &provider).map_err(|error| match error {
+        rustls::Error::InconsistentKeys(_) => format!(
+            "{}: the key is not that of the certificate in {}: write both anew",
+            pair.key.display(),
+            pair.certificate.display()
+        ),
+        error => format!("{}: {error}", pair.key.display()),
+    })?;
+    Ok((certified, expires))
+}
+
+/// A certificate chain that is valid, and a key; whether they belong together
+/// is left to [`pair`].
+type Identity = (
+    Vec<CertificateDer<'static>>,
+    PrivateKeyDer<'static>,
+    SystemTime,
+);
+
+fn identity(pair: &CertificatePair, now: SystemTime) -> Result<Identity, String> {
     let place = pair.certificate.display();
     let chain = certificates(&pair.certificate)?;
     let mut expires = None;
@@ -129,16 +151,43 @@ pub fn pair(pair: &CertificatePair, now: SystemTime) -> Result<(CertifiedKey, Sy
     let Some(expires) = expires else {
         return Err(format!("{place}: there is no certificate in it"));
     };
-    let key = private_key(&pair.key)?;
-    let provider = rustls::crypto::ring::default_provider();
-    let certified = CertifiedKey::from_der(chain, key, &provider).map_err(|error| match error {
-        rustls::Error::InconsistentKeys(_) => format!(
-            "{}: the key is not that of the certificate in {place}: write both anew",
-            pair.key.display()
-        ),
-        error => format!("{}: {error}", pair.key.display()),
-    })?;
-    Ok((certified, expires))
+    Ok((chain, private_key(&pair.key)?, expires))
+}
+
+/// TLS with an agent's endpoints, from its files, with the certificates whose
+/// end counts.
+///
+/// # Errors
+/// With the file, and what to do.
+pub fn callee(
+    written: &CalleeTlsFiles,
+    http2: bool,
+    now: SystemTime,
+) -> Result<(CalleeTls, Vec<InUse>), String> {
+    let in_use = |file: &Path, expires| InUse {
+        name: file.display().to_string(),
+        expires,
+    };
+    let (roots, expires) = trusted(&written.ca, now)?;
+    let mut used = vec![in_use(&written.ca, expires)];
+    let identity = match &written.identity {
+        None => None,
+        Some(both) => {
+            pair(both, now)?;
+            let (chain, key, expires) = identity(both, now)?;
+            used.push(in_use(&both.certificate, expires));
+            Some((chain, key))
+        }
+    };
+    let parts = CalleeTlsParts {
+        server_name: written.server_name.clone(),
+        roots,
+        identity,
+        http2,
+    };
+    let tls =
+        CalleeTls::new(parts).map_err(|error| format!("{}: {error}", written.ca.display()))?;
+    Ok((tls, used))
 }
 
 fn clients(
@@ -217,7 +266,11 @@ fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
     Ok(found)
 }
 
-fn private_key(file: &Path) -> Result<PrivateKeyDer<'static>, String> {
+/// The first private key in a file, in clear.
+///
+/// # Errors
+/// With the file, and what to do.
+pub fn private_key(file: &Path) -> Result<PrivateKeyDer<'static>, String> {
     let bytes = read(file)?;
     let place = file.display();
     if bytes

@@ -8,10 +8,14 @@ use std::cell::RefCell;
 use std::net::IpAddr;
 use std::num::NonZeroUsize;
 use std::path::Path;
+use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use nix::ifaddrs::getifaddrs;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use ring::rand::{SecureRandom, SystemRandom};
+
+use crate::gate::ports::ThisMachine;
 
 /// How many worker threads the host has processors for: those that the process
 /// may run on, bounded by the control group's quota (v2 and v1), rounded up,
@@ -67,6 +71,36 @@ pub fn interface_addresses() -> std::io::Result<Vec<IpAddr>> {
     addresses.sort_unstable();
     addresses.dedup();
     Ok(addresses)
+}
+
+/// The addresses of this host's interfaces as they were last read. They change
+/// while a gateway serves: pods get new ones, tunnels come and go.
+#[derive(Debug, Default)]
+pub struct OwnAddresses(ArcSwap<Vec<IpAddr>>);
+
+impl OwnAddresses {
+    /// Reads them. Says whether they are others than before; where the system
+    /// does not say, those of before stay.
+    pub fn read(&self) -> bool {
+        let found = match interface_addresses() {
+            Ok(found) => found,
+            Err(error) => {
+                tracing::warn!(%error, "the addresses of this machine cannot be read");
+                return false;
+            }
+        };
+        let change = **self.0.load() != found;
+        if change {
+            self.0.store(Arc::new(found));
+        }
+        change
+    }
+}
+
+impl ThisMachine for OwnAddresses {
+    fn has(&self, address: IpAddr) -> bool {
+        self.0.load().binary_search(&address).is_ok()
+    }
 }
 
 /// 128 random bits from the system's generator, for numbers of requests and
@@ -233,6 +267,11 @@ mod tests {
         assert!(processors().get() >= 1);
         let addresses = interface_addresses().expect("interfaces");
         assert!(addresses.iter().any(IpAddr::is_loopback), "{addresses:?}");
+        let own = OwnAddresses::default();
+        assert!(!own.has(addresses[0]), "not read yet");
+        assert!(own.read() && !own.read(), "news only once");
+        assert!(addresses.iter().all(|address| own.has(*address)));
+        assert!(!own.has("192.0.2.1".parse().expect("an address")));
     }
 
     #[test]

@@ -1,12 +1,14 @@
 //! Where revocations are kept, so that they outlive a gateway and all replicas
 //! see the same: a file, on a volume that they share, or Redis.
 
+use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::identity::{Revocation, RevocationError, Revoked};
 
+use super::host;
 use super::redis::{Redis, RedisFailure};
 use super::shared_file;
 use super::watch::Watch;
@@ -40,10 +42,15 @@ pub enum StoreError {
     Redis(#[from] RedisFailure),
 }
 
-/// How often Redis is asked whether the list has changed: one GET by each
+/// How often Redis is asked whether the list has changed: one question by each
 /// gateway. A message on a channel could be lost where nobody would notice;
 /// a number that is asked for cannot.
 const ASK: Duration = Duration::from_millis(250);
+
+/// How many changes of a list in Redis are remembered by their mark. A gateway
+/// that has missed more of them gives back what it holds, which revokes too
+/// much and never too little.
+const CHANGES: usize = 10_000;
 
 /// A list of revocations, wherever it is.
 #[derive(Clone, Debug)]
@@ -54,13 +61,72 @@ pub enum RevocationStore {
     Redis(RedisRevocations),
 }
 
+/// What a gateway has read of a list, so that it can tell a list that somebody
+/// has changed from one that has lost something.
+#[derive(Clone, Debug, Default)]
+pub struct Held {
+    entries: Vec<Revocation>,
+    place: Place,
+}
+
+impl Held {
+    /// The entries of the last reading, ended ones included.
+    #[must_use]
+    pub fn entries(&self) -> &[Revocation] {
+        &self.entries
+    }
+}
+
+/// Where the history of a list in Redis stands.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Place {
+    /// The number of the last change; 0 where there never was one.
+    version: u64,
+    /// The mark of the last change that has one.
+    change: Option<String>,
+    /// How many entries there are.
+    count: u64,
+}
+
+impl Place {
+    /// What is no number is no version of ours, and lost as if it were none.
+    fn of(version: Option<String>, changes: Vec<String>, count: u64) -> Self {
+        Self {
+            version: version
+                .and_then(|version| version.parse().ok())
+                .unwrap_or(0),
+            change: changes.into_iter().next(),
+            count,
+        }
+    }
+
+    /// Whether there are fewer entries than the last change has left: a Redis
+    /// that is short of memory may drop them all.
+    fn is_short(&self) -> bool {
+        let left = self
+            .change
+            .as_deref()
+            .and_then(|mark| mark.rsplit_once(' '))
+            .and_then(|(_, left)| left.parse().ok());
+        left.is_some_and(|left: u64| self.count < left)
+    }
+}
+
 /// Tells that the list may have changed.
 #[derive(Debug)]
 pub enum Changes {
     /// Of a file.
     File(Watch),
-    /// Of Redis: the version that was seen last; none while it is away.
-    Redis(RedisRevocations, Option<String>),
+    /// Of Redis.
+    Redis(RedisChanges),
+}
+
+/// Asks Redis again and again whether the list has changed.
+#[derive(Debug)]
+pub struct RedisChanges {
+    list: RedisRevocations,
+    /// Where it stood last; none while Redis is away.
+    seen: Option<Place>,
 }
 
 impl RevocationStore {
@@ -71,7 +137,7 @@ impl RevocationStore {
     pub async fn list(&self) -> Result<Vec<Revocation>, StoreError> {
         match self {
             Self::File(file) => aside(file, |file| file.list()).await,
-            Self::Redis(redis) => redis.list().await,
+            Self::Redis(redis) => Ok(redis.look(None).await?.entries),
         }
     }
 
@@ -97,17 +163,23 @@ impl RevocationStore {
         }
     }
 
-    /// Puts the list back where Redis has come back without it: it keeps
-    /// nothing over a restart where nobody has told it to, and who was revoked
-    /// would be let in again. Says whether it did.
+    /// Reads the list into `held`, for one who has read it before. Where Redis
+    /// has lost something since, it is given back all that is still in force
+    /// at `now`, in seconds since 1970: it keeps nothing over a restart where
+    /// nobody has told it to, a replica that takes over may lag, and a dump is
+    /// of yesterday, and who was revoked would be let in again. Says whether
+    /// that was so.
     ///
     /// # Errors
-    /// [`StoreError`].
-    pub async fn restore(&self, known: &[Revocation]) -> Result<bool, StoreError> {
+    /// [`StoreError`]; `held` is then as it was.
+    pub async fn read(&self, held: &mut Held, now: u64) -> Result<bool, StoreError> {
         match self {
             // A file that is gone is an error, and not an empty list.
-            Self::File(_) => Ok(false),
-            Self::Redis(redis) => redis.restore(known).await,
+            Self::File(_) => {
+                held.entries = self.list().await?;
+                Ok(false)
+            }
+            Self::Redis(redis) => redis.read(held, now).await,
         }
     }
 
@@ -118,7 +190,10 @@ impl RevocationStore {
     pub fn follow(&self) -> io::Result<Changes> {
         Ok(match self {
             Self::File(file) => Changes::File(Watch::start(vec![file.path.clone()])?),
-            Self::Redis(redis) => Changes::Redis(redis.clone(), None),
+            Self::Redis(redis) => Changes::Redis(RedisChanges {
+                list: redis.clone(),
+                seen: None,
+            }),
         })
     }
 }
@@ -133,28 +208,26 @@ impl Changes {
                     std::future::pending::<()>().await;
                 }
             }
-            Self::Redis(redis, seen) => loop {
+            Self::Redis(redis) => loop {
                 tokio::time::sleep(ASK).await;
-                let now = redis.version().await.ok();
+                let now = redis.list.place().await.ok();
                 // Away, it is told again and again, and so noticed when it
                 // comes back with another list or none.
-                if now.is_none() || now != *seen {
-                    *seen = now;
+                if now.is_none() || now != redis.seen {
+                    redis.seen = now;
                     return;
                 }
             },
         }
     }
-}
 
-impl Changes {
     /// The list could not be read this time: it is looked at again, also where
     /// it has not changed since.
     pub fn look_again(&mut self) {
         match self {
             // What is wrong with a file stays wrong until it changes.
             Self::File(_) => {}
-            Self::Redis(_, seen) => *seen = None,
+            Self::Redis(redis) => redis.seen = None,
         }
     }
 }
@@ -170,11 +243,58 @@ async fn aside<T: Send + 'static>(
     }
 }
 
-/// A list of revocations in Redis: a hash with an entry in each field, and a
-/// number that every change raises.
+/// Changes the list at once: `KEYS` are the entries, the version and the marks,
+/// `ARGV` the mark of this change, the least version before it, how many marks
+/// to keep, and for each entry its field, what it must be (`*` anything, nothing
+/// for no entry) and what it becomes (nothing to take it out). Gives how many
+/// were changed. The version rises also where none was: that makes gateways
+/// look, no more.
+///
+/// A mark ends in the number of entries that its change has left. Where there
+/// are fewer by now, entries were lost without a change, and all marks go: so
+/// no gateway finds its own, and each gives back what it holds.
+const CHANGE: &str = r"
+local last = redis.call('ZRANGE', KEYS[3], -1, -1)[1] or ''
+if redis.call('HLEN', KEYS[1]) < (tonumber(string.match(last, '%d+$')) or 0) then
+  redis.call('DEL', KEYS[3])
+end
+local version = tonumber(redis.call('GET', KEYS[2]) or '0') or 0
+version = string.format('%d', math.max(version, tonumber(ARGV[2])) + 1)
+local changed = 0
+for at = 4, #ARGV, 3 do
+  local field, before, after = ARGV[at], ARGV[at + 1], ARGV[at + 2]
+  if before == '*' or before == (redis.call('HGET', KEYS[1], field) or '') then
+    if after == '' then
+      changed = changed + redis.call('HDEL', KEYS[1], field)
+    else
+      redis.call('HSET', KEYS[1], field, after)
+      changed = changed + 1
+    end
+  end
+end
+redis.call('SET', KEYS[2], version)
+redis.call('ZADD', KEYS[3], version, ARGV[1] .. ' ' .. redis.call('HLEN', KEYS[1]))
+redis.call('ZREMRANGEBYRANK', KEYS[3], 0, -1 - ARGV[3])
+return changed
+";
+
+/// A list of revocations in Redis: a hash with an entry in each field, a number
+/// that every change raises, and beside it a random mark of each change, by
+/// which a gateway knows that the list has come from the one that it has read
+/// and not from an older one with the same number.
 #[derive(Clone, Debug)]
 pub struct RedisRevocations {
     redis: Redis,
+}
+
+/// The list at one moment.
+struct Look {
+    entries: Vec<Revocation>,
+    /// The lines as they are, by their field.
+    lines: HashMap<String, String>,
+    place: Place,
+    /// Whether the change that was asked for is one of those that led here.
+    descends: bool,
 }
 
 impl RedisRevocations {
@@ -184,106 +304,160 @@ impl RedisRevocations {
         Self { redis }
     }
 
-    fn entries_key(&self) -> String {
-        self.redis.key("revocations")
+    /// The entries, the version and the marks of changes.
+    fn keys(&self) -> [String; 3] {
+        ["revocations", "revocations:version", "revocations:changes"]
+            .map(|name| self.redis.key(name))
     }
 
-    fn version_key(&self) -> String {
-        self.redis.key("revocations:version")
+    async fn place(&self) -> Result<Place, StoreError> {
+        let [entries, version, changes] = self.keys();
+        let mut ask = redis::pipe();
+        ask.atomic()
+            .get(version)
+            .zrange(changes, -1, -1)
+            .hlen(entries);
+        let (version, changes, count) = self.run(&ask).await?;
+        Ok(Place::of(version, changes, count))
     }
 
-    /// The number of the last change; `0` where there never was one.
-    async fn version(&self) -> Result<String, StoreError> {
-        let command = redis::Cmd::get(self.version_key());
-        let version: Option<String> = self.redis.ask(&command).await?;
-        Ok(version.unwrap_or_else(|| "0".to_owned()))
-    }
-
-    async fn list(&self) -> Result<Vec<Revocation>, StoreError> {
-        let lines: Vec<String> = self
-            .redis
-            .ask(&redis::Cmd::hvals(self.entries_key()))
-            .await?;
-        let mut entries = self.parse(&lines)?;
+    /// The list, and whether it descends from this change.
+    async fn look(&self, change: Option<&str>) -> Result<Look, StoreError> {
+        let [entries, version, changes] = self.keys();
+        let mut ask = redis::pipe();
+        ask.atomic()
+            .get(version)
+            .zrange(&changes, -1, -1)
+            .zscore(&changes, change.unwrap_or_default())
+            .hgetall(entries);
+        type Answer = (
+            Option<String>,
+            Vec<String>,
+            Option<f64>,
+            HashMap<String, String>,
+        );
+        let (version, changes, score, lines): Answer = self.run(&ask).await?;
+        let mut entries = lines
+            .values()
+            .map(|line| {
+                Revocation::parse(line).map_err(|error| StoreError::Content {
+                    place: format!("Redis, {}", self.redis.key("revocations")),
+                    error,
+                })
+            })
+            .collect::<Result<Vec<_>, _>>()?;
         // A hash has no order of its own.
         entries.sort_by_key(|entry| (entry.at, entry.what()));
-        Ok(entries)
+        let count = lines.len() as u64;
+        Ok(Look {
+            entries,
+            place: Place::of(version, changes, count),
+            descends: change.is_none() || score.is_some(),
+            lines,
+        })
+    }
+
+    async fn read(&self, held: &mut Held, now: u64) -> Result<bool, StoreError> {
+        let mut look = self.look(held.place.change.as_deref()).await?;
+        let lost = look.has_lost(held);
+        if lost {
+            let change = look.give_back(held, now);
+            self.change(held.place.version, &change).await?;
+            look = self.look(None).await?;
+        }
+        held.entries = look.entries;
+        held.place = look.place;
+        Ok(lost)
     }
 
     async fn add(&self, mut entry: Revocation, now: u64) -> Result<(), StoreError> {
         entry.check().map_err(StoreError::Entry)?;
-        let entries = self.list().await?;
+        let entries = self.look(None).await?.entries;
         if let Some(known) = entries.iter().find(|known| known.what() == entry.what())
             && known.is_in_force(now)
         {
             entry.reach_as_far_as(known);
         }
-        let mut change = redis::pipe();
-        change.atomic();
-        for ended in entries.iter().filter(|known| !known.is_in_force(now)) {
-            change
-                .hdel(self.entries_key(), field(&ended.what()))
-                .ignore();
-        }
-        change
-            .hset(self.entries_key(), field(&entry.what()), entry.line())
-            .ignore()
-            .incr(self.version_key(), 1)
-            .ignore();
-        self.run(&change).await
+        let ended = entries.iter().filter(|known| !known.is_in_force(now));
+        let mut change: Vec<_> = ended
+            .map(|ended| [field(&ended.what()), ANYTHING.to_owned(), String::new()])
+            .collect();
+        change.push([field(&entry.what()), ANYTHING.to_owned(), entry.line()]);
+        self.change(0, &change).await?;
+        Ok(())
     }
 
     async fn remove(&self, what: &Revoked) -> Result<bool, StoreError> {
-        let removed: u64 = self
-            .redis
-            .ask(&redis::Cmd::hdel(self.entries_key(), field(what)))
-            .await?;
-        // Raised also where there was none: that makes gateways look, no more.
-        let raise = redis::Cmd::incr(self.version_key(), 1);
-        let _: i64 = self.redis.ask(&raise).await?;
-        Ok(removed > 0)
+        let change = [field(what), ANYTHING.to_owned(), String::new()];
+        Ok(self.change(0, &[change]).await? > 0)
     }
 
-    async fn restore(&self, known: &[Revocation]) -> Result<bool, StoreError> {
-        if known.is_empty() || self.version().await? != "0" {
-            return Ok(false);
+    /// See [`CHANGE`]. Gives how many entries were changed.
+    async fn change(&self, least: u64, entries: &[[String; 3]]) -> Result<u64, StoreError> {
+        let script = redis::Script::new(CHANGE);
+        let mut call = script.prepare_invoke();
+        for key in self.keys() {
+            call.key(key);
         }
-        let mut change = redis::pipe();
-        change.atomic();
-        for entry in known {
-            // Another gateway may have been here, or somebody has revoked anew.
-            change
-                .hset_nx(self.entries_key(), field(&entry.what()), entry.line())
-                .ignore();
+        call.arg(format!("{:032x}", host::random_bits()))
+            .arg(least)
+            .arg(CHANGES);
+        for entry in entries {
+            call.arg(entry);
         }
-        change.incr(self.version_key(), 1).ignore();
-        self.run(&change).await?;
-        Ok(true)
-    }
-
-    async fn run(&self, change: &redis::Pipeline) -> Result<(), StoreError> {
         let mut connection = self.redis.connection().ok_or_else(|| self.redis.away())?;
-        let done: Result<(), redis::RedisError> = change.query_async(&mut connection).await;
+        let done = call.invoke_async(&mut connection).await;
         done.map_err(|error| StoreError::Redis(self.redis.failed(error)))
     }
 
-    fn parse(&self, lines: &[String]) -> Result<Vec<Revocation>, StoreError> {
-        lines
-            .iter()
-            .map(|line| {
-                Revocation::parse(line).map_err(|error| StoreError::Content {
-                    place: format!("Redis, {}", self.entries_key()),
-                    error,
-                })
+    async fn run<T: redis::FromRedisValue>(&self, ask: &redis::Pipeline) -> Result<T, StoreError> {
+        let mut connection = self.redis.connection().ok_or_else(|| self.redis.away())?;
+        let done = ask.query_async(&mut connection).await;
+        done.map_err(|error| StoreError::Redis(self.redis.failed(error)))
+    }
+}
+
+/// What an entry in Redis may be before it is changed; see [`CHANGE`].
+const ANYTHING: &str = "*";
+
+impl Look {
+    /// Whether this is not what became of what is held: of an earlier version,
+    /// by other changes, or with entries gone that nobody has taken out.
+    fn has_lost(&self, held: &Held) -> bool {
+        self.place.version < held.place.version || !self.descends || self.place.is_short()
+    }
+
+    /// The changes that put into it what is held and in force at `now`. Of two
+    /// entries for the same both count. One that somebody changes in between
+    /// is left as he wrote it.
+    fn give_back(&self, held: &Held, now: u64) -> Vec<[String; 3]> {
+        let in_force = held.entries.iter().filter(|entry| entry.is_in_force(now));
+        in_force
+            .filter_map(|entry| {
+                let field = field(&entry.what());
+                let before = self.lines.get(&field).cloned().unwrap_or_default();
+                let mut entry = entry.clone();
+                if let Some(known) = self.entries.iter().find(|at| at.what() == entry.what()) {
+                    entry.reach_as_far_as(known);
+                    if entry.at == known.at && entry.until == known.until {
+                        return None;
+                    }
+                }
+                Some([field, before, entry.line()])
             })
             .collect()
     }
 }
 
-/// The name of an entry's field: what it revokes.
+/// The name of an entry's field: what it revokes. No name holds a line feed.
 fn field(what: &Revoked) -> String {
     let tenant = what.tenant.as_deref().unwrap_or("");
-    format!("{} {tenant} {}", what.kind, what.value)
+    let mut field = format!("{} {tenant} {}", what.kind, what.value);
+    if let Some(issuer) = &what.issuer {
+        field.push('\n');
+        field.push_str(issuer);
+    }
+    field
 }
 
 /// A list of revocations in a file: one JSON object in each line.
@@ -394,6 +568,7 @@ mod tests {
             kind: RevokedKind::Agent,
             value: value.into(),
             tenant: None,
+            issuer: None,
             at,
             until,
             reason: None,

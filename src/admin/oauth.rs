@@ -24,9 +24,9 @@ use crate::audit::{AuditEvent, AuditRecord};
 use crate::egress::{Authority, RequestId};
 use crate::gate::ports::{AuditSink, Clock, RevocationSource, SinkState};
 use crate::identity::{
-    ACCESS_TOKEN, CachedVerifier, ClientCredential, Grant, GrantError, IssueRequest, KeyRefused,
-    MAX_FORM_BYTES, Principal, ServiceAccount, SigningKey, Terms, TokenIssuer, TokenRequest,
-    UsedAssertions, claimed_account, exchange, is_account_id,
+    ACCESS_TOKEN, CachedVerifier, ClientCredential, Descent, Grant, GrantError, IssueRequest,
+    KeyRefused, MAX_FORM_BYTES, Principal, ServiceAccount, SigningKey, Terms, TokenIssuer,
+    TokenRequest, UsedAssertions, claimed_account, exchange, is_account_id,
 };
 use crate::limit::{Quota, RateLimiter, Throttled};
 
@@ -232,15 +232,18 @@ impl TokenEndpoint {
         }
         let (now, jti) = (self.now(), host::random_bits());
         let terms = &self.parts.terms;
-        let mut iat = Some(now);
-        let (granted, exchanged) = match &request.grant {
+        let (granted, descent, exchanged) = match &request.grant {
             Grant::ClientCredentials => {
                 let Some(account) = account else {
                     let why =
                         "the client shows no key: send the service account and its key by Basic";
                     return Err(GrantError::InvalidClient(why.to_owned()).into());
                 };
-                (account.grant(request, terms, jti)?, false)
+                (
+                    account.grant(request, terms, jti)?,
+                    Descent::none(now),
+                    false,
+                )
             }
             Grant::Exchange { subject, actor } => {
                 let subject = self.verify("subject_token", subject, now)?;
@@ -248,7 +251,7 @@ impl TokenEndpoint {
                     Some(actor) => Some(self.verify("actor_token", actor, now)?),
                     None => None,
                 };
-                let granted = exchange(
+                let (granted, descent) = exchange(
                     account.as_deref(),
                     request,
                     &subject,
@@ -256,13 +259,7 @@ impl TokenEndpoint {
                     terms,
                     (now, jti),
                 )?;
-                // The older of both, and none where one has none.
-                iat = subject.issued_at();
-                if let Some(actor) = &actor {
-                    let of_actor = actor.issued_at();
-                    iat = iat.and_then(|iat| of_actor.map(|actor| iat.min(actor)));
-                }
-                (granted, true)
+                (granted, descent, true)
             }
         };
         if let Some(account) = account {
@@ -274,7 +271,7 @@ impl TokenEndpoint {
             .unwrap_or_else(PoisonError::into_inner)
             .clone();
         let signer = signer.ok_or_else(|| Refusal::Unable("there is no signing key".to_owned()))?;
-        let token = signer.issue_dated(&granted, now, iat);
+        let token = signer.issue_descending(&granted, now, &descent);
         let token = token.map_err(|error| match error {
             crate::identity::IssueError::Signing | crate::identity::IssueError::Date => {
                 Refusal::Unable(error.to_string())
@@ -518,6 +515,8 @@ impl TokenEndpoint {
             destination_host: None,
             destination_port: None,
             destination_ip: None,
+            via_proxy: None,
+            route: None,
             path: Some(TOKEN_PATH.into()),
             rpc_methods: None,
             action_allowed: refusal.is_none(),

@@ -40,8 +40,9 @@ const MIN_SECRET_BYTES: usize = 32;
 /// The most bytes of a request's body.
 const MAX_BODY_BYTES: usize = 64 * 1024;
 
-/// Asks for the list to be read now; the answer comes when it is in force.
-pub type ReadNow = mpsc::Sender<oneshot::Sender<()>>;
+/// Asks for the list to be read now; the answer comes when it is in force, or
+/// says why it cannot be read.
+pub type ReadNow = mpsc::Sender<oneshot::Sender<Result<(), String>>>;
 
 /// What the pages need.
 pub struct RevocationPages {
@@ -57,6 +58,8 @@ pub struct RevocationPages {
     pub revocations: Arc<dyn RevocationSource>,
     /// Time.
     pub clock: Arc<dyn Clock>,
+    /// Our own `iss`.
+    pub issuer: String,
     /// Who knows the service accounts; `None` where there are none.
     pub clients: Option<Arc<TokenEndpoint>>,
     /// The file with the admin secret, read for each request so that it may be
@@ -230,6 +233,13 @@ impl RevocationPages {
         Ok((query.token, Asker::Account(Arc::clone(client.account.id()))))
     }
 
+    /// The issuer as a revocation names it: not at all where it is we.
+    fn other(&self, issuer: Option<&str>) -> Option<String> {
+        issuer
+            .filter(|issuer| *issuer != self.issuer)
+            .map(str::to_owned)
+    }
+
     fn store(&self) -> Result<&RevocationStore, Refusal> {
         self.store.as_ref().ok_or_else(|| {
             let why = "there is no list of revocations: set identity.revocations.file or identity.revocations.redis";
@@ -239,11 +249,29 @@ impl RevocationPages {
 
     /// In force on this gateway when it comes back; the others see it within a
     /// second.
-    async fn put_in_force(&self) {
+    ///
+    /// # Errors
+    /// Where the list could not be read after the change: it is written, and
+    /// not in force here.
+    async fn put_in_force(&self) -> Result<(), Refusal> {
         let (done, wait) = oneshot::channel();
-        if self.read_now.send(done).await.is_ok() {
-            let _ = wait.await;
-        }
+        let outcome = match self.read_now.send(done).await {
+            Ok(()) => wait.await.ok(),
+            Err(_) => None,
+        };
+        let why = match outcome {
+            Some(Ok(())) => return Ok(()),
+            Some(Err(why)) => why,
+            None => "the gateway is stopping".to_owned(),
+        };
+        tracing::error!(%why, "a change to the revocations is written and not in force");
+        Err(Refusal::Said(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "temporarily_unavailable",
+            format!(
+                "the change is written, but this gateway cannot read the list and goes on with what it knew: {why}. Put the list right; it is then read by itself, and /ready shows revocations.failing null"
+            ),
+        ))
     }
 
     /// Whose this credential is; `None` where it is nobody's, or ended.
@@ -267,10 +295,15 @@ enum Asker {
 }
 
 impl Asker {
-    fn may_speak_of(&self, who: &Principal) -> bool {
+    /// A token of another issuer has that one's accounts in `client_id`, and
+    /// not ours.
+    fn may_speak_of(&self, who: &Principal, pages: &RevocationPages) -> bool {
         match self {
             Self::Operator => true,
-            Self::Account(account) => who.client() == Some(account),
+            Self::Account(account) => {
+                who.client() == Some(account)
+                    && pages.other(who.issuer().map(AsRef::as_ref)).is_none()
+            }
         }
     }
 }
@@ -311,7 +344,7 @@ async fn revoke(
     let Ok(who) = pages.whose(&token, now) else {
         return Ok(answer(StatusCode::OK, &json!({})));
     };
-    if !asker.may_speak_of(&who) {
+    if !asker.may_speak_of(&who, &pages) {
         // RFC 7009, 2.1: the client is told.
         let why = "the token was not issued to this service account".to_owned();
         return Err(GrantError::UnauthorizedClient(why).into());
@@ -334,12 +367,13 @@ async fn revoke(
         kind,
         value,
         tenant: None,
+        issuer: pages.other(who.issuer().map(AsRef::as_ref)),
         at: now,
         until: (kind == RevokedKind::Jti).then_some(ends.max(now + 1)),
         reason: Some("revoked by its client".to_owned()),
     };
     store.add(entry.clone(), now).await?;
-    pages.put_in_force().await;
+    pages.put_in_force().await?;
     tracing::info!(kind = %entry.kind, value = %entry.value, "revoked over HTTP");
     Ok(answer(StatusCode::OK, &json!({})))
 }
@@ -358,7 +392,7 @@ async fn introspect(
         return Ok(inactive());
     };
     // RFC 7662, 2.2: what the client may not know of is inactive to it.
-    if !asker.may_speak_of(&who) {
+    if !asker.may_speak_of(&who, &pages) {
         return Ok(inactive());
     }
     if pages.revocations.current().revokes(&who, now).is_some() {
@@ -413,6 +447,8 @@ struct Wanted {
     value: String,
     #[serde(default)]
     tenant: Option<String>,
+    #[serde(default)]
+    issuer: Option<String>,
     #[serde(default, rename = "for")]
     lasts: Option<String>,
     #[serde(default)]
@@ -436,7 +472,7 @@ async fn add(
     let store = pages.store()?;
     let wanted: Wanted = serde_json::from_slice(&body).map_err(|error| {
         bad_request(format!(
-            "{error}: write {{\"kind\":\"agent\",\"value\":\"bot-01\"}}, with tenant, for and reason where they are wanted"
+            "{error}: write {{\"kind\":\"agent\",\"value\":\"bot-01\"}}, with tenant, issuer, for and reason where they are wanted"
         ))
     })?;
     let lasts = wanted
@@ -451,12 +487,13 @@ async fn add(
         kind: wanted.kind,
         value: wanted.value,
         tenant: wanted.tenant,
+        issuer: pages.other(wanted.issuer.as_deref()),
     };
     let now = pages.now();
     let entry = Revocation::make(what, now, lasts, wanted.reason)
         .map_err(|error| bad_request(error.to_string()))?;
     store.add(entry.clone(), now).await?;
-    pages.put_in_force().await;
+    pages.put_in_force().await?;
     tracing::info!(kind = %entry.kind, value = %entry.value, "revoked over HTTP");
     Ok(answer(StatusCode::CREATED, &json!(entry)))
 }
@@ -473,7 +510,8 @@ async fn undo(
         let found = form.iter().find(|(known, _)| known == name);
         found.map(|(_, value)| value.clone())
     };
-    let shape = || bad_request("write ?kind=agent&value=bot-01, with tenant where it has one");
+    let shape =
+        || bad_request("write ?kind=agent&value=bot-01, with tenant or issuer where it has one");
     let kind: RevokedKind = of("kind")
         .and_then(|kind| serde_json::from_value(kind.into()).ok())
         .ok_or_else(shape)?;
@@ -481,6 +519,7 @@ async fn undo(
         kind,
         value: of("value").ok_or_else(shape)?,
         tenant: of("tenant"),
+        issuer: pages.other(of("issuer").as_deref()),
     };
     if !store.remove(what.clone(), pages.now()).await? {
         return Err(Refusal::Said(
@@ -489,7 +528,7 @@ async fn undo(
             format!("{} {} is not revoked", what.kind, what.value),
         ));
     }
-    pages.put_in_force().await;
+    pages.put_in_force().await?;
     tracing::info!(kind = %what.kind, value = %what.value, "a revocation was taken back over HTTP");
     Ok(StatusCode::NO_CONTENT.into_response())
 }

@@ -25,7 +25,7 @@ pub(super) struct RevokeArgs {
     command: Option<RevokeCommand>,
     #[command(flatten)]
     what: WhatArgs,
-    /// When the entry ends, such as 24h; not before the last token that it speaks of [default: never for a key, else the longest life of a token, 366d]
+    /// When the entry ends, such as 24h; not before the last token that it speaks of [default: when it is undone; for a --jti of our own when no token lives any more, 366d]
     #[arg(long = "for", value_name = "TIME")]
     lasts: Option<String>,
     /// Why, for the list
@@ -47,7 +47,7 @@ enum RevokeCommand {
 
 #[derive(Args, Clone)]
 struct WhatArgs {
-    /// One token, by its number
+    /// One token, by its number; with what was exchanged from it
     #[arg(long, value_name = "ID")]
     jti: Option<String>,
     /// All that an agent has been issued so far; with --tenant, only that tenant's
@@ -59,13 +59,17 @@ struct WhatArgs {
     /// Every token of a signing key, or an agent key, by its id
     #[arg(long, value_name = "ID")]
     key: Option<String>,
-    /// All that a service account has issued so far
+    /// All that a service account has issued so far, also for tokens of others
     #[arg(long, value_name = "ID")]
     service_account: Option<String>,
+    /// Of --jti and --key: whose they are, as `iss` says it [default: identity.issuer]
+    #[arg(long, value_name = "URL")]
+    issuer: Option<String>,
 }
 
 impl WhatArgs {
-    fn revoked(self) -> anyhow::Result<Revoked> {
+    /// `own` is the `iss` of our own tokens, which needs no naming.
+    fn revoked(self, own: &str) -> anyhow::Result<Revoked> {
         let tenant_is_scope = self.agent.is_some();
         let (of_agent, alone) = match self.tenant {
             Some(tenant) if tenant_is_scope => (Some(tenant), None),
@@ -90,6 +94,7 @@ impl WhatArgs {
             kind,
             value,
             tenant: of_agent,
+            issuer: self.issuer.filter(|issuer| issuer != own),
         })
     }
 }
@@ -120,7 +125,7 @@ pub(super) fn revoke(settings: &SettingsArgs, args: RevokeArgs) -> anyhow::Resul
     runtime.block_on(async {
         match args.command {
             None => {
-                let what = args.what.revoked()?;
+                let what = args.what.revoked(&config.identity.issuer)?;
                 let entry = Revocation::make(what, now, lasts, args.reason)
                     .context("nothing is revoked")?;
                 let store = store(&config).await?;
@@ -138,7 +143,7 @@ pub(super) fn revoke(settings: &SettingsArgs, args: RevokeArgs) -> anyhow::Resul
                 }
             }
             Some(RevokeCommand::Undo(what)) => {
-                let what = what.revoked()?;
+                let what = what.revoked(&config.identity.issuer)?;
                 if !store(&config).await?.remove(what.clone(), now).await? {
                     bail!(
                         "{} {} is not revoked: `agentport revoke list` prints what is",
@@ -178,10 +183,13 @@ fn shown(entry: &Revocation) -> String {
     if let Some(tenant) = &entry.tenant {
         line += &format!(" of tenant {tenant}");
     }
+    if let Some(issuer) = &entry.issuer {
+        line += &format!(" of issuer {issuer}");
+    }
     line += &format!(", at {}", time(entry.at));
     line += &match entry.until {
         Some(until) => format!(", until {}", time(until)),
-        None => ", for good".to_owned(),
+        None => ", until undone".to_owned(),
     };
     if let Some(reason) = &entry.reason {
         // What somebody wrote stays on its line.

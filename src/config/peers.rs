@@ -5,13 +5,14 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Deserialize;
 
 use crate::egress::{DnsName, Host};
 
-use super::value::{Endpoint, FromText as _, parse_duration};
+use super::value::{CertificatePair, Endpoint, FromText as _, parse_duration};
 
 /// The most agents of one file.
 pub const MAX_CALLEES: usize = 10_000;
@@ -41,6 +42,20 @@ pub struct PeerAgent {
     pub http2: bool,
     /// How its health is asked for.
     pub health: Option<HealthCheck>,
+    /// How TLS is spoken with its endpoints; `None` where it is not.
+    pub tls: Option<CalleeTlsFiles>,
+}
+
+/// TLS from the gateway to an agent's endpoints, as files.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CalleeTlsFiles {
+    /// A PEM bundle of those who issue the endpoints' certificates.
+    pub ca: PathBuf,
+    /// The name that the certificates must be valid for, in place of each
+    /// endpoint's own host.
+    pub server_name: Option<Host>,
+    /// What the gateway shows of itself.
+    pub identity: Option<CertificatePair>,
 }
 
 /// How the health of an endpoint is asked for.
@@ -80,6 +95,20 @@ struct AgentDocument {
     http2: bool,
     #[serde(default)]
     health: Option<HealthDocument>,
+    #[serde(default)]
+    tls: Option<TlsDocument>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TlsDocument {
+    ca: PathBuf,
+    #[serde(default)]
+    server_name: Option<String>,
+    #[serde(default)]
+    certificate: Option<PathBuf>,
+    #[serde(default)]
+    key: Option<PathBuf>,
 }
 
 #[derive(Deserialize)]
@@ -164,15 +193,56 @@ fn agent(
     let health = written
         .health
         .and_then(|written| health(&written, &format!("{place}.health"), errors));
+    let tls = written
+        .tls
+        .and_then(|written| tls(written, &endpoints, &format!("{place}.tls"), errors));
     if errors.len() > before {
         return None;
     }
     Some(PeerAgent {
+        tls,
         host: host?,
         name: written.name,
         endpoints,
         http2: written.http2,
         health,
+    })
+}
+
+fn tls(
+    written: TlsDocument,
+    endpoints: &[Endpoint],
+    place: &str,
+    errors: &mut Vec<String>,
+) -> Option<CalleeTlsFiles> {
+    let before = errors.len();
+    let server_name = written.server_name.as_deref().and_then(|text| {
+        let host = Host::parse(text).map_err(|error| {
+            errors.push(format!("{place}.server_name: {text:?}: {error}"));
+        });
+        host.ok()
+    });
+    let has_socket = endpoints.iter().any(|one| matches!(one, Endpoint::Unix(_)));
+    if has_socket && written.server_name.is_none() {
+        errors.push(format!(
+            "{place}: a Unix socket has no name that its certificate could be for: write \
+             server_name"
+        ));
+    }
+    let identity = match (written.certificate, written.key) {
+        (None, None) => None,
+        (Some(certificate), Some(key)) => Some(CertificatePair { certificate, key }),
+        _ => {
+            errors.push(format!(
+                "{place}: certificate and key belong together: write both or neither"
+            ));
+            None
+        }
+    };
+    (errors.len() == before).then_some(CalleeTlsFiles {
+        ca: written.ca,
+        server_name,
+        identity,
     })
 }
 
@@ -225,7 +295,8 @@ mod tests {
         let found = parse(
             "agents:\n  - name: writer\n    endpoints: [\"10.0.0.5:9000\", \"unix:/run/w.sock\"]\n    \
              http2: true\n    health: {path: /up, interval: 5s}\n  - name: reader\n    \
-             endpoints: [\"reader.svc:80\"]\n    health: {interval: 1m}\n",
+             endpoints: [\"reader.svc:80\"]\n    health: {interval: 1m}\n    tls: {ca: ca.pem, \
+             server_name: reader.example, certificate: c.pem, key: k.pem}\n",
         )
         .expect("a directory");
         let [writer, reader] = &found.agents[..] else {
@@ -240,6 +311,11 @@ mod tests {
             (Some("/up"), 5)
         );
         assert_eq!(reader.health.clone().expect("a check").path, None);
+        let tls = reader.tls.clone().expect("TLS");
+        assert_eq!(tls.ca, PathBuf::from("ca.pem"));
+        let name = tls.server_name.map(|name| name.to_string());
+        assert_eq!(name.as_deref(), Some("reader.example"));
+        assert!(tls.identity.is_some() && writer.tls.is_none());
         assert_eq!(parse("agents: []").expect("nobody").agents, []);
     }
 
@@ -302,6 +378,26 @@ mod tests {
                 "a relative path",
                 "agents: [{name: a, endpoints: [\"b:1\"], health: {path: x, interval: 1s}}]",
                 "agents[0].health.path",
+            ),
+            (
+                "TLS without a CA",
+                "agents: [{name: a, endpoints: [\"b:1\"], tls: {}}]",
+                "ca",
+            ),
+            (
+                "half an identity",
+                "agents: [{name: a, endpoints: [\"b:1\"], tls: {ca: c, key: k}}]",
+                "agents[0].tls: certificate and key belong together",
+            ),
+            (
+                "a socket's name",
+                "agents: [{name: a, endpoints: [\"unix:/b\"], tls: {ca: c}}]",
+                "agents[0].tls: a Unix socket has no name",
+            ),
+            (
+                "no name",
+                "agents: [{name: a, endpoints: [\"b:1\"], tls: {ca: c, server_name: \"a b\"}}]",
+                "agents[0].tls.server_name",
             ),
             (
                 "too often",

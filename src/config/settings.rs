@@ -15,14 +15,15 @@ use crate::limit::{Amount, Limit, Measure, Per, Quota, WhenAway};
 use crate::policy::Mode;
 
 use super::acme::{Acme, acme};
-use super::issuer::OtherIssuer;
+use super::issuer::{self, OtherIssuer};
 use super::load::{Purpose, Reader};
 use super::route::NamedRoute;
+use super::upstream::{self, UpstreamProxy, upstream_proxy};
 use super::value::{
     AcmeChallenge, Alpn, AuditPath, AuthFailureStatus, BasicUser, ByteSize, CertificatePair,
     ClientCertificates, Endpoint, Family, Fsync, Listener, LogFormat, LogLevel, Overflow,
     PeerCredential, Plain, RedisAddress, RedisUrl, RequiredProof, Secret, Switch, Threads,
-    TlsVersion, TrustedKey, UnixMode, Verdict,
+    TlsVersion, ToldInside, TrustedKey, UnixMode, Verdict,
 };
 
 /// The gateway's settings, all of them read and fitting together. Made by
@@ -43,6 +44,8 @@ pub struct Config {
     pub mode: Mode,
     /// TLS on the listeners that speak it.
     pub tls: Tls,
+    /// How a refused `CONNECT` is told.
+    pub refusals: Refusals,
     /// Agents that call each other; where [`Listen::peers`] is `None`, of no
     /// use.
     pub peers: Peers,
@@ -75,6 +78,9 @@ pub struct Config {
     /// A PEM bundle that upstream TLS is checked against, in place of the
     /// system's.
     pub upstream_ca: Option<PathBuf>,
+    /// The proxy through which destinations are reached; `None` where the
+    /// gateway reaches them itself.
+    pub upstream_proxy: Option<UpstreamProxy>,
     /// What a bad credential is answered with.
     pub auth_failure_status: AuthFailureStatus,
     /// What is allowed and worth a second look, for the log at start.
@@ -120,6 +126,34 @@ pub struct Tls {
     pub clients: TlsClients,
     /// A certificate by ACME.
     pub acme: Option<Acme>,
+}
+
+/// How a refused `CONNECT` is told. Where [`Refusals::inside`] is not `off`,
+/// certificate and key are there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Refusals {
+    /// Which refusals are told inside the tunnel.
+    pub inside: ToldInside,
+    /// The CA's certificate, in PEM.
+    pub certificate: Option<PathBuf>,
+    /// Its private key, in PEM.
+    pub key: Option<PathBuf>,
+}
+
+impl Refusals {
+    /// The CA, where refusals are told inside tunnels.
+    #[must_use]
+    pub fn authority(&self) -> Option<CertificatePair> {
+        match (self.inside, &self.certificate, &self.key) {
+            (ToldInside::Off, ..) => None,
+            (_, Some(certificate), Some(key)) => Some(CertificatePair {
+                certificate: certificate.clone(),
+                key: key.clone(),
+            }),
+            _ => None,
+        }
+    }
 }
 
 /// Certificates of clients.
@@ -190,6 +224,8 @@ pub struct Identity {
     /// Other issuers whose tokens are accepted; no two of one name, and none
     /// of [`Identity::issuer`].
     pub issuers: Vec<OtherIssuer>,
+    /// A watched file with that list instead; `None` for none.
+    pub issuers_file: Option<PathBuf>,
     /// `iss` of AgentPort's own tokens.
     pub issuer: String,
     /// `aud` of AgentPort's own tokens.
@@ -458,6 +494,15 @@ pub(super) fn config(read: &mut Reader<'_>, purpose: Purpose) -> Option<Config> 
     let allowed_destinations = read.value("allowed_destinations");
     let mode = read.value("mode");
     let tls = tls(read);
+    let refusals = section!(
+        read,
+        "refusals",
+        Refusals {
+            inside,
+            certificate,
+            key
+        }
+    );
     let peers = section!(
         read,
         "peers",
@@ -483,6 +528,7 @@ pub(super) fn config(read: &mut Reader<'_>, purpose: Purpose) -> Option<Config> 
     let threads = read.value("threads");
     let pid_file = read.value("pid_file");
     let upstream_ca = read.value("upstream_ca");
+    let upstream_proxy = upstream_proxy(read);
     let auth_failure_status = read.value("auth_failure_status");
     if let (Purpose::Serve, Some(identity)) = (purpose, &identity) {
         some_key(read, identity);
@@ -493,6 +539,7 @@ pub(super) fn config(read: &mut Reader<'_>, purpose: Purpose) -> Option<Config> 
         allowed_destinations: allowed_destinations?,
         mode: mode?,
         tls: tls?,
+        refusals: refusals?,
         peers: peers?,
         identity: identity?,
         resolver: resolver?,
@@ -507,6 +554,7 @@ pub(super) fn config(read: &mut Reader<'_>, purpose: Purpose) -> Option<Config> 
         threads: threads?,
         pid_file: pid_file?,
         upstream_ca: upstream_ca?,
+        upstream_proxy: upstream_proxy?,
         auth_failure_status: auth_failure_status?,
         warnings: Vec::new(),
         shown: String::new(),
@@ -528,6 +576,7 @@ pub(super) fn config(read: &mut Reader<'_>, purpose: Purpose) -> Option<Config> 
         read.mistake("identity.max_token", message);
     }
     tls_fits(read, &config);
+    refusals_fit(read, &config.refusals);
     peers_fit(read, &config);
     config.warnings = warnings(&config);
     Some(config)
@@ -716,6 +765,25 @@ fn tls_fits(read: &mut Reader<'_>, config: &Config) {
     }
 }
 
+/// A CA is there exactly where it is needed.
+fn refusals_fit(read: &mut Reader<'_>, refusals: &Refusals) {
+    let written = [
+        ("refusals.certificate", refusals.certificate.is_some()),
+        ("refusals.key", refusals.key.is_some()),
+    ];
+    let wanted = refusals.inside != ToldInside::Off;
+    for (key, written) in written {
+        match (wanted, written) {
+            (true, false) => read.mistake(
+                key,
+                "refusals.inside needs a CA: write its PEM file, such as one of `agentport ca init`",
+            ),
+            (false, true) => read.mistake(key, "has no effect: write refusals.inside: rules"),
+            _ => {}
+        }
+    }
+}
+
 /// What `peers` and `listen.peers` must agree on.
 fn peers_fit(read: &mut Reader<'_>, config: &Config) {
     let peers = &config.peers;
@@ -750,7 +818,7 @@ fn identity(read: &mut Reader<'_>) -> Option<Identity> {
     let cache = section!(read, "identity.cache", TokenCache { ttl, entries });
     let revocations = section!(read, "identity.revocations", Revocations { file, redis });
     let identity = section!(read, "identity", Identity {
-        require, secret_file, keys, agent_keys, issuers, issuer, audience, leeway, max_token,
+        require, secret_file, keys, agent_keys, issuers, issuers_file, issuer, audience, leeway, max_token,
         basic_user, signing_key,
         signing_keys, token_ttl, max_token_ttl, max_delegation, service_accounts, oauth_url;
         secret, cache, revocations
@@ -763,17 +831,13 @@ fn identity(read: &mut Reader<'_>) -> Option<Identity> {
         let message = "identity.signing_key is set too: keep one of them";
         read.mistake("identity.signing_keys", message.to_owned());
     }
-    for (at, other) in identity.issuers.iter().enumerate() {
-        let before = &identity.issuers[..at];
-        let named = |known: &OtherIssuer| known.issuer == other.issuer;
-        if other.issuer == identity.issuer || before.iter().any(named) {
-            let message = format!(
-                "{:?} is the name of another issuer, or identity.issuer: give each its own",
-                other.issuer
-            );
-            let key = format!("identity.issuers[{at}]");
-            read.mistake_at("identity.issuers", key, message);
-        }
+    for (at, message) in issuer::same_names(&identity.issuers, &identity.issuer) {
+        let key = format!("identity.issuers[{at}]");
+        read.mistake_at("identity.issuers", key, message);
+    }
+    if identity.issuers_file.is_some() && !identity.issuers.is_empty() {
+        let message = "identity.issuers is written too: keep one of them";
+        read.mistake("identity.issuers_file", message.to_owned());
     }
     if identity.token_ttl > identity.max_token_ttl {
         let message = "more than identity.max_token_ttl: write at most that";
@@ -810,7 +874,8 @@ fn some_key(read: &mut Reader<'_>, identity: &Identity) {
         || identity.signing_key.is_some()
         || identity.signing_keys.is_some()
         || !identity.keys.is_empty()
-        || !identity.issuers.is_empty();
+        || !identity.issuers.is_empty()
+        || identity.issuers_file.is_some();
     // A secret that is there and bad has been reported.
     if !has_one {
         read.missing(
@@ -1134,6 +1199,7 @@ fn warnings(config: &Config) -> Vec<String> {
             redis.url
         ));
     }
+    warnings.extend(config.upstream_proxy.iter().flat_map(upstream::warnings));
     if config.tunnel.opaque == Verdict::Allow {
         warnings.push(
             "tunnel.opaque is allow: what is neither TLS nor HTTP passes unseen, where no rule \

@@ -846,6 +846,7 @@ words! {
     Family: "ipv6" => V6, "ipv4" => V4;
     Verdict: "refuse" => Refuse, "allow" => Allow;
     Switch: "off" => Off, "on" => On;
+    ToldInside: "off" => Off, "rules" => Rules, "all" => All;
     Plain: "judge" => Judge, "refuse" => Refuse;
     WhenAway: "local" => Local, "deny" => Deny;
     Overflow: "block" => Block, "deny" => Deny;
@@ -948,6 +949,17 @@ pub enum Verdict {
     Refuse,
     /// It goes on.
     Allow,
+}
+
+/// Which refusals of a `CONNECT` are told inside its tunnel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ToldInside {
+    /// None.
+    Off,
+    /// Those of rules that say so.
+    Rules,
+    /// All that policy refuses.
+    All,
 }
 
 /// Whether something is used.

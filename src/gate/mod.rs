@@ -31,9 +31,9 @@ use crate::limit::{Ledger, Limit};
 use crate::policy::{Calls, Decision, DenyReason, Permit, PolicySet, Reach};
 
 use ports::{
-    AgentKeySource, AuditSink, Clock, IssuerKeys, KeyNews, Observation, Observe, OffLimits,
-    PolicySource, Resolve, ResolveError, RevocationSource, SharedLimits, SinkState,
-    TrustsCertificates,
+    AgentKeySource, AuditSink, Clock, Elsewhere, IssuerKeys, KeyNews, Observation, Observe,
+    OffLimits, PolicySource, Resolve, ResolveError, RevocationSource, SharedLimits, SinkState,
+    ThisMachine, TrustsCertificates,
 };
 use quota::{Paid, Quotas, Spending};
 use trail::TrailPorts;
@@ -77,6 +77,8 @@ impl Admission {
     }
 
     /// The addresses that have passed, at least one, in the resolver's order.
+    /// None for what has no address here: a Unix socket, and a name that a parent
+    /// proxy resolves.
     #[must_use]
     pub fn addresses(&self) -> &[SocketAddr] {
         &self.addresses
@@ -134,12 +136,12 @@ impl fmt::Debug for Spending {
 }
 
 /// The gateway's own listeners, which no agent may reach through it.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone)]
 pub struct OwnListeners {
     /// Addresses with their ports.
     pub sockets: Vec<SocketAddr>,
     /// The addresses of this machine, for listeners bound to all of them.
-    pub local: Vec<IpAddr>,
+    pub local: Arc<dyn ThisMachine>,
 }
 
 impl OwnListeners {
@@ -150,10 +152,10 @@ impl OwnListeners {
     /// Whether an address leads to a socket that listens at `own`.
     fn is(&self, own: SocketAddr, address: SocketAddr) -> bool {
         let ip = address.ip().to_canonical();
-        let here = ip.is_loopback() || ip.is_unspecified() || self.local.contains(&ip);
+        let here = || ip.is_loopback() || ip.is_unspecified() || self.local.has(ip);
         own.port() == address.port()
             && (own.ip().to_canonical() == ip
-                || (own.ip().is_unspecified() && here)
+                || (own.ip().is_unspecified() && here())
                 || (ip.is_unspecified() && own.ip().is_loopback()))
     }
 }
@@ -207,7 +209,9 @@ pub struct GateParts {
     /// Where agents must not come back to.
     pub own: OwnListeners,
     /// What they reach by another way alone.
-    pub off_limits: Option<Arc<dyn OffLimits>>,
+    pub off_limits: Vec<Arc<dyn OffLimits>>,
+    /// Whose names are resolved elsewhere; their addresses are not judged.
+    pub elsewhere: Option<Arc<dyn Elsewhere>>,
     /// The status of a credential that is no good: 403, or 407 for clients
     /// that can ask for another one.
     pub bad_credential_status: u16,
@@ -229,7 +233,8 @@ pub struct Gate {
     quotas: Quotas,
     bad_credential_status: u16,
     own: Arc<OwnListeners>,
-    off_limits: Option<Arc<dyn OffLimits>>,
+    off_limits: Arc<[Arc<dyn OffLimits>]>,
+    elsewhere: Option<Arc<dyn Elsewhere>>,
     ports: Arc<TrailPorts>,
 }
 
@@ -256,7 +261,8 @@ impl Gate {
             ),
             bad_credential_status: parts.bad_credential_status,
             own: Arc::new(parts.own),
-            off_limits: parts.off_limits,
+            off_limits: parts.off_limits.into(),
+            elsewhere: parts.elsewhere,
             ports: Arc::new(TrailPorts {
                 sink: parts.sink,
                 clock: parts.clock,
@@ -645,7 +651,7 @@ impl Gate {
         request: &EgressRequest,
         trail: &mut AuditTrail,
     ) -> Result<Admission, Denial> {
-        self.admit_calls(who, request, Calls::Unseen, None, trail)
+        self.admit_calls(who, (request, Calls::Unseen, None), trail)
             .await
     }
 
@@ -706,9 +712,7 @@ impl Gate {
     pub async fn admit_calls(
         &self,
         who: &Arc<Principal>,
-        request: &EgressRequest,
-        calls: Calls<'_>,
-        paid: Option<BodyPaid>,
+        (request, calls, paid): (&EgressRequest, Calls<'_>, Option<BodyPaid>),
         trail: &mut AuditTrail,
     ) -> Result<Admission, Denial> {
         let asked = (request, calls, paid);
@@ -726,18 +730,19 @@ impl Gate {
 
     /// The same for a service that the operator has put behind the gateway,
     /// under a name that only policy knows: where it is, is his to say, and is
-    /// not judged. `at` is where it listens; `None` for a Unix socket.
+    /// not judged. `at` is where it listens; `None` for a Unix socket, and where
+    /// the caller knows its addresses.
     ///
     /// # Errors
     /// A [`Denial`]: policy, quota or name.
     pub async fn admit_behind(
         &self,
         who: &Arc<Principal>,
-        request: &EgressRequest,
+        (request, calls, paid): (&EgressRequest, Calls<'_>, Option<BodyPaid>),
         at: Option<&Authority>,
         trail: &mut AuditTrail,
     ) -> Result<Admission, Denial> {
-        let asked = (request, Calls::Unseen, None);
+        let asked = (request, calls, paid);
         let (permit, spending) = self.decide(who, asked, trail).await?;
         let addresses = match at {
             None => Vec::new(),
@@ -753,7 +758,7 @@ impl Gate {
         }
         Ok(Admission {
             spending,
-            calls: None,
+            calls: seen(calls),
             permit,
             who: Arc::clone(who),
             authority: request.authority.clone(),
@@ -811,17 +816,6 @@ impl Gate {
         Ok((permit, spending))
     }
 
-    /// The addresses of a service that the operator has named; they are not
-    /// judged.
-    ///
-    /// # Errors
-    /// A [`Denial`] where it has none.
-    pub async fn locate(&self, authority: &Authority) -> Result<Vec<SocketAddr>, Denial> {
-        let found = self.resolve(authority).await?;
-        let at = |address: &IpAddr| SocketAddr::new(*address, authority.port);
-        Ok(found.iter().map(at).collect())
-    }
-
     /// For whom an agent calls another one: whom the token names that it has
     /// brought along. It lends no rights; the agent calls with its own alone.
     ///
@@ -845,6 +839,17 @@ impl Gate {
         }
         trail.on_behalf_of(&who);
         Ok(who)
+    }
+
+    /// The addresses of a service that the operator has named; they are not
+    /// judged.
+    ///
+    /// # Errors
+    /// A [`Denial`] where it has none.
+    pub async fn locate(&self, authority: &Authority) -> Result<Vec<SocketAddr>, Denial> {
+        let found = self.resolve(authority).await?;
+        let at = |address: &IpAddr| SocketAddr::new(*address, authority.port);
+        Ok(found.iter().map(at).collect())
     }
 
     async fn resolve(&self, authority: &Authority) -> Result<Arc<[IpAddr]>, Denial> {
@@ -872,20 +877,35 @@ impl Gate {
         authority: &Authority,
         trail: &mut AuditTrail,
     ) -> Result<Vec<SocketAddr>, Denial> {
-        if is_off_limits(self.off_limits.as_deref(), authority) {
+        if let Some(why) = off_limits(&self.off_limits, authority) {
             trail.not_admitted();
             return Err(Denial::new(Cause::OwnListener)
                 .towards(authority)
-                .detail("agents are called on listen.peers alone"));
+                .detail(why));
+        }
+        let elsewhere = self.elsewhere.as_deref();
+        if elsewhere.is_some_and(|elsewhere| elsewhere.resolves(authority)) {
+            return match permit.unresolved() {
+                Ok(audited) => {
+                    if let Some(denied) = audited {
+                        trail.would_deny(denied.reason().as_str());
+                    }
+                    Ok(Vec::new())
+                }
+                Err(denied) => {
+                    trail.not_admitted();
+                    Err(Denial::of_policy(&denied)
+                        .towards(authority)
+                        .detail("the parent proxy resolves this name, so its address is unknown"))
+                }
+            };
         }
         let found = self.resolve(authority).await?;
         let mut passed = Vec::with_capacity(found.len());
         let mut refused = None;
         for address in found.iter() {
             let socket = SocketAddr::new(*address, authority.port);
-            if self.own.contains(socket)
-                || is_off_limits_at(self.off_limits.as_deref(), &self.own, socket)
-            {
+            if self.own.contains(socket) || is_off_limits_at(&self.off_limits, &self.own, socket) {
                 refused.get_or_insert_with(|| (*address, Denial::new(Cause::OwnListener)));
             } else {
                 match permit.address(*address) {
@@ -932,7 +952,7 @@ impl Gate {
             certificates: self.certificates.clone(),
             wall: self.now(),
             own: Arc::clone(&self.own),
-            off_limits: self.off_limits.clone(),
+            off_limits: Arc::clone(&self.off_limits),
         }
     }
 }
@@ -947,12 +967,12 @@ pub struct Judge {
     certificates: Option<Arc<dyn TrustsCertificates>>,
     wall: std::time::SystemTime,
     own: Arc<OwnListeners>,
-    off_limits: Option<Arc<dyn OffLimits>>,
+    off_limits: Arc<[Arc<dyn OffLimits>]>,
 }
 
 impl Judge {
     /// Whether what was admitted would still be. `calls` is what its body was
-    /// seen to call, `dialled` where it goes.
+    /// seen to call, `dialled` the judged address that it goes to.
     ///
     /// # Errors
     /// How it must end.
@@ -978,12 +998,16 @@ impl Judge {
         if self.revocations.revokes(who, self.now).is_some() {
             return Err(TunnelEnd::Revoked);
         }
-        let off_limits = self.off_limits.as_deref();
-        let at = dialled.map(|address| SocketAddr::new(address, request.authority.port));
-        if is_off_limits(off_limits, &request.authority)
-            || at.is_some_and(|at| is_off_limits_at(off_limits, &self.own, at))
-        {
-            return Err(TunnelEnd::PolicyChanged);
+        // What goes to a service behind the gateway has dialled nothing that was
+        // judged, and may name what is off limits elsewhere.
+        if let Some(address) = dialled {
+            let at = SocketAddr::new(address, request.authority.port);
+            if off_limits(&self.off_limits, &request.authority).is_some()
+                || self.own.contains(at)
+                || is_off_limits_at(&self.off_limits, &self.own, at)
+            {
+                return Err(TunnelEnd::PolicyChanged);
+            }
         }
         let calls = calls.map_or(Calls::Unseen, Calls::Seen);
         match self.policy.decide_calls(&who.subject(), request, calls) {
@@ -1009,17 +1033,15 @@ fn seen(calls: Calls<'_>) -> Option<Arc<[String]>> {
     }
 }
 
-fn is_off_limits(off_limits: Option<&dyn OffLimits>, authority: &Authority) -> bool {
-    off_limits.is_some_and(|off_limits| off_limits.authority(authority))
+/// Why this destination is reached by another way alone, where it is.
+fn off_limits(all: &[Arc<dyn OffLimits>], authority: &Authority) -> Option<&'static str> {
+    let found = all.iter().find(|one| one.authority(authority))?;
+    Some(found.why())
 }
 
-fn is_off_limits_at(
-    off_limits: Option<&dyn OffLimits>,
-    own: &OwnListeners,
-    address: SocketAddr,
-) -> bool {
-    off_limits
-        .is_some_and(|off_limits| off_limits.address(address, &|left, right| own.is(left, right)))
+fn is_off_limits_at(all: &[Arc<dyn OffLimits>], own: &OwnListeners, address: SocketAddr) -> bool {
+    let is = |left, right| own.is(left, right);
+    all.iter().any(|one| one.address(address, &is))
 }
 
 /// Whether a certificate that held at its handshake still does.

@@ -141,8 +141,15 @@ impl AgentKey {
             .collect()
     }
 
-    /// Whom it proves, where every part of it is good.
+    /// Whom it proves, where every part of it is good, and all of it fits into
+    /// a list.
     fn principal(&self) -> Result<Principal, String> {
+        let bytes = self.line().len();
+        if bytes > MAX_LINE_BYTES {
+            return Err(format!(
+                "the entry would have {bytes} bytes, and {MAX_LINE_BYTES} is the limit: name fewer destinations"
+            ));
+        }
         let digits = |text: &str, count| {
             text.len() == count && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
         };
@@ -182,6 +189,8 @@ impl AgentKey {
             client: None,
             issuer: None,
             key_id: self.id.as_str().into(),
+            key_print: Some(self.sha256.as_str().into()),
+            ancestors: None,
             issued_at: Some(self.created),
             expires_at: self.expires.unwrap_or(u64::MAX),
             kind: CredentialKind::AgentKey,
@@ -243,7 +252,8 @@ impl AgentKeys {
             .get(who.key_id().as_ref())
             .is_some_and(|(_, known)| {
                 // A certificate beside the key is another matter.
-                known.agent() == who.agent()
+                known.key_print == who.key_print
+                    && known.agent() == who.agent()
                     && known.tenant() == who.tenant()
                     && known.destinations() == who.destinations()
                     && known.issued_at() == who.issued_at()
@@ -331,7 +341,14 @@ mod tests {
         let gone = AgentKeys::default();
         assert_eq!(gone.verify(&text, 1), Err(BadAgentKey::Unknown));
         assert!(!gone.still_proves(&who, 1));
-        // The same id with another limit is another key to what is open.
+        // The same id with another secret is another key to what is open.
+        let replaced = AgentKey {
+            sha256: "0".repeat(64),
+            ..kept.clone()
+        };
+        let replaced = AgentKeys::new([&replaced]).expect("a table");
+        assert!(!replaced.still_proves(&who, 1));
+        // So it is with another limit.
         let narrower = AgentKey {
             allow: Some(Vec::new()),
             ..kept
@@ -341,6 +358,20 @@ mod tests {
                 .expect("a table")
                 .still_proves(&who, 1)
         );
+    }
+
+    #[test]
+    fn no_key_is_kept_that_would_not_be_read_again() {
+        let (_, kept) = key("bot-01", None);
+        let of = |count: usize| AgentKey {
+            allow: Some(vec!["a-long-name.example.com".to_owned(); count]),
+            ..kept.clone()
+        };
+        let fits = of(2_400);
+        assert_eq!(AgentKey::parse_list(&fits.line()), Ok(vec![fits.clone()]));
+        AgentKeys::new([&fits]).expect("it fits");
+        let error = AgentKeys::new([&of(2_600)]).expect_err("too long");
+        assert!(error.why.contains("fewer destinations"), "{error}");
     }
 
     #[test]

@@ -4,8 +4,10 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
+use super::descent::{self, Ancestor};
 use super::error::{Facts, TokenError};
 use super::json::{self, JsonError};
+use super::key::VerifyingKey;
 use super::keys::{AgentClaim, TrustedIssuer};
 use super::principal::{CredentialKind, Principal};
 use crate::egress::{AgentId, Destination, TenantId};
@@ -25,7 +27,7 @@ pub(super) const MAX_DATE: u64 = 253_402_300_799;
 pub(super) fn judge(
     text: &[u8],
     issuer: &TrustedIssuer,
-    key_id: &Arc<str>,
+    key: &VerifyingKey,
     now: u64,
     leeway: u64,
     max_actors: usize,
@@ -54,8 +56,10 @@ pub(super) fn judge(
         act: claims.actors(max_actors)?,
         scope: claims.scope(),
         client: claims.name("client_id")?.map(Into::into),
+        ancestors: claims.ancestors(issuer, iss)?,
         issuer: iss.map(Into::into),
-        key_id: Arc::clone(key_id),
+        key_id: Arc::clone(key.id()),
+        key_print: Some(Arc::clone(key.print())),
         issued_at,
         expires_at,
         kind: CredentialKind::Token,
@@ -166,6 +170,20 @@ impl<'m> Claims<'m> {
         } else {
             Some(chain.into())
         })
+    }
+
+    /// What it was exchanged from, where the issuer writes tokens as we do.
+    fn ancestors(
+        &self,
+        issuer: &TrustedIssuer,
+        iss: Option<&str>,
+    ) -> Result<Option<Arc<[Ancestor]>>, TokenError> {
+        let ours = issuer.agent == AgentClaim::Own && issuer.naming.is_none();
+        self.members
+            .get(descent::CLAIM)
+            .filter(|_| ours)
+            .map(|claim| descent::read(claim, iss).map_err(|why| self.invalid(descent::CLAIM, why)))
+            .transpose()
     }
 
     /// Foreign issuers also write it as a list, or with other words in it;

@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use super::delegation::{first_new_word, first_outside, meet};
+use super::descent::Descent;
 use super::grant::{GrantError, Terms, TokenRequest, lifetime};
 use super::issue::IssueRequest;
 use super::principal::Principal;
@@ -16,6 +17,7 @@ use crate::egress::Destination;
 /// does not have. An actor is put before those who acted already. A service
 /// account, where the client has shown that it is one, narrows it further;
 /// without one the holder of a token can hand on what it holds, and no more.
+/// What it descends from goes with it, so that whatever revokes that reaches it.
 ///
 /// # Errors
 /// [`GrantError`], the first thing that may not be had. `subject` and `actor`
@@ -28,7 +30,7 @@ pub fn exchange(
     actor: Option<&Principal>,
     terms: &Terms,
     (now, jti): (u64, u128),
-) -> Result<IssueRequest, GrantError> {
+) -> Result<(IssueRequest, Descent), GrantError> {
     same("agent_id", request.agent.as_ref(), Some(subject.agent()))?;
     same("tenant", request.tenant.as_ref(), subject.tenant())?;
     if let Some(account) = account {
@@ -39,7 +41,7 @@ pub fn exchange(
         Some(account) => account.audience(request.audience.as_deref(), terms)?,
         None => own_audience(request, terms)?,
     };
-    Ok(IssueRequest {
+    let granted = IssueRequest {
         agent: subject.agent().clone(),
         tenant: subject.tenant().cloned(),
         destinations: destinations(account, request, subject)?,
@@ -53,7 +55,8 @@ pub fn exchange(
         client: account
             .map(|account| account.id().to_string())
             .or_else(|| subject.client().map(ToString::to_string)),
-    })
+    };
+    Ok((granted, Descent::from(subject, actor)?))
 }
 
 /// A parameter that the subject token fixes.

@@ -12,6 +12,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::claims::{MAX_ACTORS, MAX_DATE};
+use super::descent::Descent;
 use super::key::{KeyError, VerifyingKey};
 use super::pem::{self, PemKey, PrivateKind};
 use super::provider::RING;
@@ -117,21 +118,21 @@ impl TokenIssuer {
     /// [`IssueError`]: nothing is issued that a verifier with default settings
     /// would refuse.
     pub fn issue(&self, request: &IssueRequest, now: u64) -> Result<String, IssueError> {
-        self.issue_dated(request, now, Some(now))
+        self.issue_descending(request, now, &Descent::none(now))
     }
 
-    /// The same for a token that descends from another: `iat` is that one's,
-    /// or absent as there, and lives from `now` all the same. So what revokes
-    /// the one by its date revokes both, also where they were exchanged in the
-    /// moment before the revocation was known here.
+    /// The same for a token that descends from others: it names them, `iat` is
+    /// that of the oldest, or absent as there, and it lives from `now` all the
+    /// same. So what revokes the one revokes both, also where they were
+    /// exchanged in the moment before the revocation was known here.
     ///
     /// # Errors
     /// As [`TokenIssuer::issue`].
-    pub fn issue_dated(
+    pub fn issue_descending(
         &self,
         request: &IssueRequest,
         now: u64,
-        iat: Option<u64>,
+        descent: &Descent,
     ) -> Result<String, IssueError> {
         let lifetime = request.lifetime.as_secs();
         if lifetime == 0 || request.lifetime > MAX_LIFETIME {
@@ -157,7 +158,8 @@ impl TokenIssuer {
             act: chain(&request.actors)?,
             scope: request.scope.as_deref(),
             client_id: request.client.as_deref(),
-            iat: iat.map(|iat| iat.min(now)),
+            exchanged_from: descent.claim(&self.issuer),
+            iat: descent.iat.map(|iat| iat.min(now)),
             nbf: now,
             exp: exp.ok_or(IssueError::Date)?,
             jti: RequestId::from_bits(request.jti).to_string(),
@@ -194,6 +196,8 @@ struct Claims<'a> {
     scope: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     client_id: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    exchanged_from: Option<Vec<Value>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     iat: Option<u64>,
     nbf: u64,

@@ -24,6 +24,7 @@ const RSA_BITS: std::ops::RangeInclusive<usize> = 2048..=8192;
 #[derive(Clone)]
 pub struct VerifyingKey {
     id: Arc<str>,
+    print: Arc<str>,
     any_kid: bool,
     algorithm: Algorithm,
     /// The second from which on it confirms nothing.
@@ -242,8 +243,10 @@ impl VerifyingKey {
     }
 
     fn new(id: String, algorithm: Algorithm, material: DecodingKey) -> Self {
+        let id: Arc<str> = id.into();
         Self {
-            id: id.into(),
+            print: Arc::clone(&id),
+            id,
             any_kid: false,
             algorithm,
             until: None,
@@ -296,6 +299,12 @@ impl VerifyingKey {
     #[must_use]
     pub fn id(&self) -> &Arc<str> {
         &self.id
+    }
+
+    /// What tells this key from any other, whatever it is called: the id that it
+    /// has by itself.
+    pub(super) fn print(&self) -> &Arc<str> {
+        &self.print
     }
 
     /// The algorithm the key is for.

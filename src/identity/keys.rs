@@ -126,11 +126,11 @@ impl VerifyingKeys {
         own.map(|entry| &entry.key)
     }
 
-    /// The next second after `now` at which one of the keys ends.
+    /// The second at which the first of the keys ends, or has ended: one that
+    /// ended while nobody looked is still to be taken out.
     #[must_use]
-    pub fn next_end(&self, now: u64) -> Option<u64> {
-        let ends = self.iter().filter_map(VerifyingKey::until);
-        ends.filter(|until| *until > now).min()
+    pub fn first_end(&self) -> Option<u64> {
+        self.iter().filter_map(VerifyingKey::until).min()
     }
 
     /// The same without the keys that have ended at `now`.
@@ -152,7 +152,8 @@ impl VerifyingKeys {
     }
 
     /// Whether the key that confirmed this principal's token is still in force
-    /// at `now`, in seconds since 1970, for the same issuer. Copies nothing.
+    /// at `now`, in seconds since 1970, for the same issuer: that very key, and
+    /// not another one that has its id by now. Copies nothing.
     #[must_use]
     pub fn trusts(&self, who: &Principal, now: u64) -> bool {
         let issued = |entry: &Entry| match &entry.issuer.issuer {
@@ -160,10 +161,11 @@ impl VerifyingKeys {
             Some(issuer) => who.issuer().is_some_and(|iss| **iss == **issuer),
         };
         self.by_id.get(who.key_id()).is_some_and(|places| {
-            places
-                .iter()
-                .map(|&at| &self.entries[at])
-                .any(|entry| entry.key.is_valid(now) && issued(entry))
+            places.iter().map(|&at| &self.entries[at]).any(|entry| {
+                entry.key.is_valid(now)
+                    && who.key_print.as_ref() == Some(entry.key.print())
+                    && issued(entry)
+            })
         })
     }
 

@@ -24,6 +24,7 @@ mod compact;
 mod credential;
 mod date;
 mod delegation;
+mod descent;
 mod discovery;
 mod error;
 mod exchange;
@@ -54,6 +55,7 @@ pub use claims::MAX_ACTORS;
 pub use credential::{Credential, CredentialError, MAX_CREDENTIAL_BYTES};
 pub use date::{parse as parse_rfc3339, rfc3339};
 pub use delegation::{covers, first_outside, meet};
+pub use descent::{Ancestor, Descent, MAX_ANCESTORS};
 pub use discovery::{DiscoveryError, discovered_keys};
 pub use error::{Facts, TokenError};
 pub use exchange::exchange;
@@ -78,6 +80,8 @@ pub use service_account::{
 };
 pub use verify::{TokenVerifier, VerifierSettings, claimed_issuer};
 
+#[cfg(test)]
+mod differences;
 #[cfg(test)]
 mod hostile;
 #[cfg(test)]

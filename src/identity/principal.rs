@@ -5,6 +5,7 @@ use std::sync::Arc;
 use crate::egress::{AgentId, Destination, Subject, TenantId};
 
 use super::PeerCertificate;
+use super::descent::Ancestor;
 
 /// Who asks, as a verified token, an agent key or a client's certificate says
 /// it, or the kernel.
@@ -20,6 +21,8 @@ pub struct Principal {
     pub(super) client: Option<Arc<str>>,
     pub(super) issuer: Option<Arc<str>>,
     pub(super) key_id: Arc<str>,
+    pub(super) key_print: Option<Arc<str>>,
+    pub(super) ancestors: Option<Arc<[Ancestor]>>,
     pub(super) issued_at: Option<u64>,
     pub(super) expires_at: u64,
     pub(super) kind: CredentialKind,
@@ -69,6 +72,8 @@ impl Principal {
             client: None,
             issuer: None,
             key_id: format!("uid:{uid}").into(),
+            key_print: None,
+            ancestors: None,
             issued_at: None,
             expires_at: u64::MAX,
             kind: CredentialKind::Peer,
@@ -97,6 +102,8 @@ impl Principal {
             act: None,
             issuer: None,
             key_id: format!("x509:{}", certificate.fingerprint()).into(),
+            key_print: None,
+            ancestors: None,
             issued_at: None,
             expires_at: certificate.not_after(),
             client: None,
@@ -170,6 +177,12 @@ impl Principal {
     #[must_use]
     pub fn client(&self) -> Option<&Arc<str>> {
         self.client.as_ref()
+    }
+
+    /// The tokens that this one was exchanged from, the nearest first.
+    #[must_use]
+    pub fn ancestors(&self) -> &[Ancestor] {
+        self.ancestors.as_deref().unwrap_or_default()
     }
 
     /// The token's `iss`.

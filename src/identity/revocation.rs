@@ -5,9 +5,13 @@
 //! until then is refused, and a token issued later is good again. A key is
 //! revoked altogether, since whoever holds it can write any `iat`. A credential
 //! that does not say when it was issued counts as issued before.
+//!
+//! Names are their issuer's: a `jti` and a `kid` are revoked of one issuer, our
+//! own where none is named, so that nobody else's choice of names reaches ours.
 
 use std::collections::HashMap;
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -17,6 +21,9 @@ use super::issue::MAX_LIFETIME;
 use super::principal::Principal;
 use crate::egress::{AgentId, TenantId};
 
+/// More than any clock may be off by configuration: a token is accepted for so
+/// long after its end.
+const LEEWAY: Duration = Duration::from_secs(60 * 60);
 /// The most bytes that one line of a list may have.
 const MAX_LINE_BYTES: usize = 4096;
 /// How much longer a line may get when its dates are put off.
@@ -78,6 +85,8 @@ pub struct Revoked {
     pub value: String,
     /// Of an agent: only this tenant's.
     pub tenant: Option<String>,
+    /// Of a `jti` or a key: whose; our own where there is none.
+    pub issuer: Option<String>,
 }
 
 /// One entry of a list of revocations.
@@ -91,6 +100,10 @@ pub struct Revocation {
     /// Of an agent: only this tenant's. Nothing else has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tenant: Option<String>,
+    /// Of a `jti` or a key: the `iss` of the tokens, where they are not our own.
+    /// Nothing else has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub issuer: Option<String>,
     /// When it was revoked, in seconds since 1970. Of an agent, a tenant or an
     /// account, what was issued in this second or before is revoked.
     pub at: u64,
@@ -127,13 +140,14 @@ impl Revocation {
             kind: self.kind,
             value: self.value.clone(),
             tenant: self.tenant.clone(),
+            issuer: self.issuer.clone(),
         }
     }
 
     /// An entry for this, made at `now` in seconds since 1970. Without `lasts`
-    /// a key is revoked for good, and anything else until the last token that
-    /// may be out there has ended: an entry that ends before it would let it in
-    /// again.
+    /// it is in force until somebody takes it back: an agent key and a token of
+    /// another issuer may live for any time, and an entry that ends before them
+    /// would let them in again. Only one of our own tokens is known to end.
     ///
     /// # Errors
     /// [`RevocationError::Entry`], with what to write.
@@ -143,15 +157,16 @@ impl Revocation {
         lasts: Option<Duration>,
         reason: Option<String>,
     ) -> Result<Self, RevocationError> {
-        let lasts = match (lasts, what.kind) {
-            (Some(lasts), _) => Some(lasts),
-            (None, RevokedKind::Key) => None,
-            (None, _) => Some(MAX_LIFETIME),
+        let lasts = match (lasts, what.kind, &what.issuer) {
+            (Some(lasts), ..) => Some(lasts),
+            (None, RevokedKind::Jti, None) => Some(MAX_LIFETIME + LEEWAY),
+            (None, ..) => None,
         };
         let entry = Self {
             kind: what.kind,
             value: what.value,
             tenant: what.tenant,
+            issuer: what.issuer,
             at: now,
             until: lasts.map(|lasts| now.saturating_add(lasts.as_secs())),
             reason,
@@ -210,6 +225,17 @@ impl Revocation {
             (Some(_), _) => return bad("tenant", &"only an agent is revoked of one tenant"),
             (None, _) => {}
         }
+        match (&self.issuer, self.kind) {
+            (Some(issuer), RevokedKind::Jti | RevokedKind::Key) if is_name(issuer) => {}
+            (Some(_), RevokedKind::Jti | RevokedKind::Key) => {
+                let what = "write the iss of its tokens, 1 to 256 bytes without control characters";
+                return bad("issuer", &what);
+            }
+            (Some(_), _) => {
+                return bad("issuer", &"only a jti and a key are revoked of one issuer");
+            }
+            (None, _) => {}
+        }
         if self.until.is_some_and(|until| until <= self.at) {
             return bad("until", &"the entry would end before it begins");
         }
@@ -265,6 +291,8 @@ impl Revocation {
 struct Reach {
     /// Of which tenant; any where there is none.
     tenant: Option<Box<str>>,
+    /// Of which issuer; our own where there is none.
+    issuer: Option<Box<str>>,
     /// What was issued until then; everything where there is none.
     issued_until: Option<u64>,
     /// When the entry ends.
@@ -272,7 +300,8 @@ struct Reach {
 }
 
 impl Reach {
-    fn holds(&self, who: &Principal, now: u64) -> bool {
+    /// Whether it reaches something of this issuer's that this principal has.
+    fn holds(&self, who: &Principal, issuer: Option<&str>, now: u64) -> bool {
         let tenant = match &self.tenant {
             None => true,
             Some(tenant) => who.tenant().is_some_and(|of| of.as_str() == &**tenant),
@@ -281,7 +310,7 @@ impl Reach {
             (Some(until), Some(issued)) => issued <= until,
             (None, _) | (_, None) => true,
         };
-        tenant && issued && now < self.ends
+        tenant && issued && self.issuer.as_deref() == issuer && now < self.ends
     }
 }
 
@@ -289,18 +318,28 @@ impl Reach {
 #[derive(Clone, Debug, Default)]
 pub struct RevocationSet {
     count: usize,
+    /// Our own `iss`.
+    own: Box<str>,
     by_kind: [HashMap<Box<str>, Vec<Reach>>; 5],
 }
 
 impl RevocationSet {
-    /// The set of these entries.
+    /// The set of these entries; `own` is the `iss` of our own tokens.
     #[must_use]
-    pub fn new<'e>(entries: impl IntoIterator<Item = &'e Revocation>) -> Self {
-        let mut set = Self::default();
+    pub fn new<'e>(entries: impl IntoIterator<Item = &'e Revocation>, own: &str) -> Self {
+        let mut set = Self {
+            own: own.into(),
+            ..Self::default()
+        };
         for entry in entries {
             set.count += 1;
             let reach = Reach {
                 tenant: entry.tenant.as_deref().map(Into::into),
+                issuer: entry
+                    .issuer
+                    .as_deref()
+                    .filter(|issuer| *issuer != own)
+                    .map(Into::into),
                 issued_until: entry.kind.has_a_date().then_some(entry.at),
                 ends: entry.until.unwrap_or(u64::MAX),
             };
@@ -324,33 +363,53 @@ impl RevocationSet {
         self.count == 0
     }
 
-    /// By what this principal is revoked at `now`, in seconds since 1970. At
-    /// most six look-ups, and none while nothing is revoked.
+    /// By what this principal is revoked at `now`, in seconds since 1970: by
+    /// itself, or through a token that its own was exchanged from. At most six
+    /// look-ups and three for each of those, and none while nothing is revoked.
     #[must_use]
     pub fn revokes(&self, who: &Principal, now: u64) -> Option<RevokedKind> {
+        use RevokedKind::{Agent, Jti, Key, ServiceAccount, Tenant};
         if self.is_empty() {
             return None;
         }
+        let issuer = self.other(who.issuer());
         let names = [
-            (RevokedKind::Jti, who.jti().map(AsRef::as_ref)),
-            (RevokedKind::Agent, Some(who.agent().as_str())),
+            (Jti, who.jti().map(AsRef::as_ref), issuer),
+            (Agent, Some(who.agent().as_str()), None),
             // Who acts for it holds the token. Those who acted before do not
             // (RFC 8693, 4.1).
             (
-                RevokedKind::Agent,
+                Agent,
                 who.act().and_then(|act| act.first()).map(String::as_str),
+                None,
             ),
-            (RevokedKind::Tenant, who.tenant().map(TenantId::as_str)),
-            (RevokedKind::Key, Some(who.key_id().as_ref())),
-            (RevokedKind::ServiceAccount, who.client().map(AsRef::as_ref)),
+            (Tenant, who.tenant().map(TenantId::as_str), None),
+            (Key, Some(who.key_id().as_ref()), issuer),
+            (ServiceAccount, who.client().map(AsRef::as_ref), None),
         ];
-        names.into_iter().find_map(|(kind, name)| {
+        let inherited = who.ancestors().iter().flat_map(|of| {
+            let issuer = self.other(of.issuer.as_ref());
+            [
+                (Jti, of.jti.as_deref(), issuer),
+                (Key, Some(of.key_id.as_ref()), issuer),
+                (ServiceAccount, of.client.as_deref(), None),
+            ]
+        });
+        let all = names.into_iter().chain(inherited);
+        all.into_iter().find_map(|(kind, name, issuer)| {
             let reaches = self.by_kind[place(kind)].get(name?)?;
             reaches
                 .iter()
-                .any(|reach| reach.holds(who, now))
+                .any(|reach| reach.holds(who, issuer, now))
                 .then_some(kind)
         })
+    }
+
+    /// The issuer, where it is not we.
+    fn other<'i>(&self, issuer: Option<&'i Arc<str>>) -> Option<&'i str> {
+        issuer
+            .map(AsRef::as_ref)
+            .filter(|issuer| *issuer != &*self.own)
     }
 }
 
@@ -380,6 +439,8 @@ mod tests {
             scope: None,
             client: Some("ci".into()),
             key_id: "k1".into(),
+            key_print: None,
+            ancestors: None,
             issued_at,
             expires_at: 2_000,
             kind: crate::identity::CredentialKind::Token,
@@ -392,6 +453,7 @@ mod tests {
             kind,
             value: value.into(),
             tenant: tenant.map(Into::into),
+            issuer: None,
             at: 1_000,
             until: Some(1_900),
             reason: None,
@@ -526,7 +588,7 @@ mod tests {
         ] {
             let kind = entry.kind;
             entry.check().expect(case);
-            let set = RevocationSet::new([&entry]);
+            let set = RevocationSet::new([&entry], "agentport");
             assert_eq!(set.revokes(&who, 1_500), revoked.then_some(kind), "{case}");
             assert_eq!(set.revokes(&who, 1_900), None, "{case}: has ended");
         }
@@ -538,7 +600,10 @@ mod tests {
 
     #[test]
     fn an_agent_is_revoked_also_where_it_acts_for_another() {
-        let set = RevocationSet::new([&entry(RevokedKind::Agent, "worker", Some("acme"))]);
+        let set = RevocationSet::new(
+            [&entry(RevokedKind::Agent, "worker", Some("acme"))],
+            "agentport",
+        );
         for (case, tenant, actors, revoked) in [
             ("it acts now", "acme", &["worker", "other"][..], true),
             ("it acted before", "acme", &["other", "worker"], false),
@@ -552,6 +617,123 @@ mod tests {
             let found = set.revokes(&acting, 1_500);
             assert_eq!(found, revoked.then_some(RevokedKind::Agent), "{case}");
         }
+    }
+
+    #[test]
+    fn names_are_their_issuers() {
+        let ours = Some("agentport");
+        let theirs = Some("https://ci.test");
+        for kind in [RevokedKind::Jti, RevokedKind::Key] {
+            let value = if kind == RevokedKind::Jti { "j1" } else { "k1" };
+            for (case, revoked_of, issued_by, revoked) in [
+                ("our own by default", None, ours, true),
+                ("what has no issuer is our own", None, None, true),
+                ("our own, named", ours, ours, true),
+                ("not another's", None, theirs, false),
+                ("nor ours by another's", theirs, ours, false),
+                ("another's, named", theirs, theirs, true),
+            ] {
+                let entry = Revocation {
+                    issuer: revoked_of.map(Into::into),
+                    ..entry(kind, value, None)
+                };
+                assert_eq!(entry.check(), Ok(()), "{case}");
+                let set = RevocationSet::new([&entry], "agentport");
+                let who = Principal {
+                    issuer: issued_by.map(Into::into),
+                    ..who("a", None, Some(5))
+                };
+                let found = set.revokes(&who, 1_500);
+                assert_eq!(found, revoked.then_some(kind), "{kind}: {case}");
+            }
+        }
+        let of_agent = Revocation {
+            issuer: theirs.map(Into::into),
+            ..entry(RevokedKind::Agent, "a", None)
+        };
+        assert!(of_agent.check().is_err());
+    }
+
+    #[test]
+    fn what_revokes_a_token_reaches_what_was_exchanged_from_it() {
+        use crate::identity::Ancestor;
+        let ancestor = |issuer: &str, jti: &str, key: &str, client: &str| Ancestor {
+            issuer: Some(issuer.into()),
+            jti: Some(jti.into()),
+            key_id: key.into(),
+            client: Some(client.into()),
+        };
+        let child = Principal {
+            ancestors: Some(
+                [
+                    ancestor("agentport", "parent", "k-parent", "broker"),
+                    ancestor("https://ci.test", "first", "k-first", "runner"),
+                ]
+                .into(),
+            ),
+            ..who("a", None, Some(5))
+        };
+        use RevokedKind::*;
+        for (case, kind, value, issuer, revoked) in [
+            ("its parent", Jti, "parent", None, true),
+            ("its parent's key", Key, "k-parent", None, true),
+            ("its parent's account", ServiceAccount, "broker", None, true),
+            ("the first account", ServiceAccount, "runner", None, true),
+            (
+                "the first token",
+                Jti,
+                "first",
+                Some("https://ci.test"),
+                true,
+            ),
+            (
+                "the first key",
+                Key,
+                "k-first",
+                Some("https://ci.test"),
+                true,
+            ),
+            ("one of ours called so", Jti, "first", None, false),
+            (
+                "another's called so",
+                Jti,
+                "parent",
+                Some("https://ci.test"),
+                false,
+            ),
+            ("another account", ServiceAccount, "other", None, false),
+        ] {
+            let entry = Revocation {
+                issuer: issuer.map(Into::into),
+                ..entry(kind, value, None)
+            };
+            let set = RevocationSet::new([&entry], "agentport");
+            assert_eq!(
+                set.revokes(&child, 1_500),
+                revoked.then_some(kind),
+                "{case}"
+            );
+        }
+    }
+
+    #[test]
+    fn only_a_token_is_known_to_end() {
+        use RevokedKind::*;
+        for kind in [Jti, Agent, Tenant, Key, ServiceAccount] {
+            let what = entry(kind, "a", None).what();
+            let made = Revocation::make(what.clone(), 5, None, None).expect("an entry");
+            assert_eq!(made.until.is_some(), kind == Jti, "{kind}");
+            let lasts = Some(Duration::from_secs(60));
+            let made = Revocation::make(what, 5, lasts, None).expect("an entry");
+            assert_eq!(made.until, Some(65), "{kind}");
+        }
+        // How long another issuer's tokens live, nobody here knows.
+        let theirs = Revoked {
+            issuer: Some("https://ci.test".into()),
+            ..entry(Jti, "j", None).what()
+        };
+        let made = Revocation::make(theirs, 5, None, None).expect("an entry");
+        assert_eq!(made.until, None);
     }
 
     #[test]
@@ -574,7 +756,7 @@ mod tests {
             ..first.clone()
         };
         for entries in [[&first, &later], [&later, &first]] {
-            let set = RevocationSet::new(entries);
+            let set = RevocationSet::new(entries, "agentport");
             assert!(set.revokes(&who("a", None, Some(1_300)), 1_500).is_some());
             assert!(set.revokes(&who("a", None, Some(1_401)), 1_500).is_none());
         }

@@ -103,7 +103,7 @@ impl TokenVerifier {
         claims::judge(
             &compact.claims,
             issuer,
-            key.id(),
+            key,
             now,
             self.settings.leeway.as_secs(),
             self.settings.max_actors,

@@ -3,7 +3,7 @@
 
 use std::net::IpAddr;
 
-use super::decision::{Decision, Denied, DenyReason, Permit};
+use super::decision::{Decision, Denied, DenyReason, Permit, RefusalForm};
 use super::document::Mode;
 use super::index::{Rank, Slot};
 use super::range::class_of;
@@ -148,6 +148,27 @@ impl Permit {
         }
     }
 
+    /// Whether the target may be asked for where nobody here resolves it: no
+    /// leave that is given for some addresses is one for all. What is refused by
+    /// address is not looked at. `Ok(Some(_))` says that only audit mode lets it
+    /// pass.
+    ///
+    /// # Errors
+    /// [`Denied`]: the rule or the credential allows it at some addresses only.
+    pub fn unresolved(&self) -> Result<Option<Denied>, Denied> {
+        if self.token_ranges.is_some() {
+            let reason = DenyReason::TokenDestinations;
+            return Err(Denied::without_rule(reason, Mode::Enforce));
+        }
+        let bound = self
+            .rule
+            .filter(|id| !self.rules.rule(*id).ranges.is_empty());
+        match bound.map(|id| self.denied(DenyReason::AddressNotAllowed, id)) {
+            Some(denied) if denied.enforced() => Err(denied),
+            advisory => Ok(advisory),
+        }
+    }
+
     /// Why no allow rule of the permit lets this address be dialled.
     fn not_admitted(&self, address: IpAddr) -> Option<Denied> {
         let admitted = self
@@ -171,6 +192,7 @@ impl Permit {
                 rule: rule.map(|(_, rule)| rule.name.clone()),
                 rule_id: self.rule,
                 mode: self.class_mode(class),
+                form: rule.map_or_else(RefusalForm::default, |(_, rule)| rule.refusal),
             }),
         }
     }
@@ -209,6 +231,7 @@ impl Denied {
             rule: None,
             rule_id: None,
             mode,
+            form: RefusalForm::Connect,
         }
     }
 
@@ -218,6 +241,7 @@ impl Denied {
             rule: Some(rules.rule(id).name.clone()),
             rule_id: Some(id),
             mode: rules.mode(id, agent),
+            form: rules.rule(id).refusal,
         }
     }
 }

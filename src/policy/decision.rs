@@ -53,6 +53,7 @@ pub struct Denied {
     pub(super) rule: Option<Arc<str>>,
     pub(super) rule_id: Option<RuleId>,
     pub(super) mode: Mode,
+    pub(super) form: RefusalForm,
 }
 
 /// The reasons, each with a code that records, metrics and refusals carry.
@@ -114,6 +115,18 @@ pub enum SniRule {
     Optional,
     /// Whatever the client likes.
     Any,
+}
+
+/// How a `CONNECT` is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum RefusalForm {
+    /// As the answer to it (RFC 9110 section 9.3.6).
+    #[default]
+    Connect,
+    /// As the answer to the first request inside the tunnel, where the gateway
+    /// is set up for it.
+    Inside,
 }
 
 /// Whether Encrypted Client Hello (RFC 9849) may hide the server name.
@@ -184,6 +197,12 @@ impl Denied {
     #[must_use]
     pub fn rule(&self) -> Option<&Arc<str>> {
         self.rule.as_ref()
+    }
+
+    /// How the rule that refuses wants a `CONNECT` to be told.
+    #[must_use]
+    pub fn form(&self) -> RefusalForm {
+        self.form
     }
 
     /// Whether it binds; else it is what enforcing would have said.

@@ -11,7 +11,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{self, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::decision::{EchRule, SniRule, TlsUse};
+use super::decision::{EchRule, RefusalForm, SniRule, TlsUse};
 use super::finding::{Finding, Location, PolicyError, Problem, SourceName};
 use super::limits::{DocumentLimits, LimitsDocument};
 use super::locate;
@@ -206,6 +206,16 @@ pub struct RuleDocument {
         skip_serializing_if = "Option::is_none"
     )]
     pub ech: Option<EchRule>,
+    /// How a `CONNECT` is told that this rule refuses it: `connect` (the
+    /// default) is the answer to it, `inside` the answer to the first request
+    /// in the tunnel, for clients that take the other for a fault of the
+    /// network. It needs `refusals` in the gateway's configuration.
+    #[serde(
+        default,
+        deserialize_with = "present",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub refusal: Option<RefusalForm>,
     /// How much of what the rule allows. For allow rules.
     #[serde(
         default,
@@ -389,6 +399,7 @@ impl PolicyDocument {
             tls: None,
             sni: None,
             ech: None,
+            refusal: None,
             limits: None,
         };
         let mut rules = Vec::new();

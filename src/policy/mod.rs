@@ -47,7 +47,9 @@ mod shape;
 mod tests;
 
 pub use cases::{Case, CaseFile, CaseOutcome, Coverage, Expectation, Question};
-pub use decision::{Decision, Denied, DenyReason, EchRule, Permit, SniRule, TlsRule, TlsUse};
+pub use decision::{
+    Decision, Denied, DenyReason, EchRule, Permit, RefusalForm, SniRule, TlsRule, TlsUse,
+};
 pub use diff::{Change, Direction, PolicyDiff, Replay, ReplayReport, Replayed, TooDifferent};
 pub use document::{
     Action, AgentModes, AnyOr, Format, MAX_DOCUMENT_BYTES, Mode, PolicyDocument, PortEntry,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use http::Method;
 
-use super::decision::TlsRule;
+use super::decision::{RefusalForm, TlsRule};
 use super::document::{Action, AnyOr, Mode, PortEntry, RuleDocument};
 use super::finding::{Finding, PolicyError, Problem, SourceName};
 use super::limits;
@@ -42,6 +42,7 @@ pub(super) struct Rule {
     /// Empty: any body, which is not looked at.
     pub(super) rpc_methods: Vec<RpcPattern>,
     pub(super) tls: TlsRule,
+    pub(super) refusal: RefusalForm,
     pub(super) limits: Vec<Arc<Limit>>,
 }
 
@@ -265,6 +266,7 @@ pub(super) fn compile(
             sni: written.sni.unwrap_or_default(),
             ech: written.ech.unwrap_or_default(),
         },
+        refusal: written.refusal.unwrap_or_default(),
         limits,
     }
 }

@@ -1470,6 +1470,7 @@ fn a_rule() -> impl Strategy<Value = RuleDocument> {
                 sni: None,
                 rpc_methods: None,
                 ech: None,
+                refusal: None,
                 limits: None,
             },
         )

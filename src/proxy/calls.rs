@@ -13,7 +13,6 @@ use crate::gate::{Admission, Cause, Denial};
 use crate::identity::Principal;
 
 use super::conn::Connection;
-use super::dial;
 use super::exchange::Exchange;
 use super::fields::{
     CALLER_FIELD, CALLER_TENANT_FIELD, ON_BEHALF_OF_FIELD, TOKEN_FIELD, brought_along, remove_alike,
@@ -21,6 +20,8 @@ use super::fields::{
 use super::forward::Forward;
 use super::look::Verdict;
 use super::peers::{Call, Callee, PeerEndpoint, UnderWay};
+use super::rpc::Towards;
+use super::{dial, rpc};
 
 /// The most addresses that one call is tried at.
 const MOST_ATTEMPTS: usize = 8;
@@ -47,7 +48,7 @@ impl Forward {
     /// alone.
     pub(super) async fn look_at_call(
         &self,
-        session: &Session,
+        session: &mut Session,
         exchange: &mut Exchange,
         connection: &Connection,
         call: Option<Call>,
@@ -93,7 +94,10 @@ impl Forward {
                 path: call.path,
             },
         };
-        let admission = gate.admit_behind(&who, &request, None, trail).await?;
+        let towards = Towards::Behind(None);
+        let admitting = (&mut *trail, &mut exchange.slot);
+        let admission =
+            rpc::admit(&self.shared, session, &who, &request, towards, admitting).await?;
         // Only who may call it learns whether it is there.
         let callee = self
             .shared
@@ -107,23 +111,21 @@ impl Forward {
                 .detail("peers.agents has no such agent"));
         };
         let mut at = Vec::new();
-        let mut failed = None;
         for endpoint in callee.order(gate.clock().monotonic()) {
-            match endpoint.at() {
-                Endpoint::Unix(_) => at.push((endpoint, None)),
-                Endpoint::Tcp(authority) => match gate.locate(authority).await {
-                    Ok(found) => {
-                        let found = dial::order(&found, self.shared.settings.ipv4_first);
-                        at.extend(found.iter().map(|one| (Arc::clone(&endpoint), Some(*one))));
-                    }
-                    Err(denial) => failed = Some(denial),
-                },
+            if matches!(endpoint.at(), Endpoint::Unix(_)) {
+                at.push((endpoint, None));
+                continue;
             }
+            // Names are looked up beforehand: one that nobody answers for must
+            // not hold up a call that another endpoint can take.
+            let found = dial::order(&endpoint.addresses(), self.shared.settings.ipv4_first);
+            at.extend(found.iter().map(|one| (Arc::clone(&endpoint), Some(*one))));
         }
         at.truncate(MOST_ATTEMPTS);
         if at.is_empty() {
-            let denial = failed.unwrap_or_else(|| Denial::new(Cause::NameNotFound));
-            return Err(denial.towards(&request.authority));
+            return Err(Denial::new(Cause::NameNotFound)
+                .towards(&request.authority)
+                .detail("no endpoint's name was found yet"));
         }
         exchange.agent_host = Some(request.authority.host.to_string());
         let verdict = self.admitted(exchange, admission, request)?;

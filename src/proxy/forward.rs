@@ -35,6 +35,7 @@ use super::fields::{
     remove_hop_fields,
 };
 use super::look::Verdict;
+use super::parent::{Hop, ParentError};
 use super::peers::UnderWay;
 use super::tunnels::OpenKind;
 use super::{Shared, refusal};
@@ -92,10 +93,11 @@ fn may_have_body(session: &Session, response: &ResponseHeader) -> bool {
 
 #[async_trait]
 impl ProxyHttp for Forward {
-    type CTX = Exchange;
+    /// Boxed: Pingora moves it with each of the futures that hold it.
+    type CTX = Box<Exchange>;
 
-    fn new_ctx(&self) -> Exchange {
-        Exchange::default()
+    fn new_ctx(&self) -> Box<Exchange> {
+        Box::default()
     }
 
     /// None: no compression, no cache.
@@ -104,7 +106,7 @@ impl ProxyHttp for Forward {
     async fn early_request_filter(
         &self,
         session: &mut Session,
-        exchange: &mut Exchange,
+        exchange: &mut Box<Exchange>,
     ) -> pingora::Result<()> {
         let settings = &self.shared.settings;
         // Parsing the head has set this to "for ever".
@@ -130,13 +132,13 @@ impl ProxyHttp for Forward {
     async fn request_filter(
         &self,
         session: &mut Session,
-        exchange: &mut Exchange,
+        exchange: &mut Box<Exchange>,
     ) -> pingora::Result<bool> {
         match self.look(session, exchange).await {
             Ok(Verdict::Forward) => Ok(false),
             Ok(Verdict::Answered) => Ok(true),
             Err(denial) => {
-                self.refuse(session, exchange, &denial).await;
+                Box::pin(self.refuse(session, exchange, &denial)).await;
                 Ok(true)
             }
         }
@@ -145,27 +147,47 @@ impl ProxyHttp for Forward {
     async fn upstream_peer(
         &self,
         _session: &mut Session,
-        exchange: &mut Exchange,
+        exchange: &mut Box<Exchange>,
     ) -> pingora::Result<Box<HttpPeer>> {
         let Some(admission) = &exchange.admission else {
             return Error::e_explain(ErrorType::InternalError, "no admission");
         };
         let settings = &self.shared.settings;
-        let tls_name = exchange.tls_name();
+        let mut tls_name = exchange.tls_name();
         let mut address = exchange.addresses.get(exchange.attempt);
         if let Some(call) = &mut exchange.call {
             let Some((endpoint, at)) = call.at.get(exchange.attempt) else {
                 return Error::e_explain(ErrorType::InternalError, "no endpoint");
             };
             call.under_way = Some(UnderWay::on(endpoint));
+            if let Some(tls) = &call.callee.tls {
+                // Without a name nothing would be checked.
+                let Some(name) = tls.name_of(endpoint.at()) else {
+                    return Error::e_explain(ErrorType::InternalError, "no server name");
+                };
+                tls_name = Some(name);
+            }
             exchange.socket = match endpoint.at() {
                 Endpoint::Unix(path) => Some(path.display().to_string()),
                 Endpoint::Tcp(_) => None,
             };
             address = at.as_ref();
         }
-        let mut peer = match (&exchange.socket, address) {
-            (Some(path), _) => HttpPeer::new_uds(path, false, String::new())?,
+        // The agent behind the gateway, and agents that are called, are near.
+        let is_near = exchange.agent_host.is_some() || exchange.socket.is_some();
+        exchange.hop = match &settings.parent {
+            Some(parent) if !is_near => {
+                let to = admission.authority();
+                Hop::to(parent, &self.shared.gate, to, address.copied()).await?
+            }
+            _ => None,
+        };
+        let parents = exchange.hop.as_ref().and_then(Hop::peer);
+        let mut peer = match (&exchange.socket, parents.as_ref().or(address)) {
+            (Some(path), _) => {
+                let tls = tls_name.is_some();
+                HttpPeer::new_uds(path, tls, tls_name.unwrap_or_default())?
+            }
             (None, Some(address)) => match tls_name {
                 Some(name) => HttpPeer::new(*address, true, name),
                 None => HttpPeer::new(*address, false, String::new()),
@@ -178,12 +200,16 @@ impl ProxyHttp for Forward {
         // Two routes to one origin may trust different CAs.
         let route = exchange.route.as_ref();
         let route = route.map(|(chosen, _)| chosen.route.route.name());
+        let call = exchange.call.as_ref();
+        let called_tls = call.and_then(|call| call.callee.tls.clone());
         peer.group_key = self.shared.pool_key.hash_one((
             who.tenant(),
             who.agent(),
             admission.authority(),
             route,
+            called_tls.as_ref().map(|tls| tls.digest()),
             exchange.websocket,
+            exchange.hop.as_ref().map(Hop::target),
         ));
         let options = &mut peer.options;
         if exchange.websocket {
@@ -194,13 +220,16 @@ impl ProxyHttp for Forward {
         }
         // Without TLS nothing is negotiated: it is known beforehand. A WebSocket
         // goes by HTTP/1.1.
-        if exchange.call.as_ref().is_some_and(|call| call.callee.http2) && !exchange.websocket {
+        if call.is_some_and(|call| call.callee.http2) && !exchange.websocket {
             options.alpn = ALPN::H2;
             options.max_h2_streams = 100;
         }
         options.connection_timeout = Some(settings.connect_timeout);
         options.total_connection_timeout = Some(settings.connect_timeout);
         options.idle_timeout = Some(settings.upstream_idle);
+        if let Some(hop) = &exchange.hop {
+            hop.set(options, settings.connect_timeout, exchange.websocket);
+        }
         let wait = if exchange.websocket {
             settings.websocket_idle
         } else {
@@ -208,6 +237,9 @@ impl ProxyHttp for Forward {
         };
         options.read_timeout = Some(wait);
         options.write_timeout = Some(settings.body_timeout);
+        if let Some(tls) = &called_tls {
+            tls.set(&mut peer, exchange.websocket);
+        }
         exchange.dialling = Some(self.shared.gate.clock().monotonic());
         Ok(Box::new(peer))
     }
@@ -219,17 +251,29 @@ impl ProxyHttp for Forward {
         peer: &HttpPeer,
         #[cfg(unix)] _fd: std::os::unix::io::RawFd,
         _digest: Option<&Digest>,
-        exchange: &mut Exchange,
+        exchange: &mut Box<Exchange>,
     ) -> pingora::Result<()> {
         // Whatever the pool gave, it must be an address that was admitted.
-        let dialled = peer._address.as_inet().copied();
-        if exchange.socket.is_none()
-            && !dialled.is_some_and(|address| exchange.addresses.contains(&address))
-        {
+        let other_end = peer._address.as_inet().copied();
+        let (is_admitted, dialled) = match &exchange.hop {
+            Some(hop) => (other_end == hop.peer(), hop.address),
+            None => {
+                let known = other_end.is_some_and(|address| exchange.addresses.contains(&address));
+                (known || exchange.socket.is_some(), other_end)
+            }
+        };
+        if !is_admitted {
             return Error::e_explain(ErrorType::InternalError, "an address that was not admitted");
         }
-        if let (Some(trail), Some(address)) = (&mut exchange.trail, dialled) {
-            trail.dialled(address.ip());
+        if let Some(trail) = &mut exchange.trail {
+            if let Some(hop) = &exchange.hop {
+                trail.by_proxy(hop.parent.shown());
+            }
+            match dialled {
+                Some(address) => trail.dialled(address.ip()),
+                None if exchange.hop.is_some() => trail.dialled_a_name(),
+                None => {}
+            }
         }
         if !reused && let Some(started) = exchange.dialling.take() {
             let took = self.shared.gate.clock().monotonic().saturating_sub(started);
@@ -245,7 +289,7 @@ impl ProxyHttp for Forward {
         &self,
         _session: &mut Session,
         _peer: &HttpPeer,
-        exchange: &mut Exchange,
+        exchange: &mut Box<Exchange>,
         mut error: Box<Error>,
     ) -> Box<Error> {
         if let Some(started) = exchange.dialling.take() {
@@ -269,8 +313,14 @@ impl ProxyHttp for Forward {
             }
         };
         exchange.attempt += 1;
+        // What the parent proxy says of itself is so at every address, and of a
+        // name it has tried them all.
+        let is_final = ParentError::of(&error).is_some_and(|failed| {
+            let given = (exchange.hop.as_ref()).is_some_and(|hop| hop.address.is_some());
+            !(given && failed.is_of_the_destination())
+        });
         // Nothing has been sent yet.
-        error.set_retry(exchange.attempt < attempts);
+        error.set_retry(exchange.attempt < attempts && !is_final);
         error
     }
 
@@ -278,7 +328,7 @@ impl ProxyHttp for Forward {
         &self,
         session: &mut Session,
         request: &mut RequestHeader,
-        exchange: &mut Exchange,
+        exchange: &mut Box<Exchange>,
     ) -> pingora::Result<()> {
         match &exchange.call {
             // Who has it may show on whose behalf it goes on from there.
@@ -352,7 +402,7 @@ impl ProxyHttp for Forward {
         _session: &mut Session,
         body: &mut Option<Bytes>,
         _end: bool,
-        exchange: &mut Exchange,
+        exchange: &mut Box<Exchange>,
     ) -> pingora::Result<()> {
         let count = body.as_ref().map_or(0, |bytes| bytes.len() as u64);
         exchange.spend(Way::Up, count).await?;
@@ -373,7 +423,7 @@ impl ProxyHttp for Forward {
         &self,
         session: &mut Session,
         response: &mut ResponseHeader,
-        exchange: &mut Exchange,
+        exchange: &mut Box<Exchange>,
     ) -> pingora::Result<()> {
         remove_hop_fields(response);
         // A hint to go round the gateway, and names that only we may use.
@@ -434,7 +484,7 @@ impl ProxyHttp for Forward {
         _session: &mut Session,
         body: &mut Option<Bytes>,
         _end: bool,
-        exchange: &mut Exchange,
+        exchange: &mut Box<Exchange>,
     ) -> pingora::Result<Option<Duration>> {
         let count = body.as_ref().map_or(0, |bytes| bytes.len() as u64);
         let settled = exchange.try_spend(Way::Down, count)?;
@@ -446,7 +496,7 @@ impl ProxyHttp for Forward {
         &self,
         session: &mut Session,
         error: &Error,
-        exchange: &mut Exchange,
+        exchange: &mut Box<Exchange>,
     ) -> FailToProxy {
         let denial = denial_of(error, exchange);
         if error.esource() == &ErrorSource::Upstream
@@ -477,7 +527,12 @@ impl ProxyHttp for Forward {
         }
     }
 
-    async fn logging(&self, session: &mut Session, error: Option<&Error>, exchange: &mut Exchange) {
+    async fn logging(
+        &self,
+        session: &mut Session,
+        error: Option<&Error>,
+        exchange: &mut Box<Exchange>,
+    ) {
         exchange.registered = None;
         let Some(mut trail) = exchange.trail.take() else {
             return;
@@ -497,11 +552,16 @@ impl ProxyHttp for Forward {
     }
 
     /// Pingora's own line would hold the whole target; the record has it all.
-    fn suppress_error_log(&self, _session: &Session, _exchange: &Exchange, _error: &Error) -> bool {
+    fn suppress_error_log(
+        &self,
+        _session: &Session,
+        _exchange: &Box<Exchange>,
+        _error: &Error,
+    ) -> bool {
         true
     }
 
-    fn request_summary(&self, _session: &Session, exchange: &Exchange) -> String {
+    fn request_summary(&self, _session: &Session, exchange: &Box<Exchange>) -> String {
         exchange
             .trail
             .as_ref()

@@ -16,6 +16,7 @@ use super::exchange::Exchange;
 use super::fields::{SKILL_FIELD, max_forwards, own_credential, skill, trace_id};
 use super::forward::{Forward, connection};
 use super::routes::Chosen;
+use super::rpc::Towards;
 use super::serve::bad_target;
 use super::{AgentEndpoint, dial, local, rpc};
 
@@ -26,6 +27,9 @@ pub(super) enum Verdict {
 }
 
 impl Forward {
+    /// Looks at a request that is there. Ways that a plain request does not go
+    /// are boxed, so that its own is small: it is allocated, and moved, for
+    /// every request.
     pub(super) async fn look(
         &self,
         session: &mut Session,
@@ -66,9 +70,8 @@ impl Forward {
                 &self.shared.gate,
             );
             if let Some(chosen) = chosen {
-                return self
-                    .look_route(session, exchange, connection, chosen, current)
-                    .await;
+                let looking = self.look_route(session, exchange, connection, chosen, current);
+                return Box::pin(looking).await;
             }
         }
         if let Some(peers) = self.shared.peers.clone() {
@@ -82,13 +85,11 @@ impl Forward {
             };
             let call = peers.call(host.as_ref(), &path);
             if call.is_none() && path.as_str() == POLICY_PATH {
-                return self
-                    .look_local(session, exchange, connection, path, None)
-                    .await;
+                let looking = self.look_local(session, exchange, connection, path, None);
+                return Box::pin(looking).await;
             }
-            return self
-                .look_at_call(session, exchange, &connection, call)
-                .await;
+            let looking = self.look_at_call(session, exchange, &connection, call);
+            return Box::pin(looking).await;
         }
         let target = connection.own_target(current.target);
         let method = session.req_header().method.clone();
@@ -109,9 +110,8 @@ impl Forward {
             (RequestTarget::Asterisk, Some(tunnel)) => (tunnel.authority.clone(), root()?),
             (RequestTarget::Origin { path, .. }, None) => {
                 let credential = current.credential;
-                return self
-                    .look_local(session, exchange, connection, path, credential)
-                    .await;
+                let looking = self.look_local(session, exchange, connection, path, credential);
+                return Box::pin(looking).await;
             }
             (
                 RequestTarget::Absolute { .. }
@@ -152,16 +152,11 @@ impl Forward {
             return Err(super::agents_name(&request.authority));
         }
         self.check_length(session, &request.authority)?;
-        let admission = rpc::admit(
-            &self.shared,
-            session,
-            &who,
-            &request,
-            (trail, &mut exchange.slot),
-        )
-        .await?;
+        let admitting = (trail, &mut exchange.slot);
+        let out = Towards::Out;
+        let admission = rpc::admit(&self.shared, session, &who, &request, out, admitting).await?;
         if current.last_hop {
-            return Ok(answer_here(session, exchange).await);
+            return Ok(Box::pin(answer_here(session, exchange)).await);
         }
         self.admitted(exchange, admission, request)
     }
@@ -182,6 +177,7 @@ impl Forward {
         let head = session.req_header();
         let method = head.method.clone();
         let authority = chosen.authority().clone();
+        trail.by_route(chosen.name());
         let (spent, credential) = chosen.credential(&head.headers, current.credential)?;
         let who = self
             .who(&connection, credential.as_deref(), trail)
@@ -205,16 +201,11 @@ impl Forward {
                 path,
             },
         };
-        let admission = rpc::admit(
-            &self.shared,
-            session,
-            &who,
-            &request,
-            (trail, &mut exchange.slot),
-        )
-        .await?;
+        let admitting = (trail, &mut exchange.slot);
+        let out = Towards::Out;
+        let admission = rpc::admit(&self.shared, session, &who, &request, out, admitting).await?;
         if current.last_hop {
-            return Ok(answer_here(session, exchange).await);
+            return Ok(Box::pin(answer_here(session, exchange)).await);
         }
         exchange.route = Some((chosen, target));
         self.admitted(exchange, admission, request)
@@ -297,11 +288,10 @@ impl Forward {
                 None
             }
         };
-        let admission = self
-            .shared
-            .gate
-            .admit_behind(&who, &request, at, trail)
-            .await?;
+        let towards = Towards::Behind(at);
+        let admitting = (trail, &mut exchange.slot);
+        let admission =
+            rpc::admit(&self.shared, session, &who, &request, towards, admitting).await?;
         self.admitted(exchange, admission, request)
     }
 

@@ -6,6 +6,7 @@
 //! a tunnel, where they are clear text, come back to the same loop. So there is
 //! one parser, one gate and one record for each way in.
 
+mod callee_tls;
 mod calls;
 mod conn;
 mod connect;
@@ -15,9 +16,11 @@ mod failure;
 mod fields;
 mod forward;
 mod http2;
+mod inside;
 mod listener;
 mod local;
 mod look;
+mod parent;
 mod peers;
 mod refusal;
 mod relay;
@@ -28,6 +31,7 @@ mod tls;
 mod transport;
 mod tunnels;
 mod upgrade;
+mod upstream;
 mod websocket;
 
 use std::collections::HashMap;
@@ -40,9 +44,12 @@ use pingora::proxy::HttpProxy;
 use pingora::server::configuration::ServerConf;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
+pub use callee_tls::{CalleeTls, CalleeTlsParts};
+pub use inside::RefusalCertificates;
 pub use listener::{Accepting, Bound, ListenAddress, PerSource, bind, bind_unix};
 pub use local::{LocalPages, Page};
-pub use peers::{Callee, Callees, PeerEndpoint, Peers};
+pub use parent::{Parent, ParentAccess, ParentAsks};
+pub use peers::{Callee, Callees, KnownAddresses, PeerEndpoint, Peers};
 pub use routes::{NamedRoute, UpstreamHttp2, UpstreamRoots};
 pub use tls::{ClientTrust, ListenerTls, TlsParts};
 pub use tunnels::OpenTunnels;
@@ -104,6 +111,8 @@ pub struct Settings {
     pub agent: Option<FrontedAgent>,
     /// Origins that are reached by a path or a host on the gateway.
     pub routes: Vec<NamedRoute>,
+    /// The proxy through which destinations are reached, where there is one.
+    pub parent: Option<Arc<Parent>>,
     /// What every tunnel may carry, whatever its rule says.
     pub every_tunnel: TlsRule,
     /// Whether IPv4 addresses are tried before IPv6 ones.
@@ -215,6 +224,8 @@ pub struct Wire {
     cut: watch::Sender<bool>,
     /// The wire on which agents call each other.
     beside: Option<Arc<Wire>>,
+    /// Which refusals of a `CONNECT` are told inside its tunnel.
+    inside: Option<inside::Inside>,
 }
 
 impl Wire {
@@ -241,6 +252,16 @@ impl Wire {
         shutdown: watch::Receiver<bool>,
     ) -> Self {
         Self::with(gate, settings, pages, random, shutdown, Some(peers))
+    }
+
+    /// The same, where refusals of a `CONNECT` are told inside its tunnel: all
+    /// of policy's, or those whose rule says so.
+    #[must_use]
+    pub fn telling_inside(self, certificates: Arc<dyn RefusalCertificates>, all: bool) -> Self {
+        Self {
+            inside: Some(inside::Inside { certificates, all }),
+            ..self
+        }
     }
 
     /// The same, with another wire that is judged, cut and stopped with it.
@@ -306,6 +327,7 @@ impl Wire {
             shutdown,
             cut: watch::Sender::new(false),
             beside: None,
+            inside: None,
         }
     }
 

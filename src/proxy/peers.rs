@@ -10,13 +10,15 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 
 use crate::config::{Endpoint as At, HealthCheck, PeerDirectory};
 use crate::egress::{Authority, DnsName, Host, RequestPath};
 use crate::gate::ports::OffLimits;
+
+use super::callee_tls::CalleeTls;
 
 /// What the path begins with where the host names no agent.
 const PREFIX: &str = "/agents/";
@@ -25,6 +27,12 @@ const PREFIX: &str = "/agents/";
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 /// The longest that it is passed over.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// For how long an address is refused to the egress listeners after a name was
+/// last found to lead there: answers rotate, and what is an endpoint by one is
+/// still one by the next.
+const REMEMBERED: Duration = Duration::from_secs(24 * 3600);
+/// The most addresses of one name that are.
+const MOST_REMEMBERED: usize = 1024;
 /// How many calls in a row may fail behind a connection that stood.
 const MOST_FAILED: u32 = 3;
 
@@ -42,6 +50,8 @@ pub struct Callee {
     pub http2: bool,
     /// How its health is asked for.
     pub health: Option<HealthCheck>,
+    /// TLS with its endpoints, where they speak it.
+    pub tls: Option<Arc<CalleeTls>>,
     endpoints: Vec<Arc<PeerEndpoint>>,
     next: AtomicUsize,
 }
@@ -56,8 +66,49 @@ pub struct PeerEndpoint {
     failed: AtomicU32,
     /// When it may be chosen again, in milliseconds of the monotonic clock.
     paused_until: AtomicU64,
-    /// Where its name led when it was last looked up.
-    addresses: ArcSwap<Vec<IpAddr>>,
+    /// Where its name leads.
+    known: KnownAddresses,
+}
+
+/// Where a name leads: by its last lookup, and by all of them in a while.
+#[derive(Debug, Default)]
+pub struct KnownAddresses(ArcSwap<Known>);
+
+#[derive(Debug, Default)]
+struct Known {
+    now: Vec<IpAddr>,
+    /// Each with when it was last found.
+    ever: Vec<(IpAddr, Instant)>,
+}
+
+impl KnownAddresses {
+    /// A lookup has found these.
+    pub fn found(&self, addresses: Vec<IpAddr>) {
+        self.found_at(addresses, Instant::now());
+    }
+
+    fn found_at(&self, addresses: Vec<IpAddr>, at: Instant) {
+        let before = self.0.load();
+        let mut ever: Vec<_> = addresses.iter().map(|address| (*address, at)).collect();
+        let older = before.ever.iter().filter(|(address, seen)| {
+            !addresses.contains(address) && at.saturating_duration_since(*seen) < REMEMBERED
+        });
+        ever.extend(older);
+        ever.truncate(MOST_REMEMBERED);
+        self.0.store(Arc::new(Known {
+            now: addresses,
+            ever,
+        }));
+    }
+
+    /// Whether the name leads, or has lately led, to an address like this.
+    pub fn any(&self, is: impl Fn(IpAddr) -> bool) -> bool {
+        self.0.load().ever.iter().any(|(address, _)| is(*address))
+    }
+
+    fn now(&self) -> Vec<IpAddr> {
+        self.0.load().now.clone()
+    }
 }
 
 /// Agents that can be called, by their names.
@@ -94,7 +145,11 @@ impl Peers {
     /// Another directory, to be put in force. Endpoints that stay keep what is
     /// known of them.
     #[must_use]
-    pub fn prepare(&self, directory: &PeerDirectory) -> Callees {
+    pub fn prepare(
+        &self,
+        directory: &PeerDirectory,
+        tls: &HashMap<String, Arc<CalleeTls>>,
+    ) -> Callees {
         let before = self.agents.load_full();
         let agents = directory.agents.iter().map(|agent| {
             let old = before.get(&agent.name);
@@ -106,6 +161,7 @@ impl Peers {
                 host: agent.host.clone(),
                 http2: agent.http2,
                 health: agent.health.clone(),
+                tls: tls.get(&agent.name).cloned(),
                 endpoints: agent.endpoints.iter().map(endpoint).collect(),
                 next: AtomicUsize::new(0),
             };
@@ -182,6 +238,10 @@ impl Callees {
 }
 
 impl OffLimits for Peers {
+    fn why(&self) -> &'static str {
+        "agents are called on listen.peers alone"
+    }
+
     fn authority(&self, authority: &Authority) -> bool {
         let in_domain = authority.host.name().is_some_and(|name| {
             let rest = name.as_str().strip_suffix(self.domain.as_str());
@@ -199,12 +259,7 @@ impl OffLimits for Peers {
             At::Unix(_) => false,
             At::Tcp(at) => match at.host {
                 Host::Address(ip) => is(SocketAddr::new(ip, at.port), address),
-                Host::Name(_) => {
-                    let known = one.addresses.load();
-                    known
-                        .iter()
-                        .any(|ip| is(SocketAddr::new(*ip, at.port), address))
-                }
+                Host::Name(_) => (one.known).any(|ip| is(SocketAddr::new(ip, at.port), address)),
             },
         })
     }
@@ -244,7 +299,7 @@ impl PeerEndpoint {
             unwell: AtomicBool::new(false),
             failed: AtomicU32::new(0),
             paused_until: AtomicU64::new(0),
-            addresses: ArcSwap::default(),
+            known: KnownAddresses::default(),
         }
     }
 
@@ -254,9 +309,24 @@ impl PeerEndpoint {
         &self.at
     }
 
-    /// Where its name leads, as the egress listeners must refuse it.
+    /// A lookup has found where its name leads.
     pub fn leads_to(&self, addresses: Vec<IpAddr>) {
-        self.addresses.store(Arc::new(addresses));
+        self.known.found(addresses);
+    }
+
+    /// Where it is, as far as that is known: no call waits for a lookup. None
+    /// for a Unix socket.
+    #[must_use]
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        let At::Tcp(at) = &self.at else {
+            return Vec::new();
+        };
+        let found = match at.host {
+            Host::Address(address) => vec![address],
+            Host::Name(_) => self.known.now(),
+        };
+        let on_port = |address| SocketAddr::new(address, at.port);
+        found.into_iter().map(on_port).collect()
     }
 
     /// How its health check went. Says whether that is news.
@@ -328,7 +398,7 @@ mod tests {
 
     fn put(peers: &Peers, text: &str) {
         let directory = PeerDirectory::parse(text, &peers.domain).expect("a directory");
-        peers.replace(peers.prepare(&directory));
+        peers.replace(peers.prepare(&directory, &HashMap::new()));
     }
 
     fn peers(text: &str) -> Peers {
@@ -466,5 +536,27 @@ mod tests {
         let at = |text: &str| peers.address(text.parse().expect("an address"), &same);
         assert!(at("10.0.0.2:80"));
         assert!(!at("10.0.0.1:80"), "it is gone");
+        // Also where the next lookup leads elsewhere.
+        let callee = peers.find("b").expect("an agent");
+        let endpoint = &callee.endpoints()[0];
+        endpoint.leads_to(vec!["10.0.0.3".parse().expect("an address")]);
+        assert!(at("10.0.0.2:80") && at("10.0.0.3:80"));
+        let now = ["10.0.0.3:80".parse().expect("an address")];
+        assert_eq!(endpoint.addresses(), now, "calls go by the last one");
+    }
+
+    #[test]
+    fn an_address_is_remembered_for_a_while() {
+        let address = |last: u8| IpAddr::from([10, 0, 0, last]);
+        let (known, start) = (KnownAddresses::default(), Instant::now());
+        known.found_at(vec![address(1)], start);
+        known.found_at(vec![address(2)], start + REMEMBERED / 2);
+        assert!(known.any(|one| one == address(1)));
+        known.found_at(vec![address(2)], start + REMEMBERED);
+        assert!(!known.any(|one| one == address(1)), "its time is over");
+        assert!(known.any(|one| one == address(2)));
+        assert_eq!(known.now(), [address(2)]);
+        known.found_at(Vec::new(), start + REMEMBERED);
+        assert!(known.any(|one| one == address(2)));
     }
 }

@@ -21,6 +21,19 @@ pub(super) async fn write_raw(mut io: ConnIo, denial: &Denial, id: &RequestId) {
         let _ = tokio::time::timeout(LONGEST, write_stream(io, denial, id)).await;
         return;
     }
+    let out = text(denial, id, false);
+    // A client that does not read must not hold the connection.
+    let answer = async {
+        if io.write_all(&out).await.is_ok() {
+            io.close_gently().await;
+        }
+    };
+    let _ = tokio::time::timeout(LONGEST, answer).await;
+}
+
+/// A refusal in HTTP/1.1, by which its connection ends. Without its body where
+/// only the head was asked for.
+pub(super) fn text(denial: &Denial, id: &RequestId, head_only: bool) -> Vec<u8> {
     let body = denial.body(id);
     let mut out = Vec::with_capacity(1024);
     out.extend_from_slice(
@@ -41,14 +54,10 @@ pub(super) async fn write_raw(mut io: ConnIo, denial: &Denial, id: &RequestId) {
         )
         .as_bytes(),
     );
-    out.extend_from_slice(&body);
-    // A client that does not read must not hold the connection.
-    let answer = async {
-        if io.write_all(&out).await.is_ok() {
-            io.close_gently().await;
-        }
-    };
-    let _ = tokio::time::timeout(LONGEST, answer).await;
+    if !head_only {
+        out.extend_from_slice(&body);
+    }
+    out
 }
 
 /// Writes a refusal as the answer to a CONNECT in a stream of HTTP/2.

@@ -71,6 +71,13 @@ impl UpstreamRoots {
     }
 }
 
+impl UpstreamRoots {
+    /// Has certificates checked against these alone.
+    pub(super) fn set(&self, options: &mut PeerOptions) {
+        options.ca = Some(Arc::clone(&self.0));
+    }
+}
+
 impl fmt::Debug for UpstreamRoots {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "UpstreamRoots({})", self.0.len())
@@ -155,6 +162,11 @@ impl Routes {
 }
 
 impl Chosen {
+    /// What it is called.
+    pub(super) fn name(&self) -> &Arc<str> {
+        self.route.route.name()
+    }
+
     /// Where it leads.
     pub(super) fn authority(&self) -> &Authority {
         self.route.route.to().authority()
@@ -238,7 +250,9 @@ impl Chosen {
             UpstreamHttp2::Auto | UpstreamHttp2::Off => options.set_http_version(1, 1),
         }
         options.max_h2_streams = 100;
-        options.ca = self.route.roots.as_ref().map(|roots| Arc::clone(&roots.0));
+        if let Some(roots) = &self.route.roots {
+            roots.set(options);
+        }
     }
 
     /// What of the origin's answer is about its own host and would be wrong

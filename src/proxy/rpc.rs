@@ -8,12 +8,37 @@ use http::header;
 use pingora::proxy::Session;
 use tokio::sync::OwnedSemaphorePermit;
 
-use crate::egress::{EgressRequest, RpcError, rpc_methods};
-use crate::gate::{Admission, AuditTrail, Cause, Denial};
+use crate::egress::{Authority, EgressRequest, RpcError, rpc_methods};
+use crate::gate::{Admission, AuditTrail, BodyPaid, Cause, Denial, Gate};
 use crate::identity::Principal;
 use crate::policy::Calls;
 
 use super::Shared;
+
+/// Which way a request is to go.
+#[derive(Clone, Copy)]
+pub(super) enum Towards<'a> {
+    /// Out, to an address that is judged.
+    Out,
+    /// To a service that the operator has put behind the gateway, at this host
+    /// and port; `None` where they are looked up by another.
+    Behind(Option<&'a Authority>),
+}
+
+impl Towards<'_> {
+    async fn admit(
+        self,
+        gate: &Gate,
+        who: &Arc<Principal>,
+        asked: (&EgressRequest, Calls<'_>, Option<BodyPaid>),
+        trail: &mut AuditTrail,
+    ) -> Result<Admission, Denial> {
+        match self {
+            Self::Out => gate.admit_calls(who, asked, trail).await,
+            Self::Behind(at) => gate.admit_behind(who, asked, at, trail).await,
+        }
+    }
+}
 
 /// Asks the gate, with what the body calls where policy wants to know that.
 ///
@@ -24,27 +49,28 @@ pub(super) async fn admit(
     session: &mut Session,
     who: &Arc<Principal>,
     request: &EgressRequest,
+    towards: Towards<'_>,
     (trail, slot): (&mut AuditTrail, &mut Option<OwnedSemaphorePermit>),
 ) -> Result<Admission, Denial> {
     let gate = &shared.gate;
     // The frames of a WebSocket are not seen, so neither is what they call.
     if session.is_upgrade_req() || !gate.asks_for_calls(who, request) {
-        return gate.admit(who, request, trail).await;
+        let asked = (request, Calls::Unseen, None);
+        return towards.admit(gate, who, asked, trail).await;
     }
     // Before the body, which may be large: what refuses without it, refuses.
     let paid = gate.admit_body(who, request, trail).await?;
     *slot = Some(shared.in_flight_slot(&request.authority)?);
-    let read = read(shared, session).await;
+    // Boxed: few requests are read.
+    let read = Box::pin(read(shared, session)).await;
     match read.map_err(|denial| denial.towards(&request.authority))? {
         Ok(methods) => {
-            let calls = Calls::Seen(&methods);
-            gate.admit_calls(who, request, calls, Some(paid), trail)
-                .await
+            let asked = (request, Calls::Seen(&methods), Some(paid));
+            towards.admit(gate, who, asked, trail).await
         }
         Err(error) => {
-            let admitted = gate
-                .admit_calls(who, request, Calls::Unseen, Some(paid), trail)
-                .await;
+            let asked = (request, Calls::Unseen, Some(paid));
+            let admitted = towards.admit(gate, who, asked, trail).await;
             admitted.map_err(|denial| match denial.cause {
                 // What would help is another body.
                 Cause::Policy(_) => Denial::new(Cause::BadRequest(error.message()))

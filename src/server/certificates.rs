@@ -6,7 +6,7 @@ use std::sync::Arc;
 use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::adapters::certificates::{self, Loaded};
+use crate::adapters::certificates::{self, InUse, Loaded};
 use crate::adapters::figures::Figures;
 use crate::adapters::watch::Watch;
 use crate::config::Tls;
@@ -35,7 +35,12 @@ pub(super) fn listener_tls(
 
 fn observe(figures: &Figures, loaded: &Loaded) {
     figures.certificates_loaded();
-    for certificate in &loaded.in_use {
+    observe_all(figures, &loaded.in_use);
+}
+
+/// Says when each of these expires.
+pub(super) fn observe_all(figures: &Figures, in_use: &[InUse]) {
+    for certificate in in_use {
         figures.certificate_expires(&certificate.name, certificate.expires);
     }
 }

@@ -5,8 +5,10 @@ mod acme;
 mod certificates;
 mod documents;
 mod agent_keys;
+mod parent;
 mod peers;
 pub mod load;
+mod refusals;
 mod reload;
 mod revocation;
 mod routes;
@@ -22,34 +24,38 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 
 use crate::adapters::agent_keys::AgentKeyFile;
+use crate::adapters::behind::AgentBehind;
 use crate::adapters::clock::SystemClock;
 use crate::adapters::figures::Figures;
-use crate::adapters::host;
+use crate::adapters::host::{self, OwnAddresses};
 use crate::adapters::issuers::Issuers;
 use crate::adapters::names::{Resolver, ResolverSettings};
 use crate::adapters::records::{
     self, AuditLog, AuditLogSettings, Durability, FileWriter, Rotation, StreamWriter,
 };
 use crate::adapters::redis::{Redis, RedisSettings};
+use crate::adapters::refusals::RefusalAuthority;
+use crate::adapters::revocations::Held;
 use crate::adapters::shared_limits::{self, Asking};
 use crate::admin::revocation::RevocationPages;
 use crate::admin::{Admin, Readiness};
 use crate::config::{
     self, AuditPath, BasicUser, Config, Endpoint, Fsync, Listener, Overflow, RequiredProof,
-    Threads, Verdict,
+    Threads, ToldInside, Verdict,
 };
-use crate::gate::ports::{Clock, SharedLimits};
+use crate::gate::ports::{Clock, OffLimits, SharedLimits};
 use crate::gate::{Gate, GateParts, OwnListeners, Proof, StormSettings};
 use crate::identity::{CacheSettings, CachedVerifier, Principal, TokenVerifier, VerifierSettings};
 use crate::limit::Ledger;
 use crate::policy::{EchRule, SniRule, TlsRule, TlsUse};
 use crate::proxy::{
-    Accepting, AgentEndpoint, Bound, FrontedAgent, ListenAddress, NamedRoute, PerSource, Settings,
-    Wire, bind,
+    Accepting, AgentEndpoint, Bound, FrontedAgent, ListenAddress, NamedRoute, Parent, PerSource,
+    Settings, Wire, bind,
 };
 
 use certificates::CertificateReloader;
 use documents::Documents;
+use parent::ParentKeeper;
 use peers::PeersKeeper;
 use reload::{PolicyInForce, Reloader};
 use revocation::{RevocationsInForce, Revoking};
@@ -58,6 +64,9 @@ pub(crate) use revocation::store as revocation_store;
 
 /// How many owners of each kind limits remember.
 const LIMIT_KEYS: usize = 100_000;
+
+/// How often the addresses of this machine are read.
+const OWN_ADDRESSES: Duration = Duration::from_secs(10);
 
 /// A gateway that is bound and does not serve yet.
 pub struct Gateway {
@@ -69,13 +78,17 @@ pub struct Gateway {
     reloader: Reloader,
     issuers: Arc<Issuers>,
     certificates: Vec<CertificateReloader>,
+    refusals: Option<(Arc<RefusalAuthority>, Arc<Figures>)>,
     acme: Option<acme::AcmeKeeper>,
     peers: Option<PeersKeeper>,
+    parent: Option<ParentKeeper>,
     revoking: Option<Revoking>,
     agent_keys: Option<(AgentKeyFile, Arc<agent_keys::AgentKeysInForce>)>,
     readiness: Arc<Readiness>,
     stop: watch::Sender<bool>,
     asking: Option<Asking>,
+    local: Arc<OwnAddresses>,
+    behind: Option<(Arc<AgentBehind>, Arc<Resolver>)>,
 }
 
 /// Where a gateway listens, with the ports that the system chose.
@@ -118,8 +131,9 @@ impl Gateway {
         let mut documents = Documents::new(&config).context("the policy is not valid")?;
         let loaded = documents.load().context("the policy is not valid")?;
         let policy = loaded.policy;
-        let keys = load::keys(&config).context("the keys are not valid")?;
-        if keys.is_empty() && !load::fetches_keys(&config) {
+        let listed = load::issuers(&config).context("the issuers are not valid")?;
+        let keys = load::keys(&config, &listed).context("the keys are not valid")?;
+        if keys.is_empty() && !load::fetches_keys(&config, &listed) {
             bail!(
                 "there is no key to verify tokens with: set AGENTPORT_JWKS_SECRET or identity.keys"
             );
@@ -135,8 +149,10 @@ impl Gateway {
                 (Some(tls), Some(files))
             }
         };
+        let refusals = refusals::open(&config, &figures, &clock)?;
         let between = peers::open(&config, &figures, &*clock)?;
         let routes = routes::read(&config)?;
+        let parent = parent::open(&config)?;
         let acme = acme::AcmeKeeper::open(&config, tls.as_ref(), &figures, &clock).await?;
         let log = Arc::new(open_log(&config)?);
         figures.follow(Arc::clone(&log));
@@ -173,9 +189,11 @@ impl Gateway {
             ),
             None => None,
         };
+        let local = Arc::new(OwnAddresses::default());
+        local.read();
         let mut own = OwnListeners {
             sockets: egress.iter().filter_map(Bound::address).collect(),
-            local: host::interface_addresses().unwrap_or_default(),
+            local: Arc::clone(&local) as _,
         };
         own.sockets
             .extend(peers_listener.as_ref().and_then(Bound::address));
@@ -187,11 +205,6 @@ impl Gateway {
 
         own.sockets
             .extend(acme.as_ref().and_then(acme::AcmeKeeper::address));
-        if let Some(Endpoint::Tcp(agent)) = &config.agent.upstream
-            && let crate::egress::Host::Address(address) = agent.host
-        {
-            own.sockets.push(SocketAddr::new(address, agent.port));
-        }
         figures.policy_loaded(policy.digest(), clock.wall());
         figures.tenants_are(policy.tenants());
         let in_force = Arc::new(PolicyInForce::new(policy));
@@ -223,7 +236,7 @@ impl Gateway {
         let agent_keys = Arc::new(agent_keys::AgentKeysInForce::default());
         let agent_key_file = agent_keys::open(&config, &agent_keys)?;
         let issuers = Arc::new(Issuers::new(
-            &config.identity.issuers,
+            &listed,
             &config.identity.audience,
             keys,
             Arc::clone(&tokens),
@@ -234,11 +247,23 @@ impl Gateway {
             between.locate(&names).await;
             figures.follow_peers(between.peers(), system_clock);
         }
-        let off_limits = between.as_ref().map(|between| between.peers() as _);
-        let revocations = Arc::new(RevocationsInForce::default());
+        let behind = match &config.agent.upstream {
+            Some(Endpoint::Tcp(at)) => Some(Arc::new(AgentBehind::new(at.clone()))),
+            Some(Endpoint::Unix(_)) | None => None,
+        };
+        if let Some(behind) = &behind {
+            behind.locate(&*names).await;
+        }
+        let mut off_limits: Vec<Arc<dyn OffLimits>> = Vec::new();
+        off_limits.extend(between.as_ref().map(|between| between.peers() as _));
+        off_limits.extend(behind.clone().map(|behind| behind as _));
+        off_limits.extend(parent.as_ref().map(|(parent, _)| Arc::clone(parent) as _));
+        let revocations = Arc::new(RevocationsInForce::new(&config.identity.issuer));
         let revocation_store = revocation::store(&config, redis.as_ref());
+        let mut held = Held::default();
         if let Some(store) = &revocation_store {
-            revocation::open(store, redis.as_ref(), &revocations, &figures).await?;
+            let now = revocation::unix_seconds(&*clock);
+            held = revocation::open(store, redis.as_ref(), &revocations, &figures, now).await?;
         }
         let endpoint = tokens::endpoint(
             &config,
@@ -260,13 +285,15 @@ impl Gateway {
             revocations: Arc::clone(&revocations) as _,
             clock: Arc::clone(&clock),
             clients: endpoint.clone(),
+            issuer: config.identity.issuer.clone(),
             secret_file: config.listen.admin_secret_file.clone(),
         };
         let parts = |between: Option<&peers::Between>| GateParts {
             policy: Arc::clone(&in_force) as _,
             tokens: Arc::clone(&tokens),
             agent_keys: Arc::clone(&agent_keys) as _,
-            issuers: (!issuers.is_empty()).then(|| Arc::clone(&issuers) as _),
+            issuers: (!issuers.is_empty() || config.identity.issuers_file.is_some())
+                .then(|| Arc::clone(&issuers) as _),
             proof: match (between, config.identity.require) {
                 // A token alone opens nothing there.
                 (Some(_), _) => Proof::Certificate,
@@ -290,8 +317,12 @@ impl Gateway {
             shared_limits: shared_limits.clone(),
             own: own.clone(),
             off_limits: match between {
-                Some(_) => None,
+                Some(_) => Vec::new(),
                 None => off_limits.clone(),
+            },
+            elsewhere: match between {
+                Some(_) => None,
+                None => parent.as_ref().map(|(parent, _)| Arc::clone(parent) as _),
             },
             bad_credential_status: config.auth_failure_status.code(),
             storms: StormSettings::default(),
@@ -314,7 +345,7 @@ impl Gateway {
                 Gate::new(parts(Some(between))),
                 Settings {
                     agent: None,
-                    ..settings(&config, Vec::new())
+                    ..settings(&config, Vec::new(), None)
                 },
                 Arc::new(admin.clone()),
                 host::random_bits,
@@ -323,12 +354,31 @@ impl Gateway {
         });
         let wire = Wire::new(
             Gate::new(parts(None)),
-            settings(&config, routes),
+            settings(
+                &config,
+                routes,
+                parent.as_ref().map(|(parent, _)| Arc::clone(parent)),
+            ),
             Arc::new(admin.clone()),
             host::random_bits,
             stopped,
         );
+        let wire = match &refusals {
+            Some(authority) => {
+                let all = config.refusals.inside == ToldInside::All;
+                wire.telling_inside(Arc::clone(authority) as Arc<_>, all)
+            }
+            None => wire,
+        };
         let wire = Arc::new(wire.beside(beside.clone()));
+        if let Some((parent, _)) = &parent {
+            parent::locate(parent, &names, wire.gate()).await?;
+        }
+        let parent = parent.map(|(parent, written)| ParentKeeper {
+            parent,
+            written,
+            names: Arc::clone(&names),
+        });
         let mut certificates = Vec::new();
         if let Some(tls) = tls {
             let readiness = Arc::clone(&readiness);
@@ -354,12 +404,16 @@ impl Gateway {
                     tell: Box::new(move |outcome| readiness.peers_certificates_are(outcome)),
                     clock: Arc::clone(&clock),
                 });
-                Some(PeersKeeper::new(between, listener, beside, &wire, &names))
+                let seen_by = (&figures, &clock);
+                let keeper = PeersKeeper::new(between, listener, beside, &wire, &names, seen_by);
+                Some(keeper)
             }
             _ => None,
         };
         let revoking = revocation_store.map(|store| Revoking {
             store,
+            held,
+            clock: Arc::clone(&clock),
             in_force: revocations,
             tokens: Arc::clone(&tokens),
             wire: Arc::clone(&wire),
@@ -372,12 +426,12 @@ impl Gateway {
             documents,
             in_force,
             tokens,
-            Arc::clone(&issuers),
+            (Arc::clone(&issuers), listed),
             Arc::clone(&wire),
-            figures,
+            Arc::clone(&figures),
             Arc::clone(&readiness),
             clock,
-            names,
+            Arc::clone(&names),
         )
         .with_tokens(admin.tokens().cloned());
         reloader.refused(loaded.refused);
@@ -390,13 +444,17 @@ impl Gateway {
             reloader,
             issuers,
             certificates,
+            refusals: refusals.map(|authority| (authority, figures)),
             acme,
             peers,
+            parent,
             revoking,
             agent_keys: agent_key_file.map(|file| (file, agent_keys)),
             readiness,
             stop,
             asking,
+            local,
+            behind: behind.map(|behind| (behind, names)),
         })
     }
 
@@ -434,13 +492,17 @@ impl Gateway {
             reloader,
             issuers,
             certificates,
+            refusals,
             acme,
             peers,
+            parent,
             revoking,
             agent_keys,
             readiness,
             stop,
             asking,
+            local,
+            behind,
         } = self;
         let pid_file = write_pid_file(config.pid_file.as_deref())?;
         let reloading = tokio::spawn(reloader.run(Arc::clone(&log))?);
@@ -458,8 +520,15 @@ impl Gateway {
             }
             background.spawn(admin.serve(listener));
         }
+        if let Some(parent) = parent {
+            background.spawn(parent.run(Arc::clone(&readiness))?);
+        }
         background.spawn(write_repeated(Arc::clone(&wire)));
         background.spawn(end_overdue(Arc::clone(&wire)));
+        background.spawn(keep_own_addresses(local, Arc::clone(&wire)));
+        if let Some((behind, names)) = behind {
+            background.spawn(async move { behind.watch_over(&*names).await });
+        }
         if let Some(asking) = asking {
             background.spawn(asking.run());
         }
@@ -472,6 +541,9 @@ impl Gateway {
         }
         for certificates in certificates {
             background.spawn(certificates.run()?);
+        }
+        if let Some((authority, figures)) = refusals {
+            background.spawn(refusals::keep(authority, figures)?);
         }
         let connections = config.limits.connections;
         let mut room = Vec::new();
@@ -563,6 +635,22 @@ async fn end_overdue(wire: Arc<Wire>) {
         match wire.end_overdue() {
             0 => {}
             ended => tracing::info!(ended, "what was open has outlived its credential"),
+        }
+    }
+}
+
+/// Reads the addresses of this machine again and again. A tunnel may lead to
+/// what is one of them from now on.
+async fn keep_own_addresses(local: Arc<OwnAddresses>, wire: Arc<Wire>) {
+    loop {
+        tokio::time::sleep(OWN_ADDRESSES).await;
+        let reading = Arc::clone(&local);
+        if tokio::task::spawn_blocking(move || reading.read())
+            .await
+            .unwrap_or(false)
+        {
+            let ended_tunnels = wire.judge_again();
+            tracing::info!(ended_tunnels, "this machine has other addresses");
         }
     }
 }
@@ -676,7 +764,7 @@ fn resolver(config: &Config, clock: &Arc<dyn Clock>) -> anyhow::Result<Resolver>
     Resolver::new(settings, Arc::clone(clock)).context("the resolver cannot be set up")
 }
 
-fn settings(config: &Config, routes: Vec<NamedRoute>) -> Settings {
+fn settings(config: &Config, routes: Vec<NamedRoute>, parent: Option<Arc<Parent>>) -> Settings {
     let bytes = |size: config::ByteSize| usize::try_from(size.bytes()).unwrap_or(usize::MAX);
     let allow = |verdict: Verdict| verdict == Verdict::Allow;
     Settings {
@@ -719,6 +807,7 @@ fn settings(config: &Config, routes: Vec<NamedRoute>) -> Settings {
             },
         }),
         routes,
+        parent,
         every_tunnel: TlsRule {
             tls: if allow(config.tunnel.opaque) {
                 TlsUse::Any

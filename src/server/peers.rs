@@ -4,16 +4,17 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use anyhow::{Context, bail};
 use tokio::task::JoinSet;
 
 use crate::adapters::figures::Figures;
 use crate::adapters::names::Resolver;
-use crate::adapters::peers;
+use crate::adapters::peers::{self, Directory};
 use crate::adapters::watch::Watch;
 use crate::admin::Readiness;
-use crate::config::{Config, Listener, PeerDirectory, Tls};
+use crate::config::{Config, Listener, Tls};
 use crate::egress::DnsName;
 use crate::gate::ports::Clock;
 use crate::proxy::{Bound, Callees, ListenAddress, ListenerTls, Peers, Wire, bind};
@@ -29,7 +30,7 @@ pub(super) struct Between {
     peers: Arc<Peers>,
     file: PeersFile,
     /// Read, and not in force before their names have been looked up.
-    first: PeerDirectory,
+    first: Directory,
 }
 
 /// The file that says where agents are.
@@ -61,7 +62,8 @@ pub(super) fn open(
         path: path.clone(),
         domain: domain.clone(),
     };
-    let first = file.read().map_err(anyhow::Error::msg)?;
+    let first = file.read(clock.wall()).map_err(anyhow::Error::msg)?;
+    certificates::observe_all(figures, &first.in_use);
     Ok(Some(Between {
         address: *address,
         written,
@@ -74,8 +76,15 @@ pub(super) fn open(
 }
 
 impl PeersFile {
-    fn read(&self) -> Result<PeerDirectory, String> {
-        peers::read(&self.path, &self.domain).map_err(|error| format!("peers.agents: {error}"))
+    fn read(&self, now: SystemTime) -> Result<Directory, String> {
+        peers::read(&self.path, &self.domain, now).map_err(|error| format!("peers.agents: {error}"))
+    }
+
+    /// Watches it, and what it names.
+    fn watch(&self, directory: &Directory) -> anyhow::Result<Watch> {
+        let mut files = directory.files();
+        files.push(self.path.clone());
+        Watch::start(files).context("cannot watch peers.agents")
     }
 }
 
@@ -88,7 +97,7 @@ impl Between {
 
     /// Looks up where the endpoints are, and puts them in force.
     pub(super) async fn locate(&self, names: &Arc<Resolver>) {
-        let callees = self.peers.prepare(&self.first);
+        let callees = self.peers.prepare(&self.first.agents, &self.first.tls);
         locate(&callees, names).await;
         self.peers.replace(callees);
     }
@@ -128,6 +137,8 @@ pub(super) struct PeersKeeper {
     beside: Arc<Wire>,
     wire: Arc<Wire>,
     names: Arc<Resolver>,
+    figures: Arc<Figures>,
+    clock: Arc<dyn Clock>,
 }
 
 impl PeersKeeper {
@@ -137,6 +148,7 @@ impl PeersKeeper {
         beside: Arc<Wire>,
         wire: &Arc<Wire>,
         names: &Arc<Resolver>,
+        (figures, clock): (&Arc<Figures>, &Arc<dyn Clock>),
     ) -> Self {
         Self {
             between,
@@ -144,6 +156,8 @@ impl PeersKeeper {
             beside,
             wire: Arc::clone(wire),
             names: Arc::clone(names),
+            figures: Arc::clone(figures),
+            clock: Arc::clone(clock),
         }
     }
 
@@ -164,23 +178,32 @@ impl PeersKeeper {
         readiness: Arc<Readiness>,
     ) -> anyhow::Result<(Bound, impl Future<Output = ()> + Send + 'static)> {
         let file = self.between.file.clone();
-        let mut watch =
-            Watch::start(vec![file.path.clone()]).context("cannot watch peers.agents")?;
+        let mut watch = file.watch(&self.between.first)?;
         let (peers, wire, names) = (self.between.peers, self.wire, self.names);
+        let (figures, clock) = (self.figures, self.clock);
         let mut in_force = self.between.first;
         let keeping = async move {
-            let mut checks = watch_over(&peers.prepare(&in_force), &names);
+            let mut checks = watch_over(&peers.prepare(&in_force.agents, &in_force.tls), &names);
             loop {
-                let reading = file.clone();
-                let read = tokio::task::spawn_blocking(move || reading.read()).await;
+                let (reading, now) = (file.clone(), clock.wall());
+                let read = tokio::task::spawn_blocking(move || reading.read(now)).await;
                 match read.unwrap_or_else(|error| Err(error.to_string())) {
                     Ok(directory) if directory == in_force => readiness.peers_are(Ok(())),
                     Ok(directory) => {
-                        let callees = peers.prepare(&directory);
+                        if directory.files() != in_force.files() {
+                            match file.watch(&directory) {
+                                Ok(other) => watch = other,
+                                Err(error) => {
+                                    tracing::error!(%error, "the files of peers.agents are not watched")
+                                }
+                            }
+                        }
+                        certificates::observe_all(&figures, &directory.in_use);
+                        let callees = peers.prepare(&directory.agents, &directory.tls);
                         locate(&callees, &names).await;
                         checks = watch_over(&callees, &names);
                         peers.replace(callees);
-                        let agents = directory.agents.len();
+                        let agents = directory.agents.agents.len();
                         in_force = directory;
                         readiness.peers_are(Ok(()));
                         // A tunnel may lead to what is an endpoint from now on.

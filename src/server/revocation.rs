@@ -2,7 +2,7 @@
 //! force at once, and put to what is open.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
 use arc_swap::ArcSwap;
@@ -10,20 +10,37 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::adapters::figures::Figures;
 use crate::adapters::redis::Redis;
-use crate::adapters::revocations::{RedisRevocations, RevocationFile, RevocationStore};
+use crate::adapters::revocations::{Held, RedisRevocations, RevocationFile, RevocationStore};
 use crate::admin::Readiness;
 use crate::config::{Config, Switch};
-use crate::gate::ports::RevocationSource;
+use crate::gate::ports::{Clock, RevocationSource};
 use crate::identity::{CachedVerifier, Revocation, RevocationSet};
 use crate::proxy::Wire;
 
 /// The revocations in force.
-#[derive(Default)]
-pub(super) struct RevocationsInForce(ArcSwap<RevocationSet>);
+pub(super) struct RevocationsInForce {
+    set: ArcSwap<RevocationSet>,
+    /// Our own `iss`.
+    own: String,
+}
+
+impl RevocationsInForce {
+    /// None yet.
+    pub(super) fn new(own: &str) -> Self {
+        let own = own.to_owned();
+        let set = ArcSwap::from_pointee(RevocationSet::new([], &own));
+        Self { set, own }
+    }
+
+    fn put(&self, entries: &[Revocation]) {
+        let set = RevocationSet::new(entries, &self.own);
+        self.set.store(Arc::new(set));
+    }
+}
 
 impl RevocationSource for RevocationsInForce {
     fn current(&self) -> Arc<RevocationSet> {
-        self.0.load_full()
+        self.set.load_full()
     }
 }
 
@@ -53,7 +70,8 @@ pub(super) async fn open(
     redis: Option<&Redis>,
     in_force: &RevocationsInForce,
     figures: &Figures,
-) -> anyhow::Result<()> {
+    now: u64,
+) -> anyhow::Result<Held> {
     match (store, redis) {
         (RevocationStore::File(file), _) => file.create().context("identity.revocations.file")?,
         (RevocationStore::Redis(_), Some(redis)) => {
@@ -62,24 +80,28 @@ pub(super) async fn open(
         }
         (RevocationStore::Redis(_), None) => {}
     }
-    let entries = store
-        .list()
+    let mut held = Held::default();
+    store
+        .read(&mut held, now)
         .await
         .context("identity.revocations: what is revoked is not known, so nobody is let in")?;
-    in_force.0.store(Arc::new(RevocationSet::new(&entries)));
-    figures.revocations_are(Some(entries.len()));
-    Ok(())
+    in_force.put(held.entries());
+    figures.revocations_are(Some(held.entries().len()));
+    Ok(held)
 }
 
 /// Keeps the revocations in force what the list says.
 pub(super) struct Revoking {
     pub(super) store: RevocationStore,
+    /// What is in force, as it was read.
+    pub(super) held: Held,
     pub(super) in_force: Arc<RevocationsInForce>,
     pub(super) tokens: Arc<CachedVerifier>,
     pub(super) wire: Arc<Wire>,
     pub(super) figures: Arc<Figures>,
     pub(super) readiness: Arc<Readiness>,
-    pub(super) asked: mpsc::Receiver<oneshot::Sender<()>>,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) asked: mpsc::Receiver<oneshot::Sender<Result<(), String>>>,
 }
 
 impl Revoking {
@@ -94,8 +116,7 @@ impl Revoking {
             .context("cannot watch the revocations")?;
         Ok(async move {
             // What was written between the first reading and the watch.
-            let mut last = None;
-            if !self.read(&mut last).await {
+            if self.read().await.is_err() {
                 changes.look_again();
             }
             loop {
@@ -103,50 +124,48 @@ impl Revoking {
                     () = changes.changed() => None,
                     Some(answer) = self.asked.recv() => Some(answer),
                 };
+                let outcome = self.read().await;
                 // One answer that did not come must not lose what was revoked.
-                if !self.read(&mut last).await {
+                if outcome.is_err() {
                     changes.look_again();
                 }
                 if let Some(answer) = answer {
                     // Where nobody waits any more, nobody is told.
-                    let _ = answer.send(());
+                    let _ = answer.send(outcome);
                 }
             }
         })
     }
 
-    /// Says whether it could be read.
-    async fn read(&self, last: &mut Option<Vec<Revocation>>) -> bool {
-        let known = last.as_deref().unwrap_or_default();
-        let read = match self.store.restore(known).await {
+    /// Reads the list and puts it in force, or says why it could not be read.
+    async fn read(&mut self) -> Result<(), String> {
+        let now = unix_seconds(&*self.clock);
+        let before = self.held.clone();
+        match self.store.read(&mut self.held, now).await {
             Ok(restored) => {
+                let entries = self.held.entries();
                 if restored {
+                    self.figures.revocations_restored();
                     tracing::warn!(
-                        revocations = known.len(),
-                        "Redis came back without the revocations, and has been given them again"
+                        revocations = entries.len(),
+                        "Redis has lost revocations, or changes to them, and has been given what this gateway held: what was taken back meanwhile may be revoked again"
                     );
                 }
-                self.store.list().await
-            }
-            Err(error) => Err(error),
-        };
-        match read {
-            Ok(entries) => {
                 self.readiness.revocations_are(Ok(()));
                 self.figures.revocations_are(Some(entries.len()));
-                if last.as_ref() != Some(&entries) {
-                    self.put_in_force(&entries);
-                    *last = Some(entries);
+                if before.entries() != entries {
+                    self.put_in_force(entries);
                 }
-                true
+                Ok(())
             }
             Err(error) => {
+                let error = error.to_string();
                 self.figures.revocations_are(None);
                 // Said once, and not at every attempt.
-                if self.readiness.revocations_are(Err(error.to_string())) {
+                if self.readiness.revocations_are(Err(error.clone())) {
                     tracing::error!(%error, "the revocations cannot be read; the last known ones stay in force");
                 }
-                false
+                Err(error)
             }
         }
     }
@@ -154,7 +173,7 @@ impl Revoking {
     /// First in force, then put to what is open: whoever comes in between is
     /// seen by one of both.
     fn put_in_force(&self, entries: &[Revocation]) {
-        self.in_force.0.store(Arc::new(RevocationSet::new(entries)));
+        self.in_force.put(entries);
         self.tokens.flush();
         let ended = self.wire.judge_again();
         tracing::info!(
@@ -163,4 +182,10 @@ impl Revoking {
             "revocations are in force"
         );
     }
+}
+
+/// The time, in seconds since 1970.
+pub(super) fn unix_seconds(clock: &dyn Clock) -> u64 {
+    let since = clock.wall().duration_since(SystemTime::UNIX_EPOCH);
+    since.unwrap_or_default().as_secs()
 }

@@ -97,6 +97,28 @@ impl RedisServer {
         }
     }
 
+    /// What it holds at this moment, as a dump.
+    pub(crate) fn dump(&self) -> Vec<u8> {
+        assert_eq!(self.ask(&["SAVE"]), "+OK");
+        std::fs::read(self.dump_file()).expect("a dump")
+    }
+
+    /// Fails, and comes back with what a dump held, as a replica that lagged
+    /// does, or a backup.
+    pub(crate) fn come_back_with(&mut self, dump: &[u8]) {
+        self.kill();
+        std::fs::write(self.dump_file(), dump).expect("written");
+        self.revive();
+        let lost = wait_for("the dump to be loaded", || {
+            Some(self.ask(&["DBSIZE"])).filter(|answer| !answer.starts_with("-LOADING"))
+        });
+        assert_ne!(lost, ":0", "the dump was not loaded");
+    }
+
+    fn dump_file(&self) -> PathBuf {
+        self.folder.path().join("dump.rdb")
+    }
+
     /// Where it listens.
     pub(crate) fn address(&self) -> SocketAddr {
         ([127, 0, 0, 1], self.port).into()

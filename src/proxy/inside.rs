@@ -1,0 +1,146 @@
+//! A refused `CONNECT` that is told inside its tunnel: the client hears 200,
+//! makes its TLS handshake with the gateway itself, and gets the refusal as the
+//! answer to its first request. Nobody is dialled, and the record says that it
+//! was refused.
+//!
+//! Many clients take a failed `CONNECT` for a fault of the network and ask again
+//! for minutes; the status of an answer they understand.
+
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use rustls::ServerConfig;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::sync::OwnedSemaphorePermit;
+use tokio_rustls::TlsAcceptor;
+
+use crate::egress::head::{HeadProgress, progress};
+use crate::egress::{Host, RequestId};
+use crate::gate::{AuditTrail, Cause, Denial};
+use crate::policy::RefusalForm;
+
+use super::conn::ConnIo;
+use super::{Wire, connect, refusal};
+
+/// The gateway's own certificates for hosts that it refuses.
+pub trait RefusalCertificates: Send + Sync {
+    /// What to speak TLS with as this host; `None` where none can be made.
+    fn server(&self, host: &Host) -> Option<Arc<ServerConfig>>;
+}
+
+/// Which refusals are told inside.
+pub(super) struct Inside {
+    pub(super) certificates: Arc<dyn RefusalCertificates>,
+    /// All of policy's, or where the rule says so.
+    pub(super) all: bool,
+}
+
+/// Leave to tell a refusal inside its tunnel.
+pub(super) struct Telling {
+    server: Arc<ServerConfig>,
+    /// It counts as a tunnel while it lasts.
+    _place: OwnedSemaphorePermit,
+}
+
+impl Inside {
+    /// Whether a refusal is one of those. Only what policy refuses is: who has
+    /// no good credential gets no answer but that.
+    pub(super) fn tells(&self, denial: &Denial, wire: &Wire) -> Option<Telling> {
+        let refused = matches!(denial.cause, Cause::Policy(_) | Cause::OwnListener);
+        if !refused || !(self.all || denial.form() == RefusalForm::Inside) {
+            return None;
+        }
+        let place = Arc::clone(&wire.shared.tunnel_slots).try_acquire_owned();
+        Some(Telling {
+            server: self.certificates.server(&denial.destination()?.host)?,
+            _place: place.ok()?,
+        })
+    }
+}
+
+/// Tells it, and writes the record when that is done.
+pub(super) async fn tell(
+    wire: Arc<Wire>,
+    mut io: ConnIo,
+    mut trail: AuditTrail,
+    denial: Denial,
+    telling: Telling,
+) {
+    trail.refused(&denial);
+    let delay = trail.refusal_delay();
+    if !delay.is_zero() {
+        tokio::time::sleep(delay).await;
+    }
+    let longest = wire.shared.settings.handshake_timeout + wire.shared.settings.header_timeout;
+    let told = tokio::time::timeout(longest, async {
+        connect::say_ok(&mut io).await.map_err(|_| ABORTED)?;
+        converse(&mut io, &wire, &denial, &trail.request_id(), telling.server).await
+    });
+    let how = match told.await {
+        Ok(Ok(())) => "told inside the tunnel",
+        Ok(Err(how)) => how,
+        Err(_) => "to be told inside the tunnel: the client sent no request in time",
+    };
+    trail.explain(how.to_owned());
+    trail.finish();
+    io.close_gently().await;
+}
+
+const ABORTED: &str = "to be told inside the tunnel: the client went away before it was";
+
+/// Speaks what the client speaks: TLS, or HTTP in clear.
+async fn converse(
+    io: &mut ConnIo,
+    wire: &Wire,
+    denial: &Denial,
+    id: &RequestId,
+    server: Arc<ServerConfig>,
+) -> Result<(), &'static str> {
+    while io.unread().is_empty() {
+        match io.look_further().await {
+            Ok(0) | Err(_) => return Err(ABORTED),
+            Ok(_) => {}
+        }
+    }
+    let most = wire.shared.settings.header_bytes;
+    // A record of TLS that holds a handshake (RFC 8446 section 5.1).
+    if io.unread().first() != Some(&0x16) {
+        return answer(io, denial, id, most).await;
+    }
+    io.pass_through();
+    let handshake = TlsAcceptor::from(server).accept(&mut *io).await;
+    let mut tls = handshake.map_err(|_| {
+        "to be told inside the tunnel: the handshake failed; the client may not trust refusals.certificate"
+    })?;
+    answer(&mut tls, denial, id, most).await
+}
+
+/// Reads the head of one request, and answers it with the refusal.
+async fn answer(
+    stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
+    denial: &Denial,
+    id: &RequestId,
+    most: usize,
+) -> Result<(), &'static str> {
+    let mut head = Vec::with_capacity(1024);
+    let mut seen = 0;
+    loop {
+        match stream.read_buf(&mut head).await {
+            Ok(0) | Err(_) => return Err(ABORTED),
+            Ok(_) => {}
+        }
+        match progress(&head, seen) {
+            Ok(HeadProgress::Complete(_)) => break,
+            Ok(HeadProgress::Partial) if head.len() <= most => seen = head.len(),
+            _ => return Err("to be told inside the tunnel: what came was no request"),
+        }
+    }
+    let text = refusal::text(denial, id, head.starts_with(b"HEAD "));
+    let sent = async {
+        stream.write_all(&text).await?;
+        stream.flush().await?;
+        poll_fn(|cx| Pin::new(&mut *stream).poll_shutdown(cx)).await
+    };
+    sent.await.map_err(|_| ABORTED)
+}
