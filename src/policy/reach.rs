@@ -7,6 +7,7 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::document::{Action, Mode};
+use super::proven::Requirement;
 use super::range::RangeSet;
 use super::rule::{Ports, Rule};
 use super::set::{PolicySet, RuleId};
@@ -73,6 +74,9 @@ pub struct ReachRule {
     /// rule allows, and none among those that one refuses.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub rpc_methods: Vec<String>,
+    /// `token`, `certificate` or `both`: what must have proven the agent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub require: Option<&'static str>,
     /// `audit`, where the rule is on trial.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mode: Option<&'static str>,
@@ -308,6 +312,7 @@ impl Room {
             methods: rule.methods.iter().map(ToString::to_string).collect(),
             paths,
             rpc_methods,
+            require: rule.require.map(Requirement::as_str),
             mode: (mode == Mode::Audit).then_some("audit"),
             more,
         }
@@ -381,6 +386,9 @@ impl fmt::Display for ReachRule {
         write!(line, " port {}", self.ports.join(", "))?;
         if !self.paths.is_empty() {
             write!(line, " path {}", self.paths.join(", "))?;
+        }
+        if let Some(wanted) = self.require {
+            write!(line, " proven by {wanted}")?;
         }
         if !self.rpc_methods.is_empty() {
             write!(line, " calling {}", self.rpc_methods.join(", "))?;

@@ -88,7 +88,7 @@ impl Forward {
                     .await;
             }
             return self
-                .look_at_call(session, exchange, &connection, call)
+                .look_at_call(session, exchange, &connection, (call, current.credential))
                 .await;
         }
         let target = connection.own_target(current.target);
