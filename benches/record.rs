@@ -33,6 +33,8 @@ fn record() -> AuditRecord {
         destination_host: Some("api.example.com".into()),
         destination_port: Some(443),
         destination_ip: Some(IpAddr::from([93, 184, 215, 14])),
+        via_proxy: None,
+        route: None,
         path: Some("/v1/chat/completions".into()),
         rpc_methods: None,
         action_allowed: true,

@@ -137,6 +137,23 @@ fn a_key_passes_in_every_form_until_it_is_taken_away() {
         (403, "not_in_token".to_owned())
     );
     assert_eq!(origin.contacts(), before);
+    // Right ones and wrong ones stand where the checks of tokens do.
+    for (outcome, count) in [("ok", 5.0), ("unknown_key", 3.0)] {
+        let sample = format!(
+            "agentport_jwt_validation_seconds_count{{outcome=\"{outcome}\",algorithm=\"agent_key\"}}"
+        );
+        assert_eq!(gateway.figure(&sample), Some(count), "{outcome}");
+    }
+    // One that no gateway would read again is not made, and the rest stands.
+    let kept = std::fs::read_to_string(&file).expect("a file");
+    let mut large = vec!["create".to_owned(), "--agent-id=bot-01".to_owned()];
+    large.extend((0..3_000).map(|number| format!("--allow=host-{number}.a-long-name.example")));
+    let large: Vec<&str> = large.iter().map(String::as_str).collect();
+    let refused = agent_key_raw(&file, &large);
+    assert_eq!(refused.status.code(), Some(1));
+    let said = stderr(&refused);
+    assert!(said.contains("name fewer destinations"), "{said}");
+    assert_eq!(std::fs::read_to_string(&file).expect("a file"), kept);
 
     // Revoked by its agent, it is no good; one that is made later is.
     let mut open = dial(gateway.egress());

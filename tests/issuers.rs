@@ -174,6 +174,17 @@ impl Issuer {
 
     /// A gateway that trusts it, and nobody else, with these settings for it.
     fn gateway(&self, settings: Value) -> Start {
+        gateway(OPEN)
+            .without_env("AGENTPORT_JWKS_SECRET")
+            .set(
+                "identity.issuers",
+                json!([self.entry(settings)]).to_string(),
+            )
+            .set("resolver.servers", self.names.address.to_string())
+    }
+
+    /// What a list of issuers says of it, with these settings.
+    fn entry(&self, settings: Value) -> Value {
         let mut entry = json!({
             "issuer": self.name(), "ca": self.ca(), "addresses": ["127.0.0.0/8"],
         });
@@ -186,10 +197,7 @@ impl Issuer {
                     .insert(key.clone(), value.clone()),
             };
         }
-        gateway(OPEN)
-            .without_env("AGENTPORT_JWKS_SECRET")
-            .set("identity.issuers", json!([entry]).to_string())
-            .set("resolver.servers", self.names.address.to_string())
+        entry
     }
 }
 
@@ -503,4 +511,125 @@ fn a_service_account_of_kubernetes_is_an_agent() {
         contacts,
         "a refused request has gone out"
     );
+}
+
+/// A list in a file of its own is in force without a restart: who comes, who
+/// stays and notices nothing, who goes with all that is open.
+#[test]
+fn the_list_of_issuers_changes_while_the_gateway_serves() {
+    let (first, second) = (Issuer::start(Manner::Good), Issuer::start(Manner::Good));
+    let start = gateway(OPEN);
+    let (list, file) = (start.path("issuers.yaml"), start.path("third.json"));
+    let third = Key::new("3");
+    let written = |issuers: &[&Value]| json!({ "issuers": issuers }).to_string();
+    std::fs::write(&list, written(&[])).expect("written");
+    let gateway = start
+        .without_env("AGENTPORT_JWKS_SECRET")
+        .set("identity.issuers_file", list.display().to_string())
+        .set("resolver.servers", first.names.address.to_string())
+        .start();
+    let (origin, echo) = (Origin::http(), Origin::echo());
+    let token = |issuer: &Issuer| {
+        let claims = json!({"iss": issuer.name(), "aud": "agentport", "sub": "bot-01"});
+        issuer.key().token("1", claims)
+    };
+    let (of_first, of_second) = (token(&first), token(&second));
+    let settings = json!({"discovery": true, "refresh": "1h"});
+    let (a, b) = (first.entry(settings.clone()), second.entry(settings));
+    let passes = (200, "");
+    assert_eq!(
+        answered(&gateway, &origin, &of_first),
+        (403, "unknown_key".to_owned())
+    );
+    assert_eq!(origin.contacts(), 0, "a refused request has gone out");
+
+    support::replace(&list, &written(&[&a]));
+    becomes(&gateway, &origin, &of_first, passes);
+    let authority = echo.address;
+    let head = format!(
+        "CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\nProxy-Authorization: Bearer {of_first}\r\n\r\n"
+    );
+    let mut tunnel = support::dial(gateway.egress());
+    tunnel.write_all(head.as_bytes()).expect("sent");
+    assert_eq!(support::Response::read(&mut tunnel, true).status, 200);
+
+    // One with a mistake changes nothing, and is said.
+    let whole = written(&[&a, &b]);
+    for (case, text) in [
+        ("half of it", &whole[..whole.len() / 2]),
+        ("nothing", ""),
+        ("another key", r#"{"issuer": []}"#),
+        ("no list", r#"{"issuers": {}}"#),
+        ("one twice", &written(&[&a, &a])),
+        (
+            "one of the gateway's name",
+            r#"{"issuers": [{"issuer": "agentport", "discovery": true}]}"#,
+        ),
+        (
+            "a file of keys that is not there",
+            r#"{"issuers": [{"issuer": "third", "jwks_file": "/nowhere/keys.json"}]}"#,
+        ),
+    ] {
+        support::replace(&list, text);
+        until(&format!("{case}: the mistake is shown"), || {
+            gateway.ready()["keys"]["refused"].as_str().map(drop)
+        });
+        assert_eq!(answered(&gateway, &origin, &of_first).0, 200, "{case}");
+        assert_eq!(answered(&gateway, &origin, &of_second).0, 403, "{case}");
+        support::replace(&list, &written(&[&a]));
+        until(&format!("{case}: all is well again"), || {
+            gateway.ready()["keys"]["refused"].is_null().then_some(())
+        });
+    }
+    let refused = gateway.figure("agentport_key_reloads_total{outcome=\"refused\"}");
+    assert!(refused >= Some(7.0), "{refused:?}");
+
+    let contacts = first.contacts();
+    support::replace(&list, &whole);
+    becomes(&gateway, &origin, &of_second, passes);
+    assert_eq!(answered(&gateway, &origin, &of_first).0, 200);
+    // Another name for its agents is no reason to do without its keys.
+    let mut renamed = a.clone();
+    renamed["agent"] = "ours-{agent}".into();
+    support::replace(&list, &written(&[&renamed, &b]));
+    until("its agents have other names", || {
+        assert_eq!(answered(&gateway, &origin, &of_first).0, 200);
+        let named = |record: &Value| record["agent_id"] == "ours-bot-01";
+        gateway.records().iter().any(named).then_some(())
+    });
+    let ids = gateway.ready()["issuers"].as_array().expect("a list").len();
+    assert_eq!(ids, 2);
+    assert!(
+        first.contacts() <= contacts + 2,
+        "asked again for each list"
+    );
+    support::exact(&mut tunnel, b"still here");
+
+    support::replace(&list, &written(&[&b]));
+    support::closed(&mut tunnel);
+    // The other has a key of that id.
+    becomes(&gateway, &origin, &of_first, (403, "bad_signature"));
+    assert_eq!(answered(&gateway, &origin, &of_second).0, 200);
+    assert_eq!(
+        gateway.ready()["issuers"].as_array().expect("a list").len(),
+        1
+    );
+
+    // The files that a list names are watched as well.
+    let public = |key: &Key| {
+        let signing = SigningKey::from_pem(&key.pem).and_then(|signing| signing.with_id(&key.kid));
+        public_jwks([signing.expect("a key").verifying_key()])
+    };
+    let of = |key: &Key| {
+        let claims = json!({"iss": "third", "aud": "agentport", "sub": "bot-03"});
+        key.token("3", claims)
+    };
+    std::fs::write(&file, public(&third)).expect("written");
+    let c = json!({"issuer": "third", "jwks_file": file.display().to_string()});
+    support::replace(&list, &written(&[&b, &c]));
+    becomes(&gateway, &origin, &of(&third), passes);
+    let other = Key::new("3");
+    support::replace(&file, &public(&other));
+    becomes(&gateway, &origin, &of(&other), passes);
+    becomes(&gateway, &origin, &of(&third), (403, "bad_signature"));
 }

@@ -1,5 +1,5 @@
-//! A head is read in one way: however it comes in, and however often it is
-//! written anew.
+//! A head is read in one way, a request's or an answer's: however it comes in,
+//! and however often it is written anew.
 #![no_main]
 
 use agentport::egress::head::{self, HeadProgress, MAX_FIELDS};
@@ -29,6 +29,11 @@ fuzz_target!(|bytes: &[u8]| {
     let Ok(HeadProgress::Complete(end)) = whole else {
         return;
     };
+    if let Ok(answer) = head::parse_answer(&bytes[..end]) {
+        // No request is an answer too.
+        assert!(head::parse(&bytes[..end]).is_err());
+        assert!((100..600).contains(&answer.status) && answer.fields.len() <= MAX_FIELDS);
+    }
     let Ok(head) = head::parse(&bytes[..end]) else {
         return;
     };

@@ -2,6 +2,7 @@
 //! all: metadata, URLs, manifests, and names made of claims.
 #![no_main]
 
+use agentport::config::parse_issuers;
 use agentport::egress::HttpsUrl;
 use agentport::identity::{KeyFolder, KeyState, Naming, discovered_keys};
 use libfuzzer_sys::fuzz_target;
@@ -19,6 +20,10 @@ fuzz_target!(|text: &str| {
     }
     if let Ok(folder) = KeyFolder::parse(text) {
         one_folder(&folder);
+    }
+    match parse_issuers("issuers.yaml", text, ISSUER) {
+        Ok(issuers) => assert!(issuers.iter().all(|issuer| issuer.issuer != ISSUER)),
+        Err(errors) => assert!(!errors.is_empty()),
     }
     let mut lines = text.splitn(3, '\n');
     let (pattern, agent, tenant) = (lines.next(), lines.next(), lines.next());

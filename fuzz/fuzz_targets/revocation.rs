@@ -11,7 +11,10 @@ fuzz_target!(|text: &str| {
         let lines: String = entries.iter().map(|entry| entry.line() + "\n").collect();
         let again = Revocation::parse_list(&lines).expect("what was written is read");
         assert_eq!(again, entries);
-        assert_eq!(RevocationSet::new(&entries, "agentport").len(), entries.len());
+        assert_eq!(
+            RevocationSet::new(&entries, "agentport").len(),
+            entries.len()
+        );
     }
     let mut table = AgentKeys::default();
     if let Ok(keys) = AgentKey::parse_list(text) {

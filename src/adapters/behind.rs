@@ -3,7 +3,6 @@
 //! is so refused.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use crate::egress::{Authority, Host};
@@ -54,6 +53,10 @@ impl AgentBehind {
 }
 
 impl OffLimits for AgentBehind {
+    fn why(&self) -> &'static str {
+        "the agent behind the gateway is reached by the gateway's own paths alone"
+    }
+
     fn authority(&self, authority: &Authority) -> bool {
         self.at == *authority
     }
@@ -61,18 +64,5 @@ impl OffLimits for AgentBehind {
     fn address(&self, address: SocketAddr, is: &dyn Fn(SocketAddr, SocketAddr) -> bool) -> bool {
         let same = |ip| is(SocketAddr::new(ip, self.at.port), address);
         self.known.any(same)
-    }
-}
-
-/// Several of them, as one.
-pub struct AllOffLimits(pub Vec<Arc<dyn OffLimits>>);
-
-impl OffLimits for AllOffLimits {
-    fn authority(&self, authority: &Authority) -> bool {
-        self.0.iter().any(|one| one.authority(authority))
-    }
-
-    fn address(&self, address: SocketAddr, is: &dyn Fn(SocketAddr, SocketAddr) -> bool) -> bool {
-        self.0.iter().any(|one| one.address(address, is))
     }
 }

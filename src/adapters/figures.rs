@@ -69,6 +69,8 @@ pub struct Figures {
     issuer_refreshes: Family<IssuerLabels, Counter>,
     issuer_keys: Family<IssuerLabel, Gauge>,
     revocations_restored: Counter,
+    key_loads: Counter,
+    key_refusals: Counter,
     certificate_loads: Counter,
     certificate_refusals: Counter,
     acme_issued: Counter,
@@ -288,6 +290,13 @@ impl Figures {
             "Readings of the file of service accounts; a refused one changes nothing",
             Family::<OutcomeLabel, Counter>::default(),
         );
+        let key_reloads = counted(
+            &mut to,
+            "agentport_key_reloads",
+            "Readings of keys and of the file of issuers; a refused one changes nothing",
+            Family::<OutcomeLabel, Counter>::default(),
+        );
+        let keys = |outcome| key_reloads.get_or_create_owned(&OutcomeLabel { outcome });
         let issuer_refreshes = counted(
             &mut to,
             "agentport_issuer_refreshes",
@@ -374,6 +383,8 @@ impl Figures {
             issuer_refreshes,
             issuer_keys,
             revocations_restored,
+            key_loads: keys("loaded"),
+            key_refusals: keys("refused"),
             state,
         }
     }
@@ -422,6 +433,21 @@ impl Figures {
             &self.acme_failed
         };
         of.inc();
+    }
+
+    /// The keys have been read again; what was refused changes nothing.
+    pub fn keys_read(&self, loaded: bool) {
+        let counter = match loaded {
+            true => &self.key_loads,
+            false => &self.key_refusals,
+        };
+        counter.inc();
+    }
+
+    /// Nobody is to know any more when this issuer answered.
+    pub fn issuer_gone(&self, issuer: &str) {
+        let issuer = issuer.into();
+        self.issuer_keys.remove(&IssuerLabel { issuer });
     }
 
     /// Redis has lost revocations and was given them again.
@@ -590,6 +616,17 @@ impl Observe for Figures {
                 trace_id,
             } => {
                 self.jwt_cache_misses.inc();
+                let seconds = self
+                    .jwt_validation_seconds
+                    .get_or_create(&TokenLabels { outcome, algorithm });
+                observe_now(&seconds, took, trace_id);
+            }
+            Observation::AgentKey {
+                outcome,
+                took,
+                trace_id,
+            } => {
+                let algorithm = "agent_key";
                 let seconds = self
                     .jwt_validation_seconds
                     .get_or_create(&TokenLabels { outcome, algorithm });

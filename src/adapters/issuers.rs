@@ -5,14 +5,17 @@
 //! kept for a stated time while it does not answer, and then go. What it
 //! answers is bounded in time and size, and its server must be where an agent
 //! could be admitted to go: at a public address, or one that the operator
-//! names.
+//! names. Which issuers there are may change while they are asked.
 
 mod fetch;
 
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use tokio::sync::Semaphore;
+use arc_swap::ArcSwap;
+use tokio::sync::{Notify, Semaphore};
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::config::{KeySource, OtherIssuer};
@@ -51,7 +54,11 @@ struct Inner {
     tokens: Arc<CachedVerifier>,
     /// Held while keys are put in force, so that none overtakes another.
     own: Mutex<VerifyingKeys>,
-    remotes: Vec<Remote>,
+    /// What an issuer's tokens carry as `aud` where it names none.
+    audience: String,
+    remotes: ArcSwap<Vec<Arc<Remote>>>,
+    /// Wakes those who ask, when there are other issuers.
+    listed: Notify,
     names: Arc<dyn Resolve>,
     figures: Arc<Figures>,
     changed: OnceLock<Box<dyn Fn() + Send + Sync>>,
@@ -67,7 +74,7 @@ struct Remote {
     waiting: Semaphore,
 }
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct State {
     keys: Vec<VerifyingKey>,
     /// The JWK Set that they come from.
@@ -102,22 +109,16 @@ impl Issuers {
         names: Arc<dyn Resolve>,
         figures: Arc<Figures>,
     ) -> Self {
-        let remotes = settings
-            .iter()
-            .filter(|issuer| !matches!(issuer.source, KeySource::File(_)))
-            .map(|issuer| Remote {
-                trusted: issuer.trusted(audience),
-                settings: issuer.clone(),
-                state: Mutex::default(),
-                asking: tokio::sync::Mutex::default(),
-                waiting: Semaphore::new(WAITING),
-            })
+        let remotes = fetched(settings)
+            .map(|issuer| Arc::new(Remote::new(issuer, audience, State::default())))
             .collect();
         Self {
             inner: Arc::new(Inner {
                 tokens,
                 own: Mutex::new(own),
-                remotes,
+                audience: audience.to_owned(),
+                remotes: ArcSwap::from_pointee(remotes),
+                listed: Notify::new(),
                 names,
                 figures,
                 changed: OnceLock::new(),
@@ -125,11 +126,36 @@ impl Issuers {
         }
     }
 
-    /// Puts other keys of our own and of files in force. What is open is the
-    /// caller's to judge.
-    pub fn replace_own(&self, keys: VerifyingKeys) {
-        *self.inner.own() = keys;
+    /// Puts other keys of our own and of files in force, and asks these issuers
+    /// from now on and no others. Whoever is asked at the same place as before
+    /// keeps the keys that it gave. What is open is the caller's to judge.
+    pub fn replace(&self, keys: VerifyingKeys, settings: &[OtherIssuer]) {
+        let before = self.inner.remotes.load_full();
+        let now: Vec<Arc<Remote>> = fetched(settings)
+            .map(|issuer| {
+                let known = before.iter().find(|remote| remote.gives_keys_of(issuer));
+                match known {
+                    Some(known) if known.settings == *issuer => Arc::clone(known),
+                    known => {
+                        let state = known.map(|known| known.state().clone());
+                        let state = state.unwrap_or_default();
+                        Arc::new(Remote::new(issuer, &self.inner.audience, state))
+                    }
+                }
+            })
+            .collect();
+        let stays = |name: &str| now.iter().any(|remote| remote.settings.issuer == name);
+        let names = before.iter().map(|remote| remote.settings.issuer.as_str());
+        for gone in names.filter(|name| !stays(name)) {
+            self.inner.figures.issuer_gone(gone);
+        }
+        {
+            let mut own = self.inner.own();
+            *own = keys;
+            self.inner.remotes.store(Arc::new(now));
+        }
         self.inner.publish();
+        self.inner.listed.notify_one();
     }
 
     /// Takes keys of our own out of force that have ended at `now`, in seconds
@@ -149,7 +175,7 @@ impl Issuers {
     /// Whether there is an issuer to ask.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.inner.remotes.is_empty()
+        self.inner.remotes.load().is_empty()
     }
 
     /// What is known of each.
@@ -164,36 +190,58 @@ impl Issuers {
                 problem: state.problem.clone(),
             }
         };
-        self.inner.remotes.iter().map(of).collect()
+        let remotes = self.inner.remotes.load();
+        remotes.iter().map(|remote| of(remote)).collect()
     }
 
     /// Asks every issuer when it is time to, for ever. `changed` is called
     /// whenever other keys have come into force, to judge what is open.
     pub async fn run(self: Arc<Self>, changed: impl Fn() + Send + Sync + 'static) {
         let _ = self.inner.changed.set(Box::new(changed));
-        let mut asking = tokio::task::JoinSet::new();
-        for at in 0..self.inner.remotes.len() {
-            asking.spawn(Arc::clone(&self.inner).keep(at));
+        let mut asking = JoinSet::new();
+        let mut asked = HashMap::new();
+        loop {
+            let remotes = self.inner.remotes.load_full();
+            asked.retain(
+                |_, (remote, task): &mut (Arc<Remote>, tokio::task::AbortHandle)| {
+                    let stays = remotes.iter().any(|now| Arc::ptr_eq(now, remote));
+                    if !stays {
+                        task.abort();
+                    }
+                    stays
+                },
+            );
+            for remote in remotes.iter() {
+                asked
+                    .entry(Arc::as_ptr(remote) as usize)
+                    .or_insert_with(|| {
+                        let task = asking.spawn(Arc::clone(&self.inner).keep(Arc::clone(remote)));
+                        (Arc::clone(remote), task)
+                    });
+            }
+            self.inner.listed.notified().await;
+            // Those that were ended above, so that they do not pile up.
+            while asking.try_join_next().is_some() {}
         }
-        while asking.join_next().await.is_some() {}
     }
 }
 
 impl IssuerKeys for Issuers {
     fn unknown_key<'a>(&'a self, issuer: &'a str) -> BoxFuture<'a, KeyNews> {
         Box::pin(async move {
-            let is_it = |remote: &Remote| remote.settings.issuer == issuer;
-            let Some(at) = self.inner.remotes.iter().position(is_it) else {
+            let remotes = self.inner.remotes.load_full();
+            let mut remotes = remotes.iter();
+            let Some(remote) = remotes.find(|remote| remote.settings.issuer == issuer) else {
                 return KeyNews::None;
             };
-            let remote = &self.inner.remotes[at];
             let asked = match remote.waiting.try_acquire() {
                 Err(_) => false,
                 Ok(_place) => {
                     // In a task of its own: a client that goes away must not
                     // end what others are waiting for.
-                    let inner = Arc::clone(&self.inner);
-                    let asking = tokio::spawn(async move { inner.ask(at, Why::UnknownKey).await });
+                    let (inner, remote) = (Arc::clone(&self.inner), Arc::clone(remote));
+                    let asking =
+                        tokio::spawn(async move { inner.ask(&remote, Why::UnknownKey).await });
                     asking.await.unwrap_or(false)
                 }
             };
@@ -210,11 +258,11 @@ impl IssuerKeys for Issuers {
 
 impl Inner {
     /// Keeps one issuer's keys fresh.
-    async fn keep(self: Arc<Self>, at: usize) {
-        let remote = &self.remotes[at];
+    async fn keep(self: Arc<Self>, remote: Arc<Remote>) {
+        let remote = &*remote;
         let mut pause = PAUSE.0;
         loop {
-            self.ask(at, Why::Due).await;
+            self.ask(remote, Why::Due).await;
             let failed = remote.state().problem.is_some();
             let wait = if failed {
                 let wait = pause.min(remote.settings.refresh);
@@ -231,8 +279,7 @@ impl Inner {
 
     /// Asks one issuer, unless it has been asked since this began, or may not
     /// be. Says whether it was.
-    async fn ask(&self, at: usize, why: Why) -> bool {
-        let remote = &self.remotes[at];
+    async fn ask(&self, remote: &Remote, why: Why) -> bool {
         let began = Instant::now();
         let mut asked = remote.asking.lock().await;
         if asked.ended.is_some_and(|ended| ended >= began) {
@@ -292,7 +339,7 @@ impl Inner {
     fn publish(&self) {
         let own = self.own();
         let mut keys = VerifyingKeys::clone(&own);
-        for remote in &self.remotes {
+        for remote in self.remotes.load().iter() {
             let theirs = remote.state().keys.clone();
             if theirs.is_empty() {
                 continue;
@@ -322,7 +369,41 @@ impl Inner {
     }
 }
 
+/// The issuers whose keys are not in files.
+fn fetched(settings: &[OtherIssuer]) -> impl Iterator<Item = &OtherIssuer> {
+    settings
+        .iter()
+        .filter(|issuer| !matches!(issuer.source, KeySource::File(_)))
+}
+
 impl Remote {
+    fn new(settings: &OtherIssuer, audience: &str, state: State) -> Self {
+        Self {
+            trusted: settings.trusted(audience),
+            settings: settings.clone(),
+            state: Mutex::new(state),
+            asking: tokio::sync::Mutex::default(),
+            waiting: Semaphore::new(WAITING),
+        }
+    }
+
+    /// Whether its keys are those of this issuer too: from the same place, with
+    /// the same trust, for the same algorithms.
+    fn gives_keys_of(&self, other: &OtherIssuer) -> bool {
+        let of = |settings: &OtherIssuer| {
+            let OtherIssuer {
+                issuer,
+                source,
+                ca,
+                addresses,
+                algorithms,
+                ..
+            } = settings.clone();
+            (issuer, source, ca, addresses, algorithms)
+        };
+        of(&self.settings) == of(other)
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -8,6 +8,7 @@ pub mod certificates;
 pub mod clock;
 pub mod names;
 pub mod peers;
+pub mod parent;
 pub mod records;
 pub mod redis;
 pub mod shared_limits;

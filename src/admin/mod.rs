@@ -40,6 +40,7 @@ pub struct Readiness {
     revocations: Mutex<Option<String>>,
     agent_keys: Mutex<Option<String>>,
     peers: Mutex<[Option<String>; 2]>,
+    upstream_proxy: Mutex<Option<String>>,
     draining: AtomicBool,
 }
 
@@ -92,6 +93,21 @@ impl Readiness {
 
     fn acme(&self) -> Option<serde_json::Value> {
         self.acme
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// How the last reading of the parent proxy's files went.
+    pub fn upstream_proxy_is(&self, outcome: Result<(), String>) {
+        *self
+            .upstream_proxy
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = outcome.err();
+    }
+
+    fn upstream_proxy(&self) -> Option<String> {
+        self.upstream_proxy
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clone()
@@ -355,6 +371,7 @@ impl Admin {
             "certificates": { "refused": self.readiness.certificates() },
             "acme": self.readiness.acme(),
             "peers": { "refused": self.readiness.peers() },
+            "upstream_proxy": { "refused": self.readiness.upstream_proxy() },
             "revocations": { "failing": revocations },
             "audit": { "failing": state.failing, "queue": state.depth },
             "redis": self.redis.as_ref().map(|redis| {

@@ -515,6 +515,8 @@ impl TokenEndpoint {
             destination_host: None,
             destination_port: None,
             destination_ip: None,
+            via_proxy: None,
+            route: None,
             path: Some(TOKEN_PATH.into()),
             rpc_methods: None,
             action_allowed: refusal.is_none(),

@@ -88,6 +88,11 @@ pub struct AuditRecord {
     pub destination_port: Option<u16>,
     /// The address that was dialled, or refused.
     pub destination_ip: Option<IpAddr>,
+    /// The parent proxy that carried it, where one did. With a name asked of it,
+    /// `destination_ip` is `null`: nobody here knows.
+    pub via_proxy: Option<Arc<str>>,
+    /// The named route that the request came by.
+    pub route: Option<Arc<str>>,
     /// The path, without the query.
     pub path: Option<Box<str>>,
     /// What its body called by JSON-RPC. Stands where a rule asked for that, and
@@ -246,6 +251,8 @@ mod tests {
             destination_host: Some("example.com".into()),
             destination_port: Some(80),
             destination_ip: Some([192, 0, 2, 1].into()),
+            via_proxy: None,
+            route: Some("a".into()),
             path: Some("/a".into()),
             rpc_methods: None,
             action_allowed: true,

@@ -25,8 +25,11 @@ pub(super) fn run(settings: &SettingsArgs, command: &ConfigCommand) -> anyhow::R
             for warning in &config.warnings {
                 super::say(&format!("warning: {warning}"));
             }
-            crate::server::load::keys(&config)?;
+            crate::server::load::keys(&config, &crate::server::load::issuers(&config)?)?;
             crate::server::load::policy(&config)?;
+            if let Some(proxy) = &config.upstream_proxy {
+                crate::adapters::parent::access(proxy).map_err(anyhow::Error::msg)?;
+            }
             super::say("the configuration is valid");
         }
         ConfigCommand::Show => super::give(super::load(settings, Purpose::Command)?.show()),

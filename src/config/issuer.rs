@@ -1,4 +1,5 @@
-//! Other issuers whose tokens are accepted, as `identity.issuers` writes them.
+//! Other issuers whose tokens are accepted, as `identity.issuers` writes them,
+//! or the file that `identity.issuers_file` names.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -6,8 +7,8 @@ use std::time::Duration;
 use crate::egress::{AddressRange, HttpsUrl};
 use crate::identity::{AgentClaim, Algorithm, Naming, TrustedIssuer};
 
-use super::error::{ConfigError, nearest};
-use super::tree::{Entry, Node, Value};
+use super::error::{ConfigError, Place, nearest};
+use super::tree::{self, Entry, Node, Value};
 use super::value::{FromText, Setting, push};
 
 /// An issuer whose tokens are accepted beside AgentPort's own.
@@ -76,6 +77,88 @@ impl OtherIssuer {
         let public = algorithm != Algorithm::Hs256 || matches!(self.source, KeySource::File(_));
         public && (self.algorithms.is_empty() || self.algorithms.contains(&algorithm))
     }
+}
+
+/// Reads a file of issuers: `issuers:` and the list, YAML or JSON. `own` is
+/// `identity.issuer`.
+///
+/// # Errors
+/// Every mistake, at least one, with its place in the file called `name`. A file
+/// without a list is one: half of a file that is being written must not read
+/// as that nobody is trusted any more, which is `issuers: []`.
+pub fn parse_issuers(
+    name: &str,
+    text: &str,
+    own: &str,
+) -> Result<Vec<OtherIssuer>, Vec<ConfigError>> {
+    const SHAPE: &str = "write issuers: and a list as in identity.issuers; [] for none";
+    let mut errors = Vec::new();
+    let root = match tree::parse(name, text, &mut errors) {
+        Ok(root) => root,
+        Err(error) => {
+            errors.push(error);
+            return Err(errors);
+        }
+    };
+    let place = root.as_ref().map_or_else(
+        || Place::File {
+            name: name.into(),
+            line: 1,
+            column: 1,
+        },
+        |root| root.place.clone(),
+    );
+    let entries = match root.map(|root| root.value) {
+        Some(Value::Map(entries)) => entries,
+        _ => Vec::new(),
+    };
+    let mut list = None;
+    for entry in &entries {
+        if entry.key != LIST {
+            errors.push(ConfigError {
+                place: entry.place.clone(),
+                key: Some(entry.key.clone()),
+                message: format!("unknown key: {SHAPE}"),
+            });
+        } else if matches!(entry.node.value, Value::List(_)) {
+            list = Some(&entry.node);
+        }
+    }
+    let Some(list) = list else {
+        errors.push(ConfigError {
+            place,
+            key: None,
+            message: SHAPE.to_owned(),
+        });
+        return Err(errors);
+    };
+    let issuers = Vec::<OtherIssuer>::read(list, LIST, &mut errors).unwrap_or_default();
+    for (at, message) in same_names(&issuers, own) {
+        push(&mut errors, list, &format!("{LIST}[{at}]"), message);
+    }
+    errors.is_empty().then_some(issuers).ok_or(errors)
+}
+
+/// The one key of a file of issuers.
+const LIST: &str = "issuers";
+
+/// The places of issuers that have the name of another one, or our own, and
+/// what to write.
+pub(super) fn same_names(issuers: &[OtherIssuer], own: &str) -> Vec<(usize, String)> {
+    let taken = |at: usize, name: &str| {
+        name == own || issuers[..at].iter().any(|before| before.issuer == name)
+    };
+    let names = issuers.iter().map(|issuer| issuer.issuer.as_str());
+    names
+        .enumerate()
+        .filter(|(at, name)| taken(*at, name))
+        .map(|(at, name)| {
+            let message = format!(
+                "{name:?} is the name of another issuer, or identity.issuer: give each its own"
+            );
+            (at, message)
+        })
+        .collect()
 }
 
 const KEYS: [&str; 16] = [

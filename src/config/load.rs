@@ -139,12 +139,17 @@ const HINTS: &[(&str, &str)] = &[
     ("identity.jwks_secret", SECRET_HINT),
     ("jwks_secret", SECRET_HINT),
     ("redis.password", REDIS_HINT),
+    ("upstream_proxy.credentials", PROXY_HINT),
+    ("upstream_proxy.password", PROXY_HINT),
     ("workers", "unknown key: write threads"),
     ("worker_count", "unknown key: write threads"),
 ];
 
 const REDIS_HINT: &str = "secrets do not stand in this file: write redis.password_file, or set \
                           AGENTPORT_REDIS_PASSWORD";
+
+const PROXY_HINT: &str = "secrets do not stand in this file: write user:password into a file, and \
+                          its path as upstream_proxy.credentials_file";
 
 const SECRET_HINT: &str = "secrets do not stand in this file: write identity.secret_file, or set \
                            AGENTPORT_JWKS_SECRET";
@@ -210,6 +215,8 @@ pub(super) struct Reader<'a> {
     layers: BTreeMap<&'a str, Vec<Node>>,
     secret: Option<Node>,
     redis_password: Option<Node>,
+    /// `NO_PROXY`, which is other programs' too.
+    no_proxy: Option<Node>,
     errors: Vec<ConfigError>,
 }
 
@@ -249,6 +256,18 @@ impl Reader<'_> {
     /// The password of Redis, where the environment has it.
     pub(super) fn redis_password(&mut self) -> Option<Option<Secret>> {
         self.read_secret(self.redis_password.clone(), Secret::password)
+    }
+
+    /// Where the key is not written, lets `NO_PROXY` of the environment stand
+    /// for it. Asked for only where there is a proxy: the variable is other
+    /// programs' too, and says nothing where there is none.
+    pub(super) fn no_proxy_of_environment(&mut self, key: &str) {
+        if self.is_written(key) {
+            return;
+        }
+        if let (Some(node), Some(layers)) = (self.no_proxy.take(), self.layers.get_mut(key)) {
+            layers.push(node);
+        }
     }
 
     fn read_secret(
@@ -372,6 +391,7 @@ impl Reader<'_> {
                 None => self.push(place, None, "is not UTF-8"),
             }
         }
+        self.no_proxy = no_proxy(variables);
         let set = |wanted: &str| variables.iter().any(|(name, _)| name == wanted);
         let long = Config::variable("allowed_destinations");
         if set("ALLOWED_DESTINATIONS") && set(&long) {
@@ -484,6 +504,19 @@ fn unknown_variable(name: &str) -> String {
         Some(known) => format!("unknown variable: did you mean {PREFIX}{known}?"),
         None => "unknown variable: unset it; policies/agentport.yaml lists the keys".to_owned(),
     }
+}
+
+/// `NO_PROXY`, or `no_proxy` before it, as other programs have it too: a list
+/// with commas, of which blanks and empty entries are no part.
+fn no_proxy(variables: &[(OsString, OsString)]) -> Option<Node> {
+    let named = |wanted: &str| {
+        let found = variables.iter().find(|(name, _)| name == wanted);
+        found.and_then(|(_, value)| Some((wanted.to_owned(), value.to_str()?)))
+    };
+    let (name, value) = named("no_proxy").or_else(|| named("NO_PROXY"))?;
+    let entries: Vec<&str> = value.split(',').map(str::trim).collect();
+    let entries: Vec<&str> = entries.into_iter().filter(|one| !one.is_empty()).collect();
+    (!entries.is_empty()).then(|| Node::scalar(&entries.join(","), Place::Environment(name)))
 }
 
 /// The key that a variable sets.

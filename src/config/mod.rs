@@ -15,13 +15,14 @@ mod value;
 mod issuer;
 mod acme;
 mod route;
+mod upstream;
 mod settings;
 mod load;
 mod peers;
 
 pub use acme::{Acme, ExternalAccount};
 pub use error::{ConfigError, Place};
-pub use issuer::{KeySource, OtherIssuer};
+pub use issuer::{KeySource, OtherIssuer, parse_issuers};
 pub use load::{Override, Purpose, Sources};
 pub use peers::{CalleeTlsFiles, HealthCheck, MAX_CALLEES, PeerAgent, PeerDirectory, PeersError};
 pub use route::{AuthorizationOwner, NamedRoute, UpstreamHttp2};
@@ -29,6 +30,7 @@ pub use settings::{
     Agent, Audit, Config, Identity, Limits, Listen, Log, Peers, Redis, Refusals, Resolver,
     ResolverCache, Timeouts, Tls, TlsClients, TokenCache, TunnelDefaults,
 };
+pub use upstream::{AskFor, ProxyUrl, UpstreamProxy};
 pub use value::{
     AcmeChallenge, Alpn, AuditPath, AuthFailureStatus, BasicUser, ByteSize, CertificatePair,
     ClientCertificates, Endpoint, Family, Fsync, Listener, LogFormat, LogLevel, Overflow,

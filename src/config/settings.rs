@@ -15,9 +15,10 @@ use crate::limit::{Amount, Limit, Measure, Per, Quota, WhenAway};
 use crate::policy::Mode;
 
 use super::acme::{Acme, acme};
-use super::issuer::OtherIssuer;
+use super::issuer::{self, OtherIssuer};
 use super::load::{Purpose, Reader};
 use super::route::NamedRoute;
+use super::upstream::{self, UpstreamProxy, upstream_proxy};
 use super::value::{
     AcmeChallenge, Alpn, AuditPath, AuthFailureStatus, BasicUser, ByteSize, CertificatePair,
     ClientCertificates, Endpoint, Family, Fsync, Listener, LogFormat, LogLevel, Overflow,
@@ -77,6 +78,9 @@ pub struct Config {
     /// A PEM bundle that upstream TLS is checked against, in place of the
     /// system's.
     pub upstream_ca: Option<PathBuf>,
+    /// The proxy through which destinations are reached; `None` where the
+    /// gateway reaches them itself.
+    pub upstream_proxy: Option<UpstreamProxy>,
     /// What a bad credential is answered with.
     pub auth_failure_status: AuthFailureStatus,
     /// What is allowed and worth a second look, for the log at start.
@@ -226,6 +230,8 @@ pub struct Identity {
     /// Other issuers whose tokens are accepted; no two of one name, and none
     /// of [`Identity::issuer`].
     pub issuers: Vec<OtherIssuer>,
+    /// A watched file with that list instead; `None` for none.
+    pub issuers_file: Option<PathBuf>,
     /// `iss` of AgentPort's own tokens.
     pub issuer: String,
     /// `aud` of AgentPort's own tokens.
@@ -529,6 +535,7 @@ pub(super) fn config(read: &mut Reader<'_>, purpose: Purpose) -> Option<Config> 
     let threads = read.value("threads");
     let pid_file = read.value("pid_file");
     let upstream_ca = read.value("upstream_ca");
+    let upstream_proxy = upstream_proxy(read);
     let auth_failure_status = read.value("auth_failure_status");
     if let (Purpose::Serve, Some(identity)) = (purpose, &identity) {
         some_key(read, identity);
@@ -554,6 +561,7 @@ pub(super) fn config(read: &mut Reader<'_>, purpose: Purpose) -> Option<Config> 
         threads: threads?,
         pid_file: pid_file?,
         upstream_ca: upstream_ca?,
+        upstream_proxy: upstream_proxy?,
         auth_failure_status: auth_failure_status?,
         warnings: Vec::new(),
         shown: String::new(),
@@ -825,7 +833,7 @@ fn identity(read: &mut Reader<'_>) -> Option<Identity> {
     let cache = section!(read, "identity.cache", TokenCache { ttl, entries });
     let revocations = section!(read, "identity.revocations", Revocations { file, redis });
     let identity = section!(read, "identity", Identity {
-        require, secret_file, keys, agent_keys, issuers, issuer, audience, leeway, max_token,
+        require, secret_file, keys, agent_keys, issuers, issuers_file, issuer, audience, leeway, max_token,
         basic_user, signing_key,
         signing_keys, token_ttl, max_token_ttl, max_delegation, service_accounts, oauth_url;
         secret, cache, revocations
@@ -838,17 +846,13 @@ fn identity(read: &mut Reader<'_>) -> Option<Identity> {
         let message = "identity.signing_key is set too: keep one of them";
         read.mistake("identity.signing_keys", message.to_owned());
     }
-    for (at, other) in identity.issuers.iter().enumerate() {
-        let before = &identity.issuers[..at];
-        let named = |known: &OtherIssuer| known.issuer == other.issuer;
-        if other.issuer == identity.issuer || before.iter().any(named) {
-            let message = format!(
-                "{:?} is the name of another issuer, or identity.issuer: give each its own",
-                other.issuer
-            );
-            let key = format!("identity.issuers[{at}]");
-            read.mistake_at("identity.issuers", key, message);
-        }
+    for (at, message) in issuer::same_names(&identity.issuers, &identity.issuer) {
+        let key = format!("identity.issuers[{at}]");
+        read.mistake_at("identity.issuers", key, message);
+    }
+    if identity.issuers_file.is_some() && !identity.issuers.is_empty() {
+        let message = "identity.issuers is written too: keep one of them";
+        read.mistake("identity.issuers_file", message.to_owned());
     }
     if identity.token_ttl > identity.max_token_ttl {
         let message = "more than identity.max_token_ttl: write at most that";
@@ -885,7 +889,8 @@ fn some_key(read: &mut Reader<'_>, identity: &Identity) {
         || identity.signing_key.is_some()
         || identity.signing_keys.is_some()
         || !identity.keys.is_empty()
-        || !identity.issuers.is_empty();
+        || !identity.issuers.is_empty()
+        || identity.issuers_file.is_some();
     // A secret that is there and bad has been reported.
     if !has_one {
         read.missing(
@@ -1209,6 +1214,7 @@ fn warnings(config: &Config) -> Vec<String> {
             redis.url
         ));
     }
+    warnings.extend(config.upstream_proxy.iter().flat_map(upstream::warnings));
     if config.tunnel.opaque == Verdict::Allow {
         warnings.push(
             "tunnel.opaque is allow: what is neither TLS nor HTTP passes unseen, where no rule \

@@ -606,6 +606,12 @@ fn mistakes_in_the_file() {
             "config.yaml:3:7: identity.issuers[0]: \"{team}\": there is no {team} in \"{agent}\"",
         ),
         (
+            "issuers here and in a file",
+            "identity:\n  issuers_file: /b\n  issuers:\n    - {issuer: i, jwks_file: /a}\n",
+            "config.yaml:2:17: identity.issuers_file: identity.issuers is written too: keep one of \
+             them",
+        ),
+        (
             "an issuer of the gateway's own name",
             "identity:\n  issuers:\n    - {issuer: agentport, jwks_file: /a}\n",
             "config.yaml:3:5: identity.issuers[0]: \"agentport\" is the name of another issuer, or \
@@ -997,6 +1003,102 @@ fn redis_is_named_without_its_password() {
 }
 
 #[test]
+fn a_parent_proxy_is_named_without_its_credentials() {
+    for (url, shown) in [
+        ("http://proxy.internal:3128", "http://proxy.internal:3128"),
+        ("http://proxy.internal/", "http://proxy.internal:80"),
+        ("https://proxy.internal", "https://proxy.internal:443"),
+        ("http://[2001:db8::1]:8080", "http://[2001:db8::1]:8080"),
+    ] {
+        let config = from_file(&format!("upstream_proxy: {{url: \"{url}\"}}"));
+        let proxy = config.upstream_proxy.expect("a proxy");
+        assert_eq!(proxy.url.to_string(), shown, "{url}");
+        assert_eq!(proxy.address, AskFor::Resolved);
+    }
+    assert_eq!(from_file("").upstream_proxy, None);
+    for (file, expected) in [
+        (
+            "upstream_proxy: {url: \"http://me:hunter2@host:3128\"}",
+            "credentials do not stand in this file: write them into \
+             upstream_proxy.credentials_file",
+        ),
+        (
+            "upstream_proxy: {url: \"socks5://host:1080\"}",
+            "write http://proxy.example:3128, or https:// for TLS",
+        ),
+        ("upstream_proxy: {url: host}", "write http://proxy.example"),
+        (
+            "upstream_proxy: {url: \"http://host/path\"}",
+            "write http://proxy.example",
+        ),
+        (
+            "upstream_proxy: {password: hunter2}",
+            "write user:password into a file",
+        ),
+        (
+            "upstream_proxy: {credentials_file: /f}",
+            "is of no use without upstream_proxy.url",
+        ),
+        (
+            "upstream_proxy: {no_proxy: [a.test]}",
+            "is of no use without upstream_proxy.url",
+        ),
+        (
+            "upstream_proxy: {url: \"http://host\", ca: /ca.pem}",
+            "upstream_proxy.url is not TLS: write https://",
+        ),
+        (
+            "upstream_proxy: {url: \"http://host\", address: names}",
+            "write resolved, name or unchecked",
+        ),
+        (
+            "upstream_proxy: {url: \"http://host\", no_proxy: [10.0.0.1/8]}",
+            "upstream_proxy.no_proxy[0]: \"10.0.0.1/8\": bits behind the prefix are set: write \
+             10.0.0.0/8",
+        ),
+    ] {
+        let said = messages(load(file, &[], &[], Purpose::Command)).join("\n");
+        assert!(said.contains(expected), "{file}: {said}");
+        assert!(!said.contains("hunter2"), "{file}: {said}");
+    }
+}
+
+#[test]
+fn no_proxy_of_the_environment_stands_where_none_is_written() {
+    let direct = |file: &str, environment: &[(&str, &str)], to: &str| {
+        let config = load(file, environment, &[], Purpose::Command).expect("right");
+        let proxy = config.upstream_proxy.expect("a proxy");
+        let to = crate::egress::Authority::parse(to).expect("an authority");
+        (proxy.no_proxy.has(&to, None), config.shown)
+    };
+    let file = "upstream_proxy: {url: \"http://host\"}";
+    let written = "upstream_proxy: {url: \"http://host\", no_proxy: [b.test]}";
+    let both = [("NO_PROXY", "c.test"), ("no_proxy", " a.test, .svc,")];
+    let (found, shown) = direct(file, &both, "a.test:1");
+    assert!(found);
+    assert!(
+        shown.contains("no_proxy: \"a.test,.svc\"  # environment no_proxy"),
+        "{shown}"
+    );
+    assert!(
+        !direct(file, &both, "c.test:1").0,
+        "the lower case comes first"
+    );
+    assert!(direct(file, &both[..1], "c.test:1").0);
+    assert!(!direct(written, &both, "a.test:1").0);
+    assert!(direct(written, &both, "b.test:1").0);
+    assert!(!direct(file, &[("NO_PROXY", "")], "a.test:1").0);
+    // Without a proxy it is other programs' alone.
+    let other = [("NO_PROXY", "http://what ever")];
+    assert!(load("", &other, &[], Purpose::Command).is_ok());
+    let said = messages(load(file, &other, &[], Purpose::Command)).join("\n");
+    assert!(
+        said.contains("NO_PROXY: upstream_proxy.no_proxy[0]"),
+        "{said}"
+    );
+}
+
+#[test]
 fn the_password_of_redis_comes_by_file_or_environment() {
     let file = "redis: {url: \"redis://cache.internal\"}";
     let password = [("AGENTPORT_REDIS_PASSWORD", "hunter2")];
@@ -1027,6 +1129,16 @@ fn the_password_of_redis_comes_by_file_or_environment() {
 #[test]
 fn warnings() {
     for (file, expected) in [
+        (
+            "upstream_proxy: {url: \"http://proxy.internal\", credentials_file: /f}",
+            "upstream_proxy.url is http://proxy.internal:80, so its credentials travel in clear: \
+             write https:// where it can",
+        ),
+        (
+            "upstream_proxy: {url: \"http://127.0.0.1:3128\", address: unchecked}",
+            "upstream_proxy.address is unchecked: the addresses of what goes through the parent \
+             proxy are not checked here; it must refuse private ones itself",
+        ),
         (
             "mode: audit",
             "mode is audit: what policy refuses passes, and is only recorded",
@@ -1265,5 +1377,59 @@ fn routes_are_named_once_and_lead_somewhere() {
     ] {
         let errors = messages(load(&with(routes), &[], &[], Purpose::Command)).join("\n");
         assert!(errors.contains(said), "{case}: {errors}");
+    }
+}
+
+#[test]
+fn a_file_of_issuers_is_read_whole_or_not_at_all() {
+    let read = |text: &str| parse_issuers("issuers.yaml", text, "agentport");
+    let two = "# whom we trust\nissuers:\n  - {issuer: a, jwks_file: /a}\n  - issuer: b\n    jwks_url: https://b.example/keys\n";
+    let names: Vec<_> = read(two)
+        .expect("two")
+        .into_iter()
+        .map(|issuer| issuer.issuer)
+        .collect();
+    assert_eq!(names, ["a", "b"]);
+    assert_eq!(read("issuers: []"), Ok(Vec::new()));
+    assert_eq!(read(r#"{"issuers": []}"#), Ok(Vec::new()));
+    for (case, text, said) in [
+        ("nothing", "", "issuers.yaml:1:1: write issuers: and a list"),
+        ("comments alone", "# later\n", "write issuers: and a list"),
+        ("no list", "issuers:\n", "write issuers: and a list"),
+        ("a word", "issuers: none\n", "write issuers: and a list"),
+        (
+            "the list alone",
+            "- {issuer: a, jwks_file: /a}\n",
+            "write issuers: and a list",
+        ),
+        (
+            "another key",
+            "issuers: []\nissuer: a\n",
+            "issuers.yaml:2:1: issuer: unknown key",
+        ),
+        ("twice", "issuers: []\nissuers: []\n", "issuers.yaml:2:1"),
+        (
+            "a mistake in one",
+            "issuers:\n  - {issuer: a, jwks_file: /a}\n  - {issuer: b}\n",
+            "issuers.yaml:3:5: issuers[1]: write exactly one of",
+        ),
+        (
+            "two of one name",
+            "issuers:\n  - {issuer: a, jwks_file: /a}\n  - {issuer: a, jwks_file: /b}\n",
+            "issuers[1]: \"a\" is the name of another issuer",
+        ),
+        (
+            "our own",
+            "issuers:\n  - {issuer: agentport, jwks_file: /a}\n",
+            "issuers[0]: \"agentport\" is the name of another issuer",
+        ),
+        ("no YAML", "issuers: [", "issuers.yaml:"),
+    ] {
+        let errors = read(text).expect_err(case);
+        let errors: Vec<_> = errors.iter().map(ToString::to_string).collect();
+        assert!(
+            errors.iter().any(|error| error.contains(said)),
+            "{case}: {errors:?}"
+        );
     }
 }

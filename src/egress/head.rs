@@ -1,4 +1,5 @@
-//! The head of an HTTP/1 request, byte for byte (RFC 9112).
+//! The head of an HTTP/1 request, byte for byte (RFC 9112), and that of an answer
+//! as far as a parent proxy's matters.
 //!
 //! Checked here, before any other parser sees it, so that nothing in it can be
 //! read in two ways: one line ending, one length, one host. What is lenient in
@@ -22,6 +23,15 @@ pub struct Head<'a> {
     pub fields: Vec<(&'a str, &'a [u8])>,
     /// How the body is delimited.
     pub body: BodyLength,
+}
+
+/// The head of an answer, borrowed from the bytes it was read from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AnswerHead<'a> {
+    /// The status, 100 to 599.
+    pub status: u16,
+    /// The fields in order: name as sent, value without surrounding blanks.
+    pub fields: Vec<(&'a str, &'a [u8])>,
 }
 
 /// How a request's body is delimited (RFC 9112 section 6.3).
@@ -53,6 +63,8 @@ pub enum HeadError {
     BareCr,
     /// The request line is not `METHOD SP target SP HTTP/1.x`.
     RequestLine,
+    /// The status line is not `HTTP/1.x SP status SP reason`.
+    StatusLine,
     /// The method is no upper-case token.
     Method,
     /// Neither HTTP/1.0 nor HTTP/1.1.
@@ -95,6 +107,7 @@ impl HeadError {
             Self::BareLf => "a line ends in a bare line feed; lines end in CRLF",
             Self::BareCr => "a carriage return stands without a line feed",
             Self::RequestLine => "the request line is not `METHOD target HTTP/1.1`",
+            Self::StatusLine => "the status line is not `HTTP/1.1 status reason`",
             Self::Method => "the method is not an upper-case word",
             Self::Version => "the version is neither HTTP/1.1 nor HTTP/1.0",
             Self::TargetTooLong => "the request target is longer than 8 KiB",
@@ -187,6 +200,28 @@ pub fn parse(bytes: &[u8]) -> Result<Head<'_>, HeadError> {
     })
 }
 
+/// Parses the complete head of an answer, empty line included. How its body is
+/// delimited is not looked at: what answers a CONNECT well has none, whatever
+/// it says (RFC 9110 section 9.3.6).
+///
+/// # Errors
+/// [`HeadError`].
+pub fn parse_answer(bytes: &[u8]) -> Result<AnswerHead<'_>, HeadError> {
+    let mut lines = Lines(bytes);
+    let status = status_line(lines.next_line()?)?;
+    let mut fields = Vec::new();
+    loop {
+        let line = lines.next_line()?;
+        if line.is_empty() {
+            return Ok(AnswerHead { status, fields });
+        }
+        if fields.len() == MAX_FIELDS {
+            return Err(HeadError::TooManyFields);
+        }
+        fields.push(field(line)?);
+    }
+}
+
 impl<'a> Head<'a> {
     /// The value of the first field of this name, lower case.
     #[must_use]
@@ -239,6 +274,24 @@ fn request_line(line: &[u8]) -> Result<(&str, &str, bool), HeadError> {
         "HTTP/1.0" => Ok((method, target, false)),
         _ => Err(HeadError::Version),
     }
+}
+
+/// The reason may be missing, and the blank before it too, as real servers
+/// have it.
+fn status_line(line: &[u8]) -> Result<u16, HeadError> {
+    let rest = [&b"HTTP/1.1 "[..], b"HTTP/1.0 "]
+        .iter()
+        .find_map(|version| line.strip_prefix(*version));
+    let rest = rest.ok_or(HeadError::StatusLine)?;
+    let (digits, reason) = rest.split_at_checked(3).ok_or(HeadError::StatusLine)?;
+    let whole = reason.is_empty() || reason[0] == b' ';
+    let control = |b: &u8| (*b < 0x20 && *b != b'\t') || *b == 0x7f;
+    let number = std::str::from_utf8(digits).ok();
+    let number = number.filter(|text| text.bytes().all(|b| b.is_ascii_digit()));
+    number
+        .and_then(|text| text.parse().ok())
+        .filter(|status| (100..600).contains(status) && whole && !reason.iter().any(control))
+        .ok_or(HeadError::StatusLine)
 }
 
 fn field(line: &[u8]) -> Result<(&str, &[u8]), HeadError> {
@@ -382,6 +435,39 @@ mod tests {
             "a".repeat(MAX_TARGET_BYTES)
         );
         assert_eq!(parse(long.as_bytes()), Err(TargetTooLong));
+    }
+
+    #[test]
+    fn answers_of_parent_proxies() {
+        #[rustfmt::skip]
+        let cases: [(&[u8], Result<u16, HeadError>); 16] = [
+            (b"HTTP/1.1 200 Connection established\r\n\r\n", Ok(200)),
+            (b"HTTP/1.0 200 Connection established\r\nProxy-agent: tinyproxy/1.11.1\r\n\r\n", Ok(200)),
+            (b"HTTP/1.1 200\r\n\r\n", Ok(200)),
+            (b"HTTP/1.1 200 \r\n\r\n", Ok(200)),
+            (b"HTTP/1.1 407 Proxy Authentication Required\r\nProxy-Authenticate: Basic realm=\"x\"\r\n\r\n", Ok(407)),
+            (b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n", Ok(200)),
+            (b"HTTP/1.1 2000 OK\r\n\r\n", Err(HeadError::StatusLine)),
+            (b"HTTP/1.1 099 OK\r\n\r\n", Err(HeadError::StatusLine)),
+            (b"HTTP/1.1 600 OK\r\n\r\n", Err(HeadError::StatusLine)),
+            (b"HTTP/1.1 +20 OK\r\n\r\n", Err(HeadError::StatusLine)),
+            (b"HTTP/1.1  200 OK\r\n\r\n", Err(HeadError::StatusLine)),
+            (b"HTTP/2 200\r\n\r\n", Err(HeadError::StatusLine)),
+            (b"\x15\x03\x01\r\n\r\n", Err(HeadError::StatusLine)),
+            (b"HTTP/1.1 200 a\x00b\r\n\r\n", Err(HeadError::StatusLine)),
+            (b"HTTP/1.1 200 OK\r\nno field\r\n\r\n", Err(HeadError::FieldName)),
+            (b"HTTP/1.1 200 OK\r\n folded: a\r\n\r\n", Err(HeadError::Folded)),
+        ];
+        for (raw, expected) in cases {
+            let found = parse_answer(raw).map(|answer| answer.status);
+            assert_eq!(found, expected, "{:?}", String::from_utf8_lossy(raw));
+        }
+        let many = format!(
+            "HTTP/1.1 200 OK\r\n{}\r\n",
+            "X: y\r\n".repeat(MAX_FIELDS + 1)
+        );
+        assert_eq!(parse_answer(many.as_bytes()), Err(HeadError::TooManyFields));
+        assert_eq!(parse_answer(b""), Err(HeadError::RequestLine));
     }
 
     #[test]

@@ -4,6 +4,8 @@
 //! A path is put together before it is judged, so that policy sees what the
 //! origin gets. Nothing here decides.
 
+use std::sync::Arc;
+
 use super::host::{Authority, DnsName, Host};
 use super::path::{PathError, RequestPath};
 use super::target::{RequestTarget, Scheme, TargetError};
@@ -11,7 +13,7 @@ use super::target::{RequestTarget, Scheme, TargetError};
 /// A route from the gateway to an origin.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Route {
-    name: String,
+    name: Arc<str>,
     prefix: String,
     hosts: Vec<DnsName>,
     to: RouteTarget,
@@ -164,7 +166,7 @@ impl Route {
     #[must_use]
     pub fn new(name: String, prefix: String, hosts: Vec<DnsName>, to: RouteTarget) -> Self {
         Self {
-            name,
+            name: name.into(),
             prefix,
             hosts,
             to,
@@ -173,7 +175,7 @@ impl Route {
 
     /// Its name.
     #[must_use]
-    pub fn name(&self) -> &str {
+    pub fn name(&self) -> &Arc<str> {
         &self.name
     }
 

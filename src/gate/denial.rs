@@ -116,6 +116,18 @@ pub enum Cause {
     UpstreamClosed,
     /// The destination took too long to answer.
     UpstreamTimeout,
+    /// The parent proxy cannot be reached: its name, its port or its TLS.
+    ParentUnreachable,
+    /// The parent proxy took too long, with the connection or with its answer.
+    ParentTimeout,
+    /// The parent proxy wants another credential than it was shown.
+    ParentCredential,
+    /// The parent proxy refuses the destination.
+    ParentRefused,
+    /// The parent proxy did not reach the destination, or failed.
+    ParentFailed,
+    /// The parent proxy answered no HTTP, or went away before it answered.
+    ParentProtocol,
     /// Something in the gateway failed.
     Internal,
 }
@@ -287,6 +299,19 @@ impl Denial {
                 | Cause::UpstreamProtocol
                 | Cause::UpstreamClosed
                 | Cause::UpstreamTimeout
+        ) || self.is_parents()
+    }
+
+    /// Whether it is the parent proxy that failed or refused.
+    fn is_parents(&self) -> bool {
+        matches!(
+            self.cause,
+            Cause::ParentUnreachable
+                | Cause::ParentTimeout
+                | Cause::ParentCredential
+                | Cause::ParentRefused
+                | Cause::ParentFailed
+                | Cause::ParentProtocol
         )
     }
 
@@ -314,13 +339,21 @@ impl Denial {
             | Cause::UpstreamTls
             | Cause::UpstreamCertificate
             | Cause::UpstreamProtocol
-            | Cause::UpstreamClosed => 502,
+            | Cause::UpstreamClosed
+            | Cause::ParentUnreachable
+            | Cause::ParentCredential
+            | Cause::ParentRefused
+            | Cause::ParentFailed
+            | Cause::ParentProtocol => 502,
             Cause::Overloaded
             | Cause::LimitsUnavailable
             | Cause::AuditUnavailable
             | Cause::Draining
             | Cause::IssuerUnavailable => 503,
-            Cause::NameTimeout | Cause::ConnectTimeout | Cause::UpstreamTimeout => 504,
+            Cause::NameTimeout
+            | Cause::ConnectTimeout
+            | Cause::UpstreamTimeout
+            | Cause::ParentTimeout => 504,
             Cause::Loop => 508,
         }
     }
@@ -360,6 +393,12 @@ impl Denial {
             Cause::UpstreamProtocol => "upstream_protocol",
             Cause::UpstreamClosed => "upstream_closed",
             Cause::UpstreamTimeout => "upstream_timeout",
+            Cause::ParentUnreachable => "parent_unreachable",
+            Cause::ParentTimeout => "parent_timeout",
+            Cause::ParentCredential => "parent_credential",
+            Cause::ParentRefused => "parent_refused",
+            Cause::ParentFailed => "parent_failed",
+            Cause::ParentProtocol => "parent_protocol",
             Cause::Internal => "internal",
         }
     }
@@ -400,6 +439,12 @@ impl Denial {
             Cause::UpstreamProtocol => "http_protocol_error",
             Cause::UpstreamClosed => "connection_terminated",
             Cause::UpstreamTimeout => "http_response_timeout",
+            Cause::ParentUnreachable | Cause::ParentRefused | Cause::ParentFailed => {
+                "destination_unavailable"
+            }
+            Cause::ParentTimeout => "connection_timeout",
+            Cause::ParentCredential => "proxy_configuration_error",
+            Cause::ParentProtocol => "http_protocol_error",
         }
     }
 
@@ -444,6 +489,12 @@ impl Denial {
             Cause::UpstreamProtocol => "the destination did not answer in HTTP",
             Cause::UpstreamClosed => "the destination closed the connection without an answer",
             Cause::UpstreamTimeout => "the destination did not answer in time",
+            Cause::ParentUnreachable => "the gateway's parent proxy cannot be reached",
+            Cause::ParentTimeout => "the gateway's parent proxy did not answer in time",
+            Cause::ParentCredential => "the gateway's parent proxy refuses the gateway",
+            Cause::ParentRefused => "the gateway's parent proxy refuses this destination",
+            Cause::ParentFailed => "the gateway's parent proxy did not reach the destination",
+            Cause::ParentProtocol => "the gateway's parent proxy gave no valid answer",
             Cause::Internal => "the gateway failed",
         })
     }
@@ -505,6 +556,18 @@ impl Denial {
             | Cause::UpstreamCertificate
             | Cause::UpstreamProtocol
             | Cause::UpstreamClosed => "The gateway allows this; the destination itself fails.",
+            Cause::ParentRefused => {
+                "This gateway allows it and a proxy behind it does not; ask the operator. Repeating the request cannot succeed."
+            }
+            Cause::ParentFailed => {
+                "This gateway allows it; the destination itself may be down. Try again later."
+            }
+            Cause::ParentCredential
+            | Cause::ParentUnreachable
+            | Cause::ParentTimeout
+            | Cause::ParentProtocol => {
+                "This gateway allows it; a proxy behind it fails. Try again later; if it stays, tell the operator."
+            }
             Cause::Internal => "Tell the operator, with the request_id.",
         }
     }

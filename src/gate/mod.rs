@@ -31,9 +31,9 @@ use crate::limit::{Ledger, Limit};
 use crate::policy::{Calls, Decision, DenyReason, Permit, PolicySet, Proven, Reach};
 
 use ports::{
-    AgentKeySource, AuditSink, Clock, IssuerKeys, KeyNews, Observation, Observe, OffLimits,
-    PolicySource, Resolve, ResolveError, RevocationSource, SharedLimits, SinkState, ThisMachine,
-    TrustsCertificates,
+    AgentKeySource, AuditSink, Clock, Elsewhere, IssuerKeys, KeyNews, Observation, Observe,
+    OffLimits, PolicySource, Resolve, ResolveError, RevocationSource, SharedLimits, SinkState,
+    ThisMachine, TrustsCertificates,
 };
 use quota::{Quotas, Spending};
 use trail::TrailPorts;
@@ -77,6 +77,8 @@ impl Admission {
     }
 
     /// The addresses that have passed, at least one, in the resolver's order.
+    /// None for what has no address here: a Unix socket, and a name that a parent
+    /// proxy resolves.
     #[must_use]
     pub fn addresses(&self) -> &[SocketAddr] {
         &self.addresses
@@ -205,7 +207,9 @@ pub struct GateParts {
     /// Where agents must not come back to.
     pub own: OwnListeners,
     /// What they reach by another way alone.
-    pub off_limits: Option<Arc<dyn OffLimits>>,
+    pub off_limits: Vec<Arc<dyn OffLimits>>,
+    /// Whose names are resolved elsewhere; their addresses are not judged.
+    pub elsewhere: Option<Arc<dyn Elsewhere>>,
     /// The status of a credential that is no good: 403, or 407 for clients
     /// that can ask for another one.
     pub bad_credential_status: u16,
@@ -228,7 +232,8 @@ pub struct Gate {
     quotas: Quotas,
     bad_credential_status: u16,
     own: Arc<OwnListeners>,
-    off_limits: Option<Arc<dyn OffLimits>>,
+    off_limits: Arc<[Arc<dyn OffLimits>]>,
+    elsewhere: Option<Arc<dyn Elsewhere>>,
     ports: Arc<TrailPorts>,
 }
 
@@ -256,7 +261,8 @@ impl Gate {
             ),
             bad_credential_status: parts.bad_credential_status,
             own: Arc::new(parts.own),
-            off_limits: parts.off_limits,
+            off_limits: parts.off_limits.into(),
+            elsewhere: parts.elsewhere,
             ports: Arc::new(TrailPorts {
                 sink: parts.sink,
                 clock: parts.clock,
@@ -791,6 +797,17 @@ impl Gate {
         Ok(who)
     }
 
+    /// The addresses of a service that the operator has named; they are not
+    /// judged.
+    ///
+    /// # Errors
+    /// A [`Denial`] where it has none.
+    pub async fn locate(&self, authority: &Authority) -> Result<Vec<SocketAddr>, Denial> {
+        let found = self.resolve(authority).await?;
+        let at = |address: &IpAddr| SocketAddr::new(*address, authority.port);
+        Ok(found.iter().map(at).collect())
+    }
+
     async fn resolve(&self, authority: &Authority) -> Result<Arc<[IpAddr]>, Denial> {
         let name = match &authority.host {
             Host::Address(address) => return Ok(Arc::from([*address])),
@@ -816,20 +833,35 @@ impl Gate {
         authority: &Authority,
         trail: &mut AuditTrail,
     ) -> Result<Vec<SocketAddr>, Denial> {
-        if is_off_limits(self.off_limits.as_deref(), authority) {
+        if let Some(why) = off_limits(&self.off_limits, authority) {
             trail.not_admitted();
             return Err(Denial::new(Cause::OwnListener)
                 .towards(authority)
-                .detail("agents are reached by the gateway's own ways to them alone"));
+                .detail(why));
+        }
+        let elsewhere = self.elsewhere.as_deref();
+        if elsewhere.is_some_and(|elsewhere| elsewhere.resolves(authority)) {
+            return match permit.unresolved() {
+                Ok(audited) => {
+                    if let Some(denied) = audited {
+                        trail.would_deny(denied.reason().as_str());
+                    }
+                    Ok(Vec::new())
+                }
+                Err(denied) => {
+                    trail.not_admitted();
+                    Err(Denial::of_policy(&denied)
+                        .towards(authority)
+                        .detail("the parent proxy resolves this name, so its address is unknown"))
+                }
+            };
         }
         let found = self.resolve(authority).await?;
         let mut passed = Vec::with_capacity(found.len());
         let mut refused = None;
         for address in found.iter() {
             let socket = SocketAddr::new(*address, authority.port);
-            if self.own.contains(socket)
-                || is_off_limits_at(self.off_limits.as_deref(), &self.own, socket)
-            {
+            if self.own.contains(socket) || is_off_limits_at(&self.off_limits, &self.own, socket) {
                 refused.get_or_insert_with(|| (*address, Denial::new(Cause::OwnListener)));
             } else {
                 match permit.address(*address) {
@@ -876,7 +908,7 @@ impl Gate {
             certificates: self.certificates.clone(),
             wall: self.now(),
             own: Arc::clone(&self.own),
-            off_limits: self.off_limits.clone(),
+            off_limits: Arc::clone(&self.off_limits),
         }
     }
 }
@@ -891,7 +923,7 @@ pub struct Judge {
     certificates: Option<Arc<dyn TrustsCertificates>>,
     wall: std::time::SystemTime,
     own: Arc<OwnListeners>,
-    off_limits: Option<Arc<dyn OffLimits>>,
+    off_limits: Arc<[Arc<dyn OffLimits>]>,
 }
 
 impl Judge {
@@ -925,11 +957,10 @@ impl Judge {
         // What goes to a service behind the gateway has dialled nothing that was
         // judged, and may name what is off limits elsewhere.
         if let Some(address) = dialled {
-            let off_limits = self.off_limits.as_deref();
             let at = SocketAddr::new(address, request.authority.port);
-            if is_off_limits(off_limits, &request.authority)
+            if off_limits(&self.off_limits, &request.authority).is_some()
                 || self.own.contains(at)
-                || is_off_limits_at(off_limits, &self.own, at)
+                || is_off_limits_at(&self.off_limits, &self.own, at)
             {
                 return Err(TunnelEnd::PolicyChanged);
             }
@@ -961,17 +992,15 @@ fn seen(calls: Calls<'_>) -> Option<Arc<[String]>> {
     }
 }
 
-fn is_off_limits(off_limits: Option<&dyn OffLimits>, authority: &Authority) -> bool {
-    off_limits.is_some_and(|off_limits| off_limits.authority(authority))
+/// Why this destination is reached by another way alone, where it is.
+fn off_limits(all: &[Arc<dyn OffLimits>], authority: &Authority) -> Option<&'static str> {
+    let found = all.iter().find(|one| one.authority(authority))?;
+    Some(found.why())
 }
 
-fn is_off_limits_at(
-    off_limits: Option<&dyn OffLimits>,
-    own: &OwnListeners,
-    address: SocketAddr,
-) -> bool {
-    off_limits
-        .is_some_and(|off_limits| off_limits.address(address, &|left, right| own.is(left, right)))
+fn is_off_limits_at(all: &[Arc<dyn OffLimits>], own: &OwnListeners, address: SocketAddr) -> bool {
+    let is = |left, right| own.is(left, right);
+    all.iter().any(|one| one.address(address, &is))
 }
 
 /// Whether a certificate that held at its handshake still does.

@@ -124,9 +124,20 @@ pub enum KeyNews {
     Unavailable,
 }
 
+/// Names that a parent proxy resolves, because nobody here can.
+pub trait Elsewhere: Send + Sync {
+    /// Whether this destination's name is resolved there and not here. Never so
+    /// where the host is an address.
+    fn resolves(&self, authority: &Authority) -> bool;
+}
+
 /// What agents reach by another way alone, whatever a rule says: agents that
-/// are called on a listener of their own, and the one behind the gateway.
+/// are called on a listener of their own, the one behind the gateway, and the
+/// parent proxy.
 pub trait OffLimits: Send + Sync {
+    /// What it is, and how it is reached, for the operator.
+    fn why(&self) -> &'static str;
+
     /// Whether this host and port are.
     fn authority(&self, authority: &Authority) -> bool;
 
@@ -193,6 +204,15 @@ pub enum Observation<'a> {
         took: Duration,
         /// Whether the cache answered.
         cached: bool,
+        /// The trace, for the exemplar.
+        trace_id: Option<&'a str>,
+    },
+    /// An agent key was checked.
+    AgentKey {
+        /// `ok`, or the code of the error.
+        outcome: &'static str,
+        /// What the check took.
+        took: Duration,
         /// The trace, for the exemplar.
         trace_id: Option<&'a str>,
     },

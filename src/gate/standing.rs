@@ -3,9 +3,10 @@
 
 use std::sync::Arc;
 
-use crate::identity::{AgentKey, Credential, CredentialKind, Principal};
+use crate::identity::{AgentKey, AgentKeys, Credential, CredentialKind, Principal};
 
 use super::denial::Denial;
+use super::ports::Observation;
 use super::trail::{self, AuditTrail};
 use super::{Gate, REVOKED, revoked_detail};
 
@@ -34,16 +35,32 @@ impl Gate {
         if !AgentKey::is_one(credential.token()) {
             return None;
         }
-        let who = match keys.verify(credential.token(), now) {
-            Ok(who) => who,
-            Err(error) => return Some(Err(self.bad_credential(error.code(), error.to_string()))),
-        };
+        let started = self.ports.clock.monotonic();
+        let verdict = self.by_agent_key(&keys, &credential, now, trail);
+        self.ports.observe.observe(Observation::AgentKey {
+            outcome: verdict.as_ref().map_or_else(Denial::code, |_| "ok"),
+            took: self.ports.clock.monotonic().saturating_sub(started),
+            trace_id: trail.trace_id(),
+        });
+        Some(verdict)
+    }
+
+    fn by_agent_key(
+        &self,
+        keys: &AgentKeys,
+        credential: &Credential,
+        now: u64,
+        trail: &mut AuditTrail,
+    ) -> Result<Arc<Principal>, Denial> {
+        let who = keys
+            .verify(credential.token(), now)
+            .map_err(|error| self.bad_credential(error.code(), error.to_string()))?;
         let user = credential.user();
         if self.match_basic_user && user.is_some_and(|user| user != who.agent().as_str()) {
             let detail = "the Basic user name is not the key's agent".to_owned();
-            return Some(Err(self.bad_credential("user_mismatch", detail)));
+            return Err(self.bad_credential("user_mismatch", detail));
         }
-        Some(self.not_revoked(who, trail))
+        self.not_revoked(who, trail)
     }
 
     /// Whether the key still stands that once proved who asks. Of certificates

@@ -67,6 +67,8 @@ impl AuditTrail {
                 destination_host: None,
                 destination_port: None,
                 destination_ip: None,
+                via_proxy: None,
+                route: None,
                 path: None,
                 rpc_methods: None,
                 action_allowed: false,
@@ -245,6 +247,21 @@ impl AuditTrail {
     /// The address that is dialled.
     pub fn dialled(&mut self, address: IpAddr) {
         self.edit(|record| record.destination_ip = Some(address));
+    }
+
+    /// The parent proxy that carries it.
+    pub fn by_proxy(&mut self, parent: &Arc<str>) {
+        self.edit(|record| record.via_proxy = Some(Arc::clone(parent)));
+    }
+
+    /// The parent proxy was given a name: where that leads is its to say.
+    pub fn dialled_a_name(&mut self) {
+        self.edit(|record| record.destination_ip = None);
+    }
+
+    /// The named route that the request came by.
+    pub fn by_route(&mut self, name: &Arc<str>) {
+        self.edit(|record| record.route = Some(Arc::clone(name)));
     }
 
     /// Notes a refusal; it is written when the trail ends.

@@ -91,10 +91,10 @@ impl KeysNow {
         self.0.verifier.keys().trusts(who, now)
     }
 
-    /// See [`VerifyingKeys::next_end`].
+    /// See [`VerifyingKeys::first_end`].
     #[must_use]
-    pub fn next_end(&self, now: u64) -> Option<u64> {
-        self.0.verifier.keys().next_end(now)
+    pub fn first_end(&self) -> Option<u64> {
+        self.0.verifier.keys().first_end()
     }
 }
 

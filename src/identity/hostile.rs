@@ -1104,8 +1104,10 @@ fn a_key_is_good_until_its_end_and_no_longer() {
         assert_eq!(cached.trusts(&who, now), holds, "{case}");
         assert_eq!(cached.keys_now().trusts(&who, now), holds, "{case}");
     }
-    assert_eq!(cached.keys().next_end(NOW), Some(until));
-    assert_eq!(cached.keys().next_end(until), None);
+    assert_eq!(cached.keys().first_end(), Some(until));
+    let left = cached.keys().without_ended(until - 1);
+    assert_eq!(left.first_end(), Some(until), "whoever comes late finds it");
+    assert_eq!(cached.keys().without_ended(until).first_end(), None);
     assert!(!cached.keys().without_ended(until - 1).is_empty());
     assert!(cached.keys().without_ended(until).is_empty());
 }

@@ -126,11 +126,11 @@ impl VerifyingKeys {
         own.map(|entry| &entry.key)
     }
 
-    /// The next second after `now` at which one of the keys ends.
+    /// The second at which the first of the keys ends, or has ended: one that
+    /// ended while nobody looked is still to be taken out.
     #[must_use]
-    pub fn next_end(&self, now: u64) -> Option<u64> {
-        let ends = self.iter().filter_map(VerifyingKey::until);
-        ends.filter(|until| *until > now).min()
+    pub fn first_end(&self) -> Option<u64> {
+        self.iter().filter_map(VerifyingKey::until).min()
     }
 
     /// The same without the keys that have ended at `now`.

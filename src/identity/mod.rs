@@ -81,6 +81,8 @@ pub use service_account::{
 pub use verify::{TokenVerifier, VerifierSettings, claimed_issuer};
 
 #[cfg(test)]
+mod differences;
+#[cfg(test)]
 mod hostile;
 #[cfg(test)]
 mod second_opinion;

@@ -148,6 +148,27 @@ impl Permit {
         }
     }
 
+    /// Whether the target may be asked for where nobody here resolves it: no
+    /// leave that is given for some addresses is one for all. What is refused by
+    /// address is not looked at. `Ok(Some(_))` says that only audit mode lets it
+    /// pass.
+    ///
+    /// # Errors
+    /// [`Denied`]: the rule or the credential allows it at some addresses only.
+    pub fn unresolved(&self) -> Result<Option<Denied>, Denied> {
+        if self.token_ranges.is_some() {
+            let reason = DenyReason::TokenDestinations;
+            return Err(Denied::without_rule(reason, Mode::Enforce));
+        }
+        let bound = self
+            .rule
+            .filter(|id| !self.rules.rule(*id).ranges.is_empty());
+        match bound.map(|id| self.denied(DenyReason::AddressNotAllowed, id)) {
+            Some(denied) if denied.enforced() => Err(denied),
+            advisory => Ok(advisory),
+        }
+    }
+
     /// Why no allow rule of the permit lets this address be dialled.
     fn not_admitted(&self, address: IpAddr) -> Option<Denied> {
         let admitted = self

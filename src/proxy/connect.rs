@@ -10,7 +10,6 @@ use std::sync::Arc;
 
 use pingora::http::{RequestHeader, ResponseHeader};
 use tokio::io::AsyncWriteExt;
-use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::egress::head::Head;
@@ -20,9 +19,11 @@ use crate::gate::{Admission, AuditTrail, Cause, Denial, TunnelEnd};
 use crate::policy::{EchRule, Mode, SniRule, TlsRule, TlsUse};
 
 use super::conn::{ConnIo, Connection, Ending, InTunnel};
+use super::dial::Dialled;
 use super::relay::{Carried, Relay};
 use super::serve::{Tunnel, bad_target, open_trail, refuse, serve};
 use super::tunnels::OpenKind;
+use super::upstream::Upstream;
 use super::{Wire, dial, fields, inside};
 
 /// What a CONNECT's head says, kept after its bytes are gone.
@@ -100,8 +101,8 @@ pub(super) async fn connect(wire: &Arc<Wire>, io: ConnIo, head: ConnectHead) -> 
 struct Ready {
     admission: Admission,
     request: EgressRequest,
-    upstream: TcpStream,
-    dialled: IpAddr,
+    upstream: Upstream,
+    dialled: Option<IpAddr>,
     /// Held for as long as the tunnel is open.
     _place: OwnedSemaphorePermit,
 }
@@ -120,13 +121,24 @@ async fn prepare(
                 .towards(&request.authority)
                 .detail("limits.tunnels is reached")
         })?;
-    let (upstream, address) = dial::dial(&wire.shared, &admission).await?;
-    trail.dialled(address.ip());
+    let Dialled {
+        upstream,
+        address,
+        by,
+    } = dial::dial(&wire.shared, &admission).await?;
+    let address = address.map(|address| address.ip());
+    if let Some(parent) = by {
+        trail.by_proxy(parent.shown());
+    }
+    match address {
+        Some(address) => trail.dialled(address),
+        None => trail.dialled_a_name(),
+    }
     Ok(Ready {
         admission,
         request,
         upstream,
-        dialled: address.ip(),
+        dialled: address,
         _place: slot,
     })
 }
@@ -206,13 +218,13 @@ async fn open(wire: Arc<Wire>, mut io: ConnIo, ready: Ready, mut trail: AuditTra
         &wire.shared.gate,
         &admission,
         request,
-        Some(dialled),
+        dialled,
         (OpenKind::Tunnel, &ending),
     );
     let first = tokio::select! {
         biased;
         end = ending.ended() => First::End(end),
-        first = begin(wire, &mut io, &upstream, &admission) => first,
+        first = begin(wire, &mut io, &mut upstream, &admission) => first,
     };
     let first = match first {
         // In audit mode it passes, and the record says that it would not have.
@@ -290,7 +302,12 @@ enum First {
 
 /// Says 200, and looks at what the client makes of it. A client that does not
 /// read is waited for as long as one that does not write.
-async fn begin(wire: &Wire, io: &mut ConnIo, upstream: &TcpStream, admission: &Admission) -> First {
+async fn begin(
+    wire: &Wire,
+    io: &mut ConnIo,
+    upstream: &mut Upstream,
+    admission: &Admission,
+) -> First {
     let answer = say_ok(io);
     match tokio::time::timeout(wire.shared.settings.client_hello_timeout, answer).await {
         Ok(Ok(())) => first_bytes(wire, io, upstream, admission).await,
@@ -317,7 +334,7 @@ pub(super) async fn say_ok(io: &mut ConnIo) -> std::io::Result<()> {
 async fn first_bytes(
     wire: &Wire,
     io: &mut ConnIo,
-    upstream: &TcpStream,
+    upstream: &mut Upstream,
     admission: &Admission,
 ) -> First {
     let rule = wire.shared.settings.loosest(admission.permit().tls());
@@ -331,7 +348,7 @@ async fn first_bytes(
             let read = tokio::select! {
                 read = io.look_further() => read,
                 // A protocol in which the server speaks first.
-                ready = upstream.readable(), if waits_for_server => {
+                ready = upstream.speaks(), if waits_for_server => {
                     return match ready {
                         Ok(()) => First::Opaque,
                         Err(_) => First::End(TunnelEnd::Reset),

@@ -1,8 +1,10 @@
 //! Opens the connection to a destination: to the addresses that the gate has
-//! admitted and no others, racing the families (RFC 8305).
+//! admitted and no others, racing the families (RFC 8305), or by the parent
+//! proxy, address by address.
 
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpStream;
@@ -13,6 +15,8 @@ use crate::gate::ports::Observation;
 use crate::gate::{Admission, Cause, Denial};
 
 use super::Shared;
+use super::parent::Parent;
+use super::upstream::Upstream;
 
 /// How long an attempt has for itself before the next one starts beside it
 /// (RFC 8305 section 5).
@@ -20,30 +24,95 @@ const HEAD_START: Duration = Duration::from_millis(250);
 /// The most addresses tried for one tunnel.
 const MOST_ADDRESSES: usize = 8;
 
+/// A connection to a destination.
+pub(super) struct Dialled {
+    pub(super) upstream: Upstream,
+    /// Where it goes; unknown where the parent proxy was given a name.
+    pub(super) address: Option<SocketAddr>,
+    /// The parent proxy that carries it.
+    pub(super) by: Option<Arc<Parent>>,
+}
+
 /// Connects to one of the admitted addresses.
 ///
 /// # Errors
 /// A [`Denial`] with what the last attempt said.
-pub(super) async fn dial(
-    shared: &Shared,
-    admission: &Admission,
-) -> Result<(TcpStream, SocketAddr), Denial> {
+pub(super) async fn dial(shared: &Shared, admission: &Admission) -> Result<Dialled, Denial> {
     let started = shared.gate.clock().monotonic();
-    let result = tokio::time::timeout(
-        shared.settings.connect_timeout,
-        race(order(admission.addresses(), shared.settings.ipv4_first)),
-    )
-    .await;
-    let result = match result {
-        Ok(Ok(connected)) => Ok(connected),
-        Ok(Err(error)) => Err(Denial::new(cause(&error)).detail(error.to_string())),
-        Err(_) => Err(Denial::new(Cause::ConnectTimeout).detail("no address answered in time")),
+    let addresses = order(admission.addresses(), shared.settings.ipv4_first);
+    let result = match &shared.settings.parent {
+        None => direct(shared, addresses).await,
+        Some(parent) => by_parent(shared, parent, admission, addresses).await,
     };
     shared.gate.observe().observe(Observation::Dialled {
         outcome: result.as_ref().map_or_else(Denial::code, |_| "ok"),
         took: shared.gate.clock().monotonic().saturating_sub(started),
     });
     result.map_err(|denial| denial.towards(admission.authority()))
+}
+
+async fn direct(shared: &Shared, addresses: Vec<SocketAddr>) -> Result<Dialled, Denial> {
+    let raced = tokio::time::timeout(shared.settings.connect_timeout, race(addresses)).await;
+    match raced {
+        Ok(Ok((tcp, address))) => Ok(Dialled {
+            upstream: Upstream::Direct(tcp),
+            address: Some(address),
+            by: None,
+        }),
+        Ok(Err(error)) => Err(Denial::new(cause(&error)).detail(error.to_string())),
+        Err(_) => Err(Denial::new(Cause::ConnectTimeout).detail("no address answered in time")),
+    }
+}
+
+/// What is reached directly is tried first, all at once; then the parent proxy
+/// is asked, for one address after the other.
+async fn by_parent(
+    shared: &Shared,
+    parent: &Arc<Parent>,
+    admission: &Admission,
+    addresses: Vec<SocketAddr>,
+) -> Result<Dialled, Denial> {
+    let to = admission.authority();
+    let takes = |address: &SocketAddr| parent.takes(to, Some(address.ip()));
+    let (mut theirs, ours): (Vec<_>, Vec<_>) = addresses.into_iter().partition(takes);
+    let only_a_name = theirs.is_empty() && ours.is_empty();
+    if !ours.is_empty() {
+        let result = direct(shared, ours).await;
+        if result.is_ok() || theirs.is_empty() {
+            return result;
+        }
+    }
+    // Of a name that it is given it tries every address itself.
+    if !parent.is_given_addresses() {
+        theirs.truncate(1);
+    }
+    let until = Instant::now() + shared.settings.connect_timeout;
+    let at = parent.locate(&shared.gate).await;
+    let at = at.map_err(|error| error.denial())?;
+    let mut targets: Vec<_> = theirs.into_iter().map(Some).collect();
+    if only_a_name {
+        targets.push(None);
+    }
+    let mut left = targets.len();
+    for address in targets {
+        left -= 1;
+        let mut within = until.saturating_duration_since(Instant::now());
+        if left > 0 {
+            within /= 2;
+        }
+        match parent.open(&at, &parent.target(to, address), within).await {
+            Ok(upstream) => {
+                return Ok(Dialled {
+                    upstream,
+                    address: address.filter(|_| parent.is_given_addresses()),
+                    by: Some(Arc::clone(parent)),
+                });
+            }
+            Err(error) if left > 0 && error.is_of_the_destination() => {}
+            Err(error) => return Err(error.denial()),
+        }
+    }
+    Err(Denial::new(Cause::Internal).detail("nothing to ask the parent proxy for"))
 }
 
 /// What a failed connection means.

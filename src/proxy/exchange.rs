@@ -14,6 +14,7 @@ use crate::gate::{Admission, AuditTrail, Budget, Way};
 use super::Shared;
 use super::calls::Calling;
 use super::conn::Ending;
+use super::parent::Hop;
 use super::routes::Chosen;
 use super::tunnels::{OpenKind, Registered};
 
@@ -38,6 +39,8 @@ pub(super) struct Exchange {
     pub(super) addresses: Vec<SocketAddr>,
     pub(super) attempt: usize,
     pub(super) dialling: Option<Duration>,
+    /// The tunnel of the parent proxy that this attempt goes through.
+    pub(super) hop: Option<Hop>,
     /// The Unix socket of the agent behind the gateway.
     pub(super) socket: Option<String>,
     /// How the agent behind the gateway is addressed.

@@ -5,9 +5,21 @@ use pingora::{Error, ErrorSource, ErrorType};
 use crate::gate::{Cause, Denial, TunnelEnd};
 
 use super::exchange::{BYTE_BUDGET, Exchange, SETTLING};
+use super::parent::ParentError;
 
 /// What Pingora's error means to the client; `None` where the client is gone.
 pub(super) fn denial_of(error: &Error, exchange: &Exchange) -> Option<Denial> {
+    let denial = match ParentError::of(error) {
+        Some(failed) => failed.denial(),
+        None => denial_of_pingoras(error, exchange.cut.as_deref())?,
+    };
+    Some(match &exchange.request {
+        Some(request) => denial.towards(&request.authority),
+        None => denial,
+    })
+}
+
+fn denial_of_pingoras(error: &Error, cut: Option<&str>) -> Option<Denial> {
     let cause = match error.etype() {
         ErrorType::HTTPStatus(413) => Cause::BodyTooLarge,
         etype if *etype == BYTE_BUDGET => Cause::Throttled {
@@ -32,13 +44,9 @@ pub(super) fn denial_of(error: &Error, exchange: &Exchange) -> Option<Denial> {
         Cause::UpstreamTls | Cause::UpstreamCertificate => {
             error.to_string().chars().take(400).collect()
         }
-        _ => broke_off(error, exchange.cut.as_deref()).1,
+        _ => broke_off(error, cut).1,
     };
-    let denial = Denial::new(cause).detail(detail);
-    Some(match &exchange.request {
-        Some(request) => denial.towards(&request.authority),
-        None => denial,
-    })
+    Some(Denial::new(cause).detail(detail))
 }
 
 /// Why an exchange ended before its end, and more for the operator.
@@ -62,6 +70,9 @@ fn is_malformed(error: &Error) -> bool {
 }
 
 pub(super) fn upstream_cause(error: &Error) -> Option<Cause> {
+    if let Some(failed) = ParentError::of(error) {
+        return Some(failed.denial().cause);
+    }
     Some(match error.etype() {
         ErrorType::ConnectTimedout | ErrorType::TLSHandshakeTimedout => Cause::ConnectTimeout,
         ErrorType::ConnectRefused => Cause::ConnectRefused,

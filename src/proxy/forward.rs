@@ -35,6 +35,7 @@ use super::fields::{
     remove_hop_fields,
 };
 use super::look::Verdict;
+use super::parent::{Hop, ParentError};
 use super::peers::UnderWay;
 use super::tunnels::OpenKind;
 use super::{Shared, refusal};
@@ -171,7 +172,17 @@ impl ProxyHttp for Forward {
             };
             address = at.as_ref();
         }
-        let mut peer = match (&exchange.socket, address) {
+        // The agent behind the gateway, and agents that are called, are near.
+        let is_near = exchange.agent_host.is_some() || exchange.socket.is_some();
+        exchange.hop = match &settings.parent {
+            Some(parent) if !is_near => {
+                let to = admission.authority();
+                Hop::to(parent, &self.shared.gate, to, address.copied()).await?
+            }
+            _ => None,
+        };
+        let parents = exchange.hop.as_ref().and_then(Hop::peer);
+        let mut peer = match (&exchange.socket, parents.as_ref().or(address)) {
             (Some(path), _) => {
                 let tls = tls_name.is_some();
                 HttpPeer::new_uds(path, tls, tls_name.unwrap_or_default())?
@@ -197,6 +208,7 @@ impl ProxyHttp for Forward {
             route,
             called_tls.as_ref().map(|tls| tls.digest()),
             exchange.websocket,
+            exchange.hop.as_ref().map(Hop::target),
         ));
         let options = &mut peer.options;
         if exchange.websocket {
@@ -214,6 +226,9 @@ impl ProxyHttp for Forward {
         options.connection_timeout = Some(settings.connect_timeout);
         options.total_connection_timeout = Some(settings.connect_timeout);
         options.idle_timeout = Some(settings.upstream_idle);
+        if let Some(hop) = &exchange.hop {
+            hop.set(options, settings.connect_timeout, exchange.websocket);
+        }
         let wait = if exchange.websocket {
             settings.websocket_idle
         } else {
@@ -238,14 +253,26 @@ impl ProxyHttp for Forward {
         exchange: &mut Exchange,
     ) -> pingora::Result<()> {
         // Whatever the pool gave, it must be an address that was admitted.
-        let dialled = peer._address.as_inet().copied();
-        if exchange.socket.is_none()
-            && !dialled.is_some_and(|address| exchange.addresses.contains(&address))
-        {
+        let other_end = peer._address.as_inet().copied();
+        let (is_admitted, dialled) = match &exchange.hop {
+            Some(hop) => (other_end == hop.peer(), hop.address),
+            None => {
+                let known = other_end.is_some_and(|address| exchange.addresses.contains(&address));
+                (known || exchange.socket.is_some(), other_end)
+            }
+        };
+        if !is_admitted {
             return Error::e_explain(ErrorType::InternalError, "an address that was not admitted");
         }
-        if let (Some(trail), Some(address)) = (&mut exchange.trail, dialled) {
-            trail.dialled(address.ip());
+        if let Some(trail) = &mut exchange.trail {
+            if let Some(hop) = &exchange.hop {
+                trail.by_proxy(hop.parent.shown());
+            }
+            match dialled {
+                Some(address) => trail.dialled(address.ip()),
+                None if exchange.hop.is_some() => trail.dialled_a_name(),
+                None => {}
+            }
         }
         if !reused && let Some(started) = exchange.dialling.take() {
             let took = self.shared.gate.clock().monotonic().saturating_sub(started);
@@ -285,8 +312,14 @@ impl ProxyHttp for Forward {
             }
         };
         exchange.attempt += 1;
+        // What the parent proxy says of itself is so at every address, and of a
+        // name it has tried them all.
+        let is_final = ParentError::of(&error).is_some_and(|failed| {
+            let given = (exchange.hop.as_ref()).is_some_and(|hop| hop.address.is_some());
+            !(given && failed.is_of_the_destination())
+        });
         // Nothing has been sent yet.
-        error.set_retry(exchange.attempt < attempts);
+        error.set_retry(exchange.attempt < attempts && !is_final);
         error
     }
 

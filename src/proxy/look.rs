@@ -177,6 +177,7 @@ impl Forward {
         let head = session.req_header();
         let method = head.method.clone();
         let authority = chosen.authority().clone();
+        trail.by_route(chosen.name());
         let (spent, credential) = chosen.credential(&head.headers, current.credential)?;
         let who = self
             .who(&connection, credential.as_deref(), trail)

@@ -20,6 +20,7 @@ mod inside;
 mod listener;
 mod local;
 mod look;
+mod parent;
 mod peers;
 mod refusal;
 mod relay;
@@ -30,6 +31,7 @@ mod tls;
 mod transport;
 mod tunnels;
 mod upgrade;
+mod upstream;
 mod websocket;
 
 use std::collections::HashMap;
@@ -46,6 +48,7 @@ pub use callee_tls::{CalleeTls, CalleeTlsParts};
 pub use inside::RefusalCertificates;
 pub use listener::{Accepting, Bound, ListenAddress, bind, bind_unix};
 pub use local::{LocalPages, Page};
+pub use parent::{Parent, ParentAccess, ParentAsks};
 pub use peers::{Callee, Callees, KnownAddresses, PeerEndpoint, Peers};
 pub use routes::{NamedRoute, UpstreamHttp2, UpstreamRoots};
 pub use tls::{ClientTrust, ListenerTls, TlsParts};
@@ -108,6 +111,8 @@ pub struct Settings {
     pub agent: Option<FrontedAgent>,
     /// Origins that are reached by a path or a host on the gateway.
     pub routes: Vec<NamedRoute>,
+    /// The proxy through which destinations are reached, where there is one.
+    pub parent: Option<Arc<Parent>>,
     /// What every tunnel may carry, whatever its rule says.
     pub every_tunnel: TlsRule,
     /// Whether IPv4 addresses are tried before IPv6 ones.

@@ -238,6 +238,10 @@ impl Callees {
 }
 
 impl OffLimits for Peers {
+    fn why(&self) -> &'static str {
+        "agents are called on listen.peers alone"
+    }
+
     fn authority(&self, authority: &Authority) -> bool {
         let in_domain = authority.host.name().is_some_and(|name| {
             let rest = name.as_str().strip_suffix(self.domain.as_str());

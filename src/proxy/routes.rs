@@ -162,6 +162,11 @@ impl Routes {
 }
 
 impl Chosen {
+    /// What it is called.
+    pub(super) fn name(&self) -> &Arc<str> {
+        self.route.route.name()
+    }
+
     /// Where it leads.
     pub(super) fn authority(&self) -> &Authority {
         self.route.route.to().authority()

@@ -21,6 +21,8 @@ use pingora::{Error, ErrorType};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
+use super::upstream::Upstream;
+
 /// What dials for a request that upgrades.
 pub(super) fn connector() -> Arc<dyn L4Connect + Send + Sync> {
     Arc::new(ForUpgrades)
@@ -62,13 +64,13 @@ fn failed(error: io::Error) -> Box<Error> {
 
 /// A stream whose first read after a write finds nothing yet.
 #[derive(Debug)]
-struct InTurn<S> {
+pub(super) struct InTurn<S> {
     stream: S,
     written: bool,
 }
 
 impl<S> InTurn<S> {
-    fn of(stream: S) -> Self {
+    pub(super) fn of(stream: S) -> Self {
         Self {
             stream,
             written: false,
@@ -88,6 +90,12 @@ impl VirtualSocket for InTurn<TcpStream> {
 impl VirtualSocket for InTurn<UnixStream> {
     fn set_socket_option(&self, _: VirtualSockOpt) -> io::Result<()> {
         Ok(())
+    }
+}
+
+impl VirtualSocket for InTurn<Upstream> {
+    fn set_socket_option(&self, option: VirtualSockOpt) -> io::Result<()> {
+        self.stream.set_socket_option(option)
     }
 }
 

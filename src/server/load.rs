@@ -6,7 +6,7 @@ use std::time::SystemTime;
 use crate::adapters::clock::SystemClock;
 use crate::adapters::keyring::Keyring;
 use crate::adapters::watch::read_stable;
-use crate::config::{Config, KeySource};
+use crate::config::{self, Config, KeySource, OtherIssuer};
 use crate::gate::ports::Clock;
 use crate::identity::{KeySet, SigningKey, TrustedIssuer, VerifyingKey, VerifyingKeys};
 use crate::policy::{Format, Mode, PolicyDocument, PolicyError, PolicySet, SourceName};
@@ -172,11 +172,31 @@ pub fn policy(config: &Config) -> Result<PolicySet, LoadError> {
     build(&sources, config.mode)
 }
 
-/// Every key that tokens may be verified with.
+/// The other issuers whose tokens are accepted: those of the configuration, or
+/// of the file that it names.
+///
+/// # Errors
+/// Every mistake in that file.
+pub fn issuers(config: &Config) -> Result<Vec<OtherIssuer>, LoadError> {
+    let identity = &config.identity;
+    let Some(file) = &identity.issuers_file else {
+        return Ok(identity.issuers.clone());
+    };
+    let named = |error: String| format!("identity.issuers_file: {error}");
+    let text = read_text(file).map_err(|error| LoadError(vec![named(error)]))?;
+    let place = file.display().to_string();
+    config::parse_issuers(&place, &text, &identity.issuer).map_err(|errors| {
+        let errors = errors.iter().map(|error| named(error.to_string()));
+        LoadError(errors.collect())
+    })
+}
+
+/// Every key that tokens may be verified with, but those that these other
+/// issuers are asked for.
 ///
 /// # Errors
 /// Every file that gives no key, and what to do.
-pub fn keys(config: &Config) -> Result<VerifyingKeys, LoadError> {
+pub fn keys(config: &Config, issuers: &[OtherIssuer]) -> Result<VerifyingKeys, LoadError> {
     let identity = &config.identity;
     let own = || TrustedIssuer::own(&identity.issuer, &identity.audience);
     let mut errors = Vec::new();
@@ -232,7 +252,7 @@ pub fn keys(config: &Config) -> Result<VerifyingKeys, LoadError> {
         };
         files.push((&trusted.file, issuer, None));
     }
-    for other in &identity.issuers {
+    for other in issuers {
         if let KeySource::File(file) = &other.source {
             files.push((file, other.trusted(&identity.audience), Some(other)));
         }
@@ -277,12 +297,29 @@ pub fn keys(config: &Config) -> Result<VerifyingKeys, LoadError> {
     }
 }
 
-/// Whether keys are fetched as well, so that there may be none yet.
+/// Whether keys are fetched as well, or may be, so that there may be none yet.
 #[must_use]
-pub fn fetches_keys(config: &Config) -> bool {
-    let issuers = &config.identity.issuers;
+pub fn fetches_keys(config: &Config, issuers: &[OtherIssuer]) -> bool {
     let in_file = |source: &KeySource| matches!(source, KeySource::File(_));
-    issuers.iter().any(|issuer| !in_file(&issuer.source))
+    config.identity.issuers_file.is_some() || issuers.iter().any(|issuer| !in_file(&issuer.source))
+}
+
+/// The files that keys come from, with these other issuers.
+pub(super) fn key_files(config: &Config, issuers: &[OtherIssuer]) -> Vec<PathBuf> {
+    let identity = &config.identity;
+    let of_issuers = issuers.iter().filter_map(|issuer| match &issuer.source {
+        KeySource::File(file) => Some(file),
+        KeySource::Url(_) | KeySource::Discovery(_) => None,
+    });
+    let trusted = identity.keys.iter().map(|trusted| &trusted.file);
+    trusted
+        .chain(of_issuers)
+        .chain(&identity.signing_key)
+        .chain(&identity.signing_keys)
+        .chain(&identity.secret_file)
+        .chain(&identity.issuers_file)
+        .cloned()
+        .collect()
 }
 
 /// The keys in one file: PEM, a JWK or a JWK Set, told apart by what it holds.

@@ -5,6 +5,7 @@ mod acme;
 mod certificates;
 mod documents;
 mod agent_keys;
+mod parent;
 mod peers;
 pub mod load;
 mod refusals;
@@ -23,7 +24,7 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 
 use crate::adapters::agent_keys::AgentKeyFile;
-use crate::adapters::behind::{AgentBehind, AllOffLimits};
+use crate::adapters::behind::AgentBehind;
 use crate::adapters::clock::SystemClock;
 use crate::adapters::figures::Figures;
 use crate::adapters::host::{self, OwnAddresses};
@@ -48,11 +49,13 @@ use crate::identity::{CacheSettings, CachedVerifier, Principal, TokenVerifier, V
 use crate::limit::Ledger;
 use crate::policy::{EchRule, SniRule, TlsRule, TlsUse};
 use crate::proxy::{
-    Accepting, AgentEndpoint, Bound, FrontedAgent, ListenAddress, NamedRoute, Settings, Wire, bind,
+    Accepting, AgentEndpoint, Bound, FrontedAgent, ListenAddress, NamedRoute, Parent, Settings,
+    Wire, bind,
 };
 
 use certificates::CertificateReloader;
 use documents::Documents;
+use parent::ParentKeeper;
 use peers::PeersKeeper;
 use reload::{PolicyInForce, Reloader};
 use revocation::{RevocationsInForce, Revoking};
@@ -78,6 +81,7 @@ pub struct Gateway {
     refusals: Option<(Arc<RefusalAuthority>, Arc<Figures>)>,
     acme: Option<acme::AcmeKeeper>,
     peers: Option<PeersKeeper>,
+    parent: Option<ParentKeeper>,
     revoking: Option<Revoking>,
     agent_keys: Option<(AgentKeyFile, Arc<agent_keys::AgentKeysInForce>)>,
     readiness: Arc<Readiness>,
@@ -127,8 +131,9 @@ impl Gateway {
         let mut documents = Documents::new(&config).context("the policy is not valid")?;
         let loaded = documents.load().context("the policy is not valid")?;
         let policy = loaded.policy;
-        let keys = load::keys(&config).context("the keys are not valid")?;
-        if keys.is_empty() && !load::fetches_keys(&config) {
+        let listed = load::issuers(&config).context("the issuers are not valid")?;
+        let keys = load::keys(&config, &listed).context("the keys are not valid")?;
+        if keys.is_empty() && !load::fetches_keys(&config, &listed) {
             bail!(
                 "there is no key to verify tokens with: set AGENTPORT_JWKS_SECRET or identity.keys"
             );
@@ -147,6 +152,7 @@ impl Gateway {
         let refusals = refusals::open(&config, &figures, &clock)?;
         let between = peers::open(&config, &figures, &*clock)?;
         let routes = routes::read(&config)?;
+        let parent = parent::open(&config)?;
         let acme = acme::AcmeKeeper::open(&config, tls.as_ref(), &figures, &clock).await?;
         let log = Arc::new(open_log(&config)?);
         figures.follow(Arc::clone(&log));
@@ -230,7 +236,7 @@ impl Gateway {
         let agent_keys = Arc::new(agent_keys::AgentKeysInForce::default());
         let agent_key_file = agent_keys::open(&config, &agent_keys)?;
         let issuers = Arc::new(Issuers::new(
-            &config.identity.issuers,
+            &listed,
             &config.identity.audience,
             keys,
             Arc::clone(&tokens),
@@ -251,8 +257,7 @@ impl Gateway {
         let mut off_limits: Vec<Arc<dyn OffLimits>> = Vec::new();
         off_limits.extend(between.as_ref().map(|between| between.peers() as _));
         off_limits.extend(behind.clone().map(|behind| behind as _));
-        let off_limits = (!off_limits.is_empty())
-            .then(|| Arc::new(AllOffLimits(off_limits)) as Arc<dyn OffLimits>);
+        off_limits.extend(parent.as_ref().map(|(parent, _)| Arc::clone(parent) as _));
         let revocations = Arc::new(RevocationsInForce::new(&config.identity.issuer));
         let revocation_store = revocation::store(&config, redis.as_ref());
         let mut held = Held::default();
@@ -287,7 +292,8 @@ impl Gateway {
             policy: Arc::clone(&in_force) as _,
             tokens: Arc::clone(&tokens),
             agent_keys: Arc::clone(&agent_keys) as _,
-            issuers: (!issuers.is_empty()).then(|| Arc::clone(&issuers) as _),
+            issuers: (!issuers.is_empty() || config.identity.issuers_file.is_some())
+                .then(|| Arc::clone(&issuers) as _),
             proof: proof(match between {
                 Some(_) => config.peers.require,
                 None => config.identity.require,
@@ -311,8 +317,12 @@ impl Gateway {
             shared_limits: shared_limits.clone(),
             own: own.clone(),
             off_limits: match between {
-                Some(_) => None,
+                Some(_) => Vec::new(),
                 None => off_limits.clone(),
+            },
+            elsewhere: match between {
+                Some(_) => None,
+                None => parent.as_ref().map(|(parent, _)| Arc::clone(parent) as _),
             },
             bad_credential_status: config.auth_failure_status.code(),
             storms: StormSettings::default(),
@@ -335,7 +345,7 @@ impl Gateway {
                 Gate::new(parts(Some(between))),
                 Settings {
                     agent: None,
-                    ..settings(&config, Vec::new())
+                    ..settings(&config, Vec::new(), None)
                 },
                 Arc::new(admin.clone()),
                 host::random_bits,
@@ -344,7 +354,11 @@ impl Gateway {
         });
         let wire = Wire::new(
             Gate::new(parts(None)),
-            settings(&config, routes),
+            settings(
+                &config,
+                routes,
+                parent.as_ref().map(|(parent, _)| Arc::clone(parent)),
+            ),
             Arc::new(admin.clone()),
             host::random_bits,
             stopped,
@@ -357,6 +371,14 @@ impl Gateway {
             None => wire,
         };
         let wire = Arc::new(wire.beside(beside.clone()));
+        if let Some((parent, _)) = &parent {
+            parent::locate(parent, &names, wire.gate()).await?;
+        }
+        let parent = parent.map(|(parent, written)| ParentKeeper {
+            parent,
+            written,
+            names: Arc::clone(&names),
+        });
         let mut certificates = Vec::new();
         if let Some(tls) = tls {
             let readiness = Arc::clone(&readiness);
@@ -404,7 +426,7 @@ impl Gateway {
             documents,
             in_force,
             tokens,
-            Arc::clone(&issuers),
+            (Arc::clone(&issuers), listed),
             Arc::clone(&wire),
             Arc::clone(&figures),
             Arc::clone(&readiness),
@@ -425,6 +447,7 @@ impl Gateway {
             refusals: refusals.map(|authority| (authority, figures)),
             acme,
             peers,
+            parent,
             revoking,
             agent_keys: agent_key_file.map(|file| (file, agent_keys)),
             readiness,
@@ -472,6 +495,7 @@ impl Gateway {
             refusals,
             acme,
             peers,
+            parent,
             revoking,
             agent_keys,
             readiness,
@@ -495,6 +519,9 @@ impl Gateway {
                 background.spawn(tokens::run(Arc::clone(&config), Arc::clone(endpoint))?);
             }
             background.spawn(admin.serve(listener));
+        }
+        if let Some(parent) = parent {
+            background.spawn(parent.run(Arc::clone(&readiness))?);
         }
         background.spawn(write_repeated(Arc::clone(&wire)));
         background.spawn(end_overdue(Arc::clone(&wire)));
@@ -745,7 +772,7 @@ fn resolver(config: &Config, clock: &Arc<dyn Clock>) -> anyhow::Result<Resolver>
     Resolver::new(settings, Arc::clone(clock)).context("the resolver cannot be set up")
 }
 
-fn settings(config: &Config, routes: Vec<NamedRoute>) -> Settings {
+fn settings(config: &Config, routes: Vec<NamedRoute>, parent: Option<Arc<Parent>>) -> Settings {
     let bytes = |size: config::ByteSize| usize::try_from(size.bytes()).unwrap_or(usize::MAX);
     let allow = |verdict: Verdict| verdict == Verdict::Allow;
     Settings {
@@ -788,6 +815,7 @@ fn settings(config: &Config, routes: Vec<NamedRoute>) -> Settings {
             },
         }),
         routes,
+        parent,
         every_tunnel: TlsRule {
             tls: if allow(config.tunnel.opaque) {
                 TlsUse::Any

@@ -1,6 +1,7 @@
 //! New policies and new keys while the gateway serves: read whole, checked,
 //! and put in force at once; on a mistake the last good ones stay.
 
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -15,14 +16,15 @@ use crate::adapters::records::AuditLog;
 use crate::adapters::watch::Watch;
 use crate::admin::Readiness;
 use crate::admin::oauth::TokenEndpoint;
-use crate::config::{Config, KeySource};
+use crate::config::{Config, OtherIssuer};
 use crate::gate::ports::{Clock, PolicySource};
-use crate::identity::CachedVerifier;
+use crate::identity::{CachedVerifier, VerifyingKeys};
 use crate::policy::PolicySet;
 use crate::proxy::Wire;
 
 use super::documents::{Documents, RefusedDocument};
-use super::{load, tokens};
+use super::load::{self, LoadError};
+use super::tokens;
 
 /// The policy in force.
 pub(super) struct PolicyInForce(ArcSwap<PolicySet>);
@@ -47,6 +49,8 @@ pub(super) struct Reloader {
     policy: Arc<PolicyInForce>,
     tokens: Arc<CachedVerifier>,
     issuers: Arc<Issuers>,
+    /// The list of issuers in force.
+    listed: Arc<Mutex<Vec<OtherIssuer>>>,
     wire: Arc<Wire>,
     figures: Arc<Figures>,
     readiness: Arc<Readiness>,
@@ -65,7 +69,7 @@ impl Reloader {
         documents: Documents,
         policy: Arc<PolicyInForce>,
         tokens: Arc<CachedVerifier>,
-        issuers: Arc<Issuers>,
+        (issuers, listed): (Arc<Issuers>, Vec<OtherIssuer>),
         wire: Arc<Wire>,
         figures: Arc<Figures>,
         readiness: Arc<Readiness>,
@@ -79,6 +83,7 @@ impl Reloader {
             policy,
             tokens,
             issuers,
+            listed: Arc::new(Mutex::new(listed)),
             wire,
             figures,
             readiness,
@@ -99,30 +104,25 @@ impl Reloader {
         self,
         log: Arc<AuditLog>,
     ) -> anyhow::Result<impl Future<Output = ()> + Send + 'static> {
-        let identity = &self.config.identity;
         let policy_paths: Vec<_> = self.config.policy.iter().cloned().collect();
-        let key_paths: Vec<_> = identity
-            .keys
-            .iter()
-            .map(|trusted| trusted.file.clone())
-            .chain(
-                identity
-                    .issuers
-                    .iter()
-                    .filter_map(|issuer| match &issuer.source {
-                        KeySource::File(file) => Some(file.clone()),
-                        KeySource::Url(_) | KeySource::Discovery(_) => None,
-                    }),
-            )
-            .chain(identity.signing_key.clone())
-            .chain(identity.signing_keys.clone())
-            .chain(identity.secret_file.clone())
-            .collect();
+        let mut key_paths = self.key_files();
         let mut policy_watch = Watch::start(policy_paths).context("cannot watch the policy")?;
-        let mut key_watch = Watch::start(key_paths).context("cannot watch the keys")?;
+        let mut key_watch = Watch::start(key_paths.clone()).context("cannot watch the keys")?;
         let mut hangup = signal(SignalKind::hangup())?;
         Ok(async move {
             loop {
+                // A list of issuers may name other files. What they held before
+                // they were watched is read once more.
+                while key_paths != self.key_files() {
+                    key_paths = self.key_files();
+                    match Watch::start(key_paths.clone()) {
+                        Ok(watch) => key_watch = watch,
+                        Err(error) => {
+                            tracing::error!(%error, "cannot watch the keys of the new issuers: reload by SIGHUP");
+                        }
+                    }
+                    self.keys().await;
+                }
                 tokio::select! {
                     Some(()) = policy_watch.changed() => self.policy().await,
                     Some(()) = key_watch.changed() => self.keys().await,
@@ -142,10 +142,11 @@ impl Reloader {
         })
     }
 
-    /// Comes back when a key ends, and not before.
+    /// Comes back when a key has ended, also one that did so while something
+    /// else was done here.
     async fn next_end(&self) {
         loop {
-            let Some(end) = self.tokens.keys_now().next_end(self.unix_seconds()) else {
+            let Some(end) = self.tokens.keys_now().first_end() else {
                 return std::future::pending().await;
             };
             // Looked at again in between, since the clock may be set.
@@ -154,9 +155,6 @@ impl Reloader {
                 return;
             }
             tokio::time::sleep(left.min(Duration::from_secs(30))).await;
-            if self.unix_seconds() >= end {
-                return;
-            }
         }
     }
 
@@ -235,30 +233,74 @@ impl Reloader {
         *known = now;
     }
 
+    /// The files of the keys in force.
+    fn key_files(&self) -> Vec<PathBuf> {
+        let listed = self.listed.lock().unwrap_or_else(PoisonError::into_inner);
+        load::key_files(&self.config, &listed)
+    }
+
     async fn keys(&self) {
-        let config = Arc::clone(&self.config);
-        match tokio::task::spawn_blocking(move || load::keys(&config)).await {
-            Ok(Ok(keys)) if keys.is_empty() && self.issuers.is_empty() => {
-                let error = "there is no key any more".to_owned();
-                tracing::error!(%error, "the new keys are refused; the old ones stay in force");
-                self.readiness.keys_are(Err(error));
-            }
-            Ok(Ok(keys)) => {
-                self.issuers.replace_own(keys);
-                self.readiness.keys_are(Ok(()));
-                if let Some(endpoint) = &self.endpoint {
-                    tokens::renew_signer(&self.config, endpoint);
-                }
-                let ended = self.wire.judge_again();
-                tracing::info!(ended_tunnels = ended, "new keys are in force");
-            }
-            Ok(Err(error)) => {
-                tracing::error!(%error, "the new keys are refused; the old ones stay in force");
-                self.readiness.keys_are(Err(error.to_string()));
-            }
-            Err(error) => {
-                tracing::error!(%error, "reading the keys failed; the old ones stay in force")
-            }
+        let (config, listed) = (Arc::clone(&self.config), Arc::clone(&self.listed));
+        let read = tokio::task::spawn_blocking(move || {
+            let listed = listed.lock().unwrap_or_else(PoisonError::into_inner);
+            KeysRead::read(&config, &listed)
+        });
+        let read = match read.await {
+            Ok(Ok(read)) => read,
+            Ok(Err(error)) => return self.keys_refused(&error.to_string()),
+            Err(error) => return self.keys_refused(&error.to_string()),
+        };
+        if read.keys.is_empty() && !load::fetches_keys(&self.config, &read.issuers) {
+            return self.keys_refused("there is no key any more");
+        }
+        self.issuers.replace(read.keys, &read.issuers);
+        *self.listed.lock().unwrap_or_else(PoisonError::into_inner) = read.issuers;
+        if let Some(endpoint) = &self.endpoint {
+            tokens::renew_signer_aside(&self.config, endpoint).await;
+        }
+        let ended = self.wire.judge_again();
+        tracing::info!(ended_tunnels = ended, "new keys are in force");
+        self.figures.keys_read(read.refused.is_none());
+        if let Some(error) = &read.refused {
+            tracing::error!(%error, "the new list of issuers is refused; the old one stays in force");
+        }
+        let outcome = read.refused.map_or(Ok(()), |error| Err(error.to_string()));
+        self.readiness.keys_are(outcome);
+    }
+
+    fn keys_refused(&self, error: &str) {
+        self.figures.keys_read(false);
+        tracing::error!(%error, "the new keys are refused; the old ones stay in force");
+        self.readiness.keys_are(Err(error.to_owned()));
+    }
+}
+
+/// What a reading of the keys has given.
+struct KeysRead {
+    issuers: Vec<OtherIssuer>,
+    keys: VerifyingKeys,
+    /// What is wrong with the list of issuers, where the last good one stands
+    /// for it.
+    refused: Option<LoadError>,
+}
+
+impl KeysRead {
+    /// Reads all, blocking. A list of issuers with a mistake, or whose files
+    /// have one, is no hindrance to a new key of our own.
+    fn read(config: &Config, last_good: &[OtherIssuer]) -> Result<Self, LoadError> {
+        let new =
+            load::issuers(config).and_then(|issuers| Ok((load::keys(config, &issuers)?, issuers)));
+        match new {
+            Ok((keys, issuers)) => Ok(Self {
+                keys,
+                issuers,
+                refused: None,
+            }),
+            Err(error) => Ok(Self {
+                keys: load::keys(config, last_good)?,
+                issuers: last_good.to_vec(),
+                refused: Some(error),
+            }),
         }
     }
 }

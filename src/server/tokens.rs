@@ -77,13 +77,22 @@ pub(super) fn endpoint(
 
 /// Has the endpoint sign with the key that the configuration names now. Where
 /// there is none, it keeps the one it has.
-pub(super) fn renew_signer(config: &Config, endpoint: &TokenEndpoint) {
+fn renew_signer(config: &Config, endpoint: &TokenEndpoint) {
     match load::signing_key(config) {
         Ok(Some(key)) => endpoint.sign_with(key),
         Ok(None) => tracing::error!("there is no key to sign with any more; the old one stays"),
         Err(error) => {
             tracing::error!(%error, "the new signing key is refused; the old one stays");
         }
+    }
+}
+
+/// The same, off the threads that serve: it reads files.
+pub(super) async fn renew_signer_aside(config: &Arc<Config>, endpoint: &Arc<TokenEndpoint>) {
+    let (config, endpoint) = (Arc::clone(config), Arc::clone(endpoint));
+    let read = tokio::task::spawn_blocking(move || renew_signer(&config, &endpoint));
+    if let Err(error) = read.await {
+        tracing::error!(%error, "reading the signing key failed; the old one stays");
     }
 }
 
@@ -105,11 +114,7 @@ pub(super) fn run(
         let mut tick = tokio::time::interval(ASK_FOR_THE_SIGNER);
         loop {
             tick.tick().await;
-            let (config, endpoint) = (Arc::clone(&config), Arc::clone(&endpoint));
-            let read = move || renew_signer(&config, &endpoint);
-            if let Err(error) = tokio::task::spawn_blocking(read).await {
-                tracing::error!(%error, "reading the folder of keys failed");
-            }
+            renew_signer_aside(&config, &endpoint).await;
         }
     };
     Ok(async move {

@@ -198,6 +198,9 @@ def node_cases(world: World) -> list[Case]:
     for client, name, refusal, challenge in (
         ("fetch", "Node fetch", connect, no_connect),
         ("undici", "Node undici ProxyAgent", connect, no_connect),
+        ("axios", "Node axios",
+         {"http": ("403 " + PHRASE, BODY), "https": ("403",)},
+         {"http": ("407 " + NO_PHRASE, NO_BODY), "https": ("407",)}),
         ("module", "Node http and https",
          {"http": ("403 " + PHRASE, BODY), "https": ("403", "AgentPort: " + REFUSED)},
          {"http": ("407 " + NO_PHRASE, NO_BODY), "https": ("407", "AgentPort: " + UNPROVEN)}),
@@ -209,7 +212,7 @@ def node_cases(world: World) -> list[Case]:
             cases.append(Case(f"{name}, {scheme}, POST of 1 MB",
                               [*program, client, world.url(scheme, f"/upload/{slug}"), "post"], env(),
                               allowed(slug, tls, "1048576 ", method="POST")))
-            if client != "module":
+            if client not in ("module", "axios"):
                 slug = f"node-{client}-events-{scheme}"
                 cases.append(Case(f"{name}, {scheme}, server-sent events one by one",
                                   [*program, client, world.url(scheme, f"/events/{slug}"), "events"], env(),

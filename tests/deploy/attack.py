@@ -5,6 +5,7 @@ for `sidecar.py` to judge, beside what world and host saw.
 """
 
 import json
+import os
 import socket
 import struct
 import sys
@@ -13,6 +14,9 @@ from concurrent.futures import ThreadPoolExecutor
 LEAK = "stolen-data.leak.example"
 TIME = 1.5
 options = json.loads(sys.argv[1])
+# The system's resolver asks twice and waits a second each, and not five: what it
+# asks is seen outside in the first moment.
+os.environ["RES_OPTIONS"] = "timeout:1 attempts:2"
 
 
 def main():

@@ -4,7 +4,7 @@ monitoring network, and the agent still has no way out."""
 import json
 
 from engine import Broken, Engine, until
-from sidecar import attack_ways, begun, contained, expect
+from sidecar import QUICK, attack_ways, begun, contained, expect
 
 NAME = "observability over the sidecar: metrics and records of both, and no new way out"
 
@@ -23,7 +23,7 @@ def observed(engine: Engine) -> None:
     engine.child("h", ["/usr/bin/python3", "-c", sink, str(received)])
     until("the syslog listens", lambda: received.exists() and b"ready" in received.read_bytes())
     try:
-        with begun(engine, "../observability/sidecar.yml", secrets={"openclaw_api_key": "0123456789abcdef0123"}) as stack:
+        with begun(engine, "../observability/sidecar.yml", QUICK, secrets={"openclaw_api_key": "0123456789abcdef0123"}) as stack:
             token = stack.compose("exec", "-T", "gateway", "/usr/bin/agentport", "issue-token", "--agent-id=prometheus").strip()
 
             def scrape(url: str, *more: str) -> str:

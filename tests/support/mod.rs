@@ -6,6 +6,7 @@
 //! until a deadline that only a failing test reaches.
 
 pub(crate) mod conn;
+pub(crate) mod front;
 pub(crate) mod gateway;
 pub(crate) mod names;
 pub(crate) mod origin;

@@ -1,6 +1,6 @@
 //! Origins: what stands behind the gateway, on this machine.
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,6 +13,27 @@ pub(crate) struct Origin {
     accepted: Arc<AtomicUsize>,
     seen: Arc<Seen>,
     failed: Arc<Mutex<Vec<String>>>,
+}
+
+/// Answers the requests of a connection, one after the other.
+fn requests(
+    answer: impl Fn(&Head, &[u8]) -> Vec<u8> + Send + Sync + 'static,
+) -> impl Fn(Conn, usize, &Seen) + Send + Sync + 'static {
+    move |mut conn, _, seen| {
+        while let Some(head) = conn.head() {
+            // A request that breaks off is none.
+            let length = head.field("content-length");
+            if !conn.has(length.map_or(0, |digits| digits.parse().expect("a length"))) {
+                return;
+            }
+            let (body, _) = conn.body_of(&head);
+            let out = answer(&head, &body);
+            seen.lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .push((head, body));
+            conn.send_lossy(out);
+        }
+    }
 }
 
 /// Requests that were answered, each with its body.
@@ -28,26 +49,18 @@ impl Origin {
     /// One that speaks HTTP/1.1 and keeps connections open: it gives what
     /// `answer` makes of a request, byte for byte.
     pub(crate) fn http(answer: impl Fn(&Head, &[u8]) -> Vec<u8> + Send + Sync + 'static) -> Self {
-        Self::with_log(move |mut conn, _, seen| {
-            while let Some(head) = conn.head() {
-                // A request that breaks off is none.
-                let length = head.field("content-length");
-                if !conn.has(length.map_or(0, |digits| digits.parse().expect("a length"))) {
-                    return;
-                }
-                let (body, _) = conn.body_of(&head);
-                let out = answer(&head, &body);
-                seen.lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .push((head, body));
-                conn.send_lossy(out);
-            }
-        })
+        Self::with_log(requests(answer))
     }
 
     /// One that answers every request with 200 and `ok`.
     pub(crate) fn ok() -> Self {
-        Self::http(|_, _| b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok".to_vec())
+        Self::ok_at(Ipv4Addr::LOCALHOST)
+    }
+
+    /// The same, at this address of the machine.
+    pub(crate) fn ok_at(ip: impl Into<IpAddr>) -> Self {
+        let ok = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+        Self::with_log_at(ip.into(), requests(|_, _| ok.to_vec()))
     }
 
     /// One that sends back every byte it gets, and closes after the client.
@@ -59,7 +72,11 @@ impl Origin {
     }
 
     fn with_log(each: impl Fn(Conn, usize, &Seen) + Send + Sync + 'static) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        Self::with_log_at(Ipv4Addr::LOCALHOST.into(), each)
+    }
+
+    fn with_log_at(ip: IpAddr, each: impl Fn(Conn, usize, &Seen) + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind((ip, 0)).expect("a port");
         let origin = Self {
             address: listener.local_addr().expect("an address"),
             accepted: Arc::default(),

@@ -1,6 +1,8 @@
 //! How a destination may be spelt, and where no spelling leads: to the gateway,
 //! this machine, private networks and a cloud's metadata.
 
+use std::net::Ipv6Addr;
+
 use crate::support::gateway::{Gateway, LOOPBACK_POLICY};
 use crate::support::names::Names;
 use crate::support::origin::{Origin, Untouched};
@@ -186,6 +188,60 @@ fn among_several_addresses_only_those_that_pass_are_dialled() {
     assert_eq!(answer.status, 200);
     let record = gateway.record_of(&answer);
     assert_eq!(record["destination_ip"], "127.0.0.1");
+}
+
+#[test]
+fn an_origin_of_ipv6_is_reached_like_any_other() {
+    let names = Names::serve();
+    names.set("six.test", &["::1"]);
+    names.set("both.test", &["::1", "127.0.0.1"]);
+    let policy = r#"
+version: 1
+rules:
+  - {name: here, action: allow, agents: any, addresses: ["127.0.0.0/8", "::1/128"], ports: any}
+"#;
+    let gateway = Gateway::start_with_names(policy, &[], names);
+    let six = Origin::ok_at(Ipv6Addr::LOCALHOST);
+    let four = Origin::ok();
+    for (case, host, port, ip, field) in [
+        ("a name", "six.test", six.port(), "::1", "six.test"),
+        ("an address", "[::1]", six.port(), "::1", "[::1]"),
+        (
+            "in another spelling",
+            "[0:0::1]",
+            six.port(),
+            "::1",
+            "[::1]",
+        ),
+        (
+            "IPv6 goes first",
+            "both.test",
+            six.port(),
+            "::1",
+            "both.test",
+        ),
+        (
+            "and else IPv4",
+            "both.test",
+            four.port(),
+            "127.0.0.1",
+            "both.test",
+        ),
+    ] {
+        let answer = ask(&gateway, to_host(host, port, "bot"));
+        assert_eq!(answer.status, 200, "{case}: {}", answer.reason);
+        assert_eq!(gateway.record_of(&answer)["destination_ip"], ip, "{case}");
+        let origin = if ip == "::1" { &six } else { &four };
+        let expected = format!("{field}:{port}");
+        assert_eq!(origin.last().field("host"), Some(&*expected), "{case}");
+
+        let template = format!("CONNECT {host}:PORT HTTP/1.1\r\nHost: {host}:PORT\r\nAUTH\r\n\r\n");
+        let mut tunnel = gateway.connect();
+        tunnel.send(fill(&template, port, "bot"));
+        assert_eq!(tunnel.response_to("CONNECT").status, 200, "{case}");
+        tunnel.send(format!("GET / HTTP/1.1\r\nHost: {host}:{port}\r\n\r\n"));
+        assert_eq!(tunnel.response().status, 200, "{case}: inside");
+    }
 }
 
 #[test]

@@ -29,6 +29,8 @@ fn a_record_has_every_field_and_nothing_that_is_secret() {
         "destination_host",
         "destination_port",
         "destination_ip",
+        "via_proxy",
+        "route",
         "path",
         "action_allowed",
         "reason",

@@ -28,6 +28,8 @@ fn record(event: AuditEvent) -> AuditRecord {
         destination_host: None,
         destination_port: None,
         destination_ip: None,
+        via_proxy: None,
+        route: None,
         path: None,
         rpc_methods: None,
         action_allowed: true,

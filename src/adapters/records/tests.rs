@@ -37,6 +37,8 @@ fn record(number: u128) -> AuditRecord {
         destination_host: Some("example.com".into()),
         destination_port: Some(80),
         destination_ip: Some(IpAddr::from([192, 0, 2, 1])),
+        via_proxy: None,
+        route: None,
         path: Some("/".into()),
         rpc_methods: None,
         action_allowed: true,

@@ -46,6 +46,20 @@ async function byUndici() {
   return byFetch(fetch, { dispatcher });
 }
 
+// By itself it reads the environment, and makes a CONNECT for https alone.
+async function byAxios() {
+  const axios = require("axios");
+  const response = await axios.request({
+    url,
+    method: mode === "post" ? "POST" : "GET",
+    data: mode === "post" ? BIG : undefined,
+    responseType: "text",
+    transformResponse: (text) => text,
+    validateStatus: null,
+  });
+  return [response.status, response.statusText, response.data];
+}
+
 async function byWebSocket() {
   const socket = new WebSocket(url);
   await new Promise((resolve, reject) => {
@@ -79,7 +93,7 @@ async function byHttp2() {
   return [head[":status"], head["x-agentport-reason"] ?? "", text];
 }
 
-const clients = { fetch: () => byFetch(), module: byModule, undici: byUndici, websocket: byWebSocket, http2: byHttp2 };
+const clients = { fetch: () => byFetch(), module: byModule, undici: byUndici, axios: byAxios, websocket: byWebSocket, http2: byHttp2 };
 try {
   console.log(...(await clients[client]()));
   process.exitCode = 0;

@@ -1,0 +1,907 @@
+//! The parent proxy: real Squid and tinyproxy, and one made by hand that
+//! answers whatever a test wants. What is checked is who was asked for what,
+//! and that nothing passes beside it.
+
+#![cfg(feature = "gateway")]
+
+#[expect(dead_code, reason = "each test uses a part of what is shared")]
+mod support;
+
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
+
+use support::conn::{Conn, Head, Response};
+use support::front::TlsFront;
+use support::gateway::{Gateway, LOOPBACK_POLICY, token};
+use support::names::Names;
+use support::origin::{Origin, Untouched};
+use support::pki::{Pki, replace};
+use support::tls::Hello;
+use support::wait_for;
+
+/// Any bytes may pass in a tunnel here.
+const ANY_BYTES: &str = r#"
+version: 1
+rules:
+  - name: test-names
+    action: allow
+    agents: any
+    hosts: ["*.test"]
+    addresses: ["127.0.0.0/8"]
+    ports: any
+    tls: any
+"#;
+
+/// A parent made by hand, which keeps what it was asked.
+struct ByHand {
+    front: Origin,
+    asked: Arc<Mutex<Vec<Head>>>,
+}
+
+impl ByHand {
+    /// One that carries every tunnel to the port that is asked for, on this
+    /// machine.
+    fn relaying() -> Self {
+        Self::answering(|mut conn, head| {
+            let (_, target) = head.asks();
+            let (_, port) = target.rsplit_once(':').expect("a port");
+            let port = port.parse().expect("a port");
+            let Ok(there) = TcpStream::connect(("127.0.0.1", port)) else {
+                conn.send_lossy("HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n");
+                return;
+            };
+            conn.send("HTTP/1.1 200 Connection established\r\nVia: 1.1 parent\r\n\r\n");
+            carry(conn, there);
+        })
+    }
+
+    /// One that answers every request with these bytes and closes.
+    fn saying(answer: impl AsRef<[u8]> + Send + Sync + 'static) -> Self {
+        Self::answering(move |mut conn, _| conn.send_lossy(answer.as_ref()))
+    }
+
+    fn answering(answer: impl Fn(Conn, &Head) + Send + Sync + 'static) -> Self {
+        let asked: Arc<Mutex<Vec<Head>>> = Arc::default();
+        let kept = Arc::clone(&asked);
+        let front = Origin::serve(move |mut conn, _| {
+            let Some(head) = conn.head() else { return };
+            kept.lock().expect("kept").push(head.clone());
+            answer(conn, &head);
+        });
+        Self { front, asked }
+    }
+
+    fn address(&self) -> SocketAddr {
+        self.front.address()
+    }
+
+    fn url(&self) -> String {
+        format!("http://{}", self.address())
+    }
+
+    /// What it was asked for, in order.
+    fn targets(&self) -> Vec<String> {
+        let asked = self.asked.lock().expect("kept");
+        let targets = asked.iter().map(|head| {
+            let (method, target) = head.asks();
+            assert_eq!(method, "CONNECT");
+            assert_eq!(head.field("host"), Some(target));
+            target.to_owned()
+        });
+        targets.collect()
+    }
+
+    fn last(&self) -> Head {
+        self.asked
+            .lock()
+            .expect("kept")
+            .last()
+            .expect("it was asked")
+            .clone()
+    }
+}
+
+/// Bytes both ways until both sides have closed.
+fn carry(conn: Conn, there: TcpStream) {
+    let (unread, here) = conn.into_parts();
+    std::io::Write::write_all(&mut &there, &unread).expect("the origin reads");
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let _ = std::io::copy(&mut &here, &mut &there);
+            let _ = there.shutdown(std::net::Shutdown::Write);
+        });
+        let _ = std::io::copy(&mut &there, &mut &here);
+        let _ = here.shutdown(std::net::Shutdown::Write);
+    });
+}
+
+/// A real proxy, as a process of its own on a port of its own.
+struct RealParent {
+    child: Child,
+    folder: tempfile::TempDir,
+    port: u16,
+}
+
+impl RealParent {
+    /// Squid that wants `gateway:hunter2` of everybody.
+    fn squid() -> Self {
+        Self::start(|folder, port| {
+            let hash = Command::new("openssl")
+                .args(["passwd", "-apr1", "hunter2"])
+                .output()
+                .expect("openssl runs");
+            let line = format!("gateway:{}", String::from_utf8_lossy(&hash.stdout));
+            std::fs::write(folder.join("users"), line).expect("written");
+            let shown = folder.display();
+            let config = format!(
+                "http_port 127.0.0.1:{port}\n\
+                 auth_param basic program /usr/lib/squid/basic_ncsa_auth {shown}/users\n\
+                 acl known proxy_auth REQUIRED\n\
+                 http_access allow known\n\
+                 http_access deny all\n\
+                 cache deny all\n\
+                 access_log stdio:{shown}/access.log\n\
+                 cache_store_log none\n\
+                 cache_log {shown}/cache.log\n\
+                 pid_filename {shown}/squid.pid\n\
+                 coredump_dir {shown}\n\
+                 netdb_filename none\n\
+                 pinger_enable off\n\
+                 visible_hostname parent\n\
+                 max_filedescriptors 1024\n\
+                 shutdown_lifetime 0 seconds\n"
+            );
+            std::fs::write(folder.join("squid.conf"), config).expect("written");
+            let mut command = Command::new("squid");
+            command
+                .args([
+                    "-N",
+                    "-n",
+                    &format!("test{}p{port}", std::process::id()),
+                    "-f",
+                ])
+                .arg(folder.join("squid.conf"));
+            command
+        })
+    }
+
+    /// tinyproxy, which answers CONNECT in HTTP/1.0.
+    fn tinyproxy() -> Self {
+        Self::start(|folder, port| {
+            let config = format!(
+                "Port {port}\nListen 127.0.0.1\nTimeout 60\nMaxClients 50\nLogFile \"{}\"\n",
+                folder.join("access.log").display()
+            );
+            std::fs::write(folder.join("tinyproxy.conf"), config).expect("written");
+            let mut command = Command::new("tinyproxy");
+            command
+                .args(["-d", "-c"])
+                .arg(folder.join("tinyproxy.conf"));
+            command
+        })
+    }
+
+    fn start(command: impl FnOnce(&Path, u16) -> Command) -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        // Squid goes on as a user of its own, and writes its logs as that.
+        let open = std::fs::Permissions::from_mode(0o777);
+        std::fs::set_permissions(folder.path(), open).expect("set");
+        // A port that was free a moment ago: neither of them takes 0.
+        let free = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let port = free.local_addr().expect("an address").port();
+        drop(free);
+        let mut child = command(folder.path(), port)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("it is installed: tests/setup does it");
+        wait_for("the parent proxy to listen", || {
+            assert!(
+                child.try_wait().expect("a child").is_none(),
+                "the parent proxy ended: {}",
+                std::fs::read_to_string(folder.path().join("cache.log")).unwrap_or_default()
+            );
+            TcpStream::connect(("127.0.0.1", port)).ok()
+        });
+        Self {
+            child,
+            folder,
+            port,
+        }
+    }
+
+    fn url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+
+    /// The lines of its log with this in them, once there are so many.
+    fn logged(&self, count: usize, what: &str) -> Vec<String> {
+        wait_for(&format!("{what} in the parent's log"), || {
+            let log = std::fs::read_to_string(self.folder.path().join("access.log"));
+            let log = log.unwrap_or_default();
+            let lines: Vec<_> = log.lines().filter(|line| line.contains(what)).collect();
+            (lines.len() >= count).then(|| lines.into_iter().map(str::to_owned).collect())
+        })
+    }
+}
+
+impl Drop for RealParent {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A gateway behind the parent at this URL.
+fn behind(url: &str, more: &[(&str, &str)]) -> Gateway {
+    let mut settings = vec![("upstream_proxy.url", url)];
+    settings.extend(more);
+    Gateway::start(LOOPBACK_POLICY, &settings)
+}
+
+/// A file with these credentials, for its owner alone.
+fn credentials(folder: &Path, text: &str) -> PathBuf {
+    let file = folder.join("credentials");
+    std::fs::write(&file, text).expect("written");
+    let owners = std::fs::Permissions::from_mode(0o600);
+    std::fs::set_permissions(&file, owners).expect("set");
+    file
+}
+
+fn get(gateway: &Gateway, agent: &str, url: &str) -> Response {
+    let mut client = gateway.connect();
+    let host = url.split('/').nth(2).expect("a host");
+    client.send(format!(
+        "GET {url} HTTP/1.1\r\nHost: {host}\r\nProxy-Authorization: Bearer {}\r\n\r\n",
+        token(agent)
+    ));
+    client.response()
+}
+
+/// Asks for a tunnel; gives the connection with it where it was given.
+fn tunnel(gateway: &Gateway, to: &str) -> Result<Conn, Response> {
+    let mut client = gateway.connect();
+    client.send(format!(
+        "CONNECT {to} HTTP/1.1\r\nHost: {to}\r\nProxy-Authorization: Bearer {}\r\n\r\n",
+        token("bot")
+    ));
+    let answer = client.response_to("CONNECT");
+    if answer.status == 200 {
+        Ok(client)
+    } else {
+        Err(answer)
+    }
+}
+
+fn refused(result: Result<Conn, Response>) -> Response {
+    match result {
+        Ok(_) => panic!("a tunnel was given"),
+        Err(answer) => answer,
+    }
+}
+
+/// curl through the gateway, as a user has it.
+fn curl(gateway: &Gateway, more: &[&str], ca: Option<&Path>, url: &str) -> String {
+    let mut command = Command::new("curl");
+    command.env_clear().args(["-sS", "-f", "--max-time", "20"]);
+    command
+        .arg("-x")
+        .arg(format!("http://bot:{}@{}", token("bot"), gateway.egress()));
+    if let Some(ca) = ca {
+        command.arg("--cacert").arg(ca);
+    }
+    let out = command.args(more).arg(url).output().expect("curl runs");
+    assert!(
+        out.status.success(),
+        "{}",
+        String::from_utf8_lossy(&out.stderr)
+    );
+    String::from_utf8_lossy(&out.stdout).into_owned()
+}
+
+#[test]
+fn requests_tunnels_and_routes_go_by_squid() {
+    let squid = RealParent::squid();
+    let pki = Pki::new("the origin's CA");
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = credentials(folder.path(), "gateway:hunter2\n");
+    let origin = Origin::ok();
+    let front = TlsFront::before(
+        origin.address(),
+        &pki.server("a", &["a.test"]),
+        &["http/1.1"],
+    );
+    let routes = format!(
+        "[{{name: api, to: \"https://a.test:{}\", ca: {}}}]",
+        front.port(),
+        pki.ca().display()
+    );
+    let gateway = behind(
+        &squid.url(),
+        &[
+            (
+                "upstream_proxy.credentials_file",
+                &file.display().to_string(),
+            ),
+            ("routes", &routes),
+        ],
+    );
+
+    let plain = format!("http://a.test:{}/plain?q=1", origin.port());
+    assert_eq!(curl(&gateway, &[], None, &plain), "ok");
+    let head = origin.last();
+    assert_eq!(head.asks().1, "/plain?q=1");
+    let host = format!("a.test:{}", origin.port());
+    assert_eq!(
+        head.field("host"),
+        Some(host.as_str()),
+        "the name, not the address"
+    );
+    assert_eq!(head.field("proxy-authorization"), None);
+
+    let secure = format!("https://a.test:{}/secure", front.port());
+    assert_eq!(curl(&gateway, &[], Some(pki.ca()), &secure), "ok");
+    let mut client = gateway.connect();
+    client.send(format!(
+        "GET /routes/api/x HTTP/1.1\r\nHost: gw\r\nAuthorization: Bearer {}\r\n\r\n",
+        token("bot")
+    ));
+    assert_eq!(client.response().status, 200);
+    let names: Vec<_> = front
+        .handshakes()
+        .into_iter()
+        .map(|(name, _)| name)
+        .collect();
+    assert_eq!(
+        names,
+        [Some("a.test".to_owned()), Some("a.test".to_owned())]
+    );
+
+    for method in ["GET", "CONNECT"] {
+        let record = gateway.record(method, |record| record["method"] == method);
+        assert_eq!(
+            record["via_proxy"],
+            format!("127.0.0.1:{}", squid.port),
+            "{record}"
+        );
+        assert_eq!(record["destination_ip"], "127.0.0.1");
+        assert_eq!(record["destination_host"], "a.test");
+        assert_eq!(record["reason"], "ok");
+    }
+    let record = gateway.record("the route's", |record| record["path"] == "/x");
+    assert_eq!(record["route"], "api");
+    // Squid writes down what has ended: for the address, by whom it knows.
+    drop(gateway);
+    for (count, port) in [(1, origin.port()), (2, front.port())] {
+        for line in squid.logged(count, &format!("CONNECT 127.0.0.1:{port}")) {
+            assert!(line.contains(" gateway "), "{line}");
+        }
+    }
+}
+
+#[test]
+fn tinyproxy_answers_in_http_1_0() {
+    let tinyproxy = RealParent::tinyproxy();
+    let origin = Origin::ok();
+    let gateway = behind(&tinyproxy.url(), &[]);
+    for path in ["one", "two"] {
+        let url = format!("http://a.test:{}/{path}", origin.port());
+        assert_eq!(get(&gateway, "bot", &url).body, b"ok");
+    }
+    assert_eq!(
+        origin.connections(),
+        1,
+        "the tunnel is kept for the next request"
+    );
+    tinyproxy.logged(1, &format!("127.0.0.1:{}", origin.port()));
+}
+
+#[test]
+fn tunnels_that_are_kept_belong_to_one_agent_and_one_destination() {
+    let parent = ByHand::relaying();
+    let (left, right) = (Origin::ok(), Origin::ok());
+    let gateway = behind(&parent.url(), &[]);
+    let left_url = format!("http://a.test:{}/", left.port());
+    let right_url = format!("http://a.test:{}/", right.port());
+    for (agent, url, connections) in [
+        ("bot", &left_url, 1),
+        ("bot", &left_url, 1),
+        ("other", &left_url, 2),
+        ("bot", &right_url, 3),
+        ("other", &left_url, 3),
+        ("bot", &right_url, 3),
+    ] {
+        let answer = get(&gateway, agent, url);
+        assert_eq!(answer.status, 200, "{agent} {url}");
+        assert_eq!(parent.front.connections(), connections, "{agent} {url}");
+    }
+    assert_eq!((left.requests().len(), right.requests().len()), (4, 2));
+}
+
+#[test]
+fn what_the_parent_may_answer_instead() {
+    let untouched = Untouched::listen();
+    let to = format!("a.test:{}", untouched.port());
+    let long = format!("HTTP/1.1 200 OK\r\nX: {}\r\n\r\n", "y".repeat(20_000));
+    let many = "HTTP/1.1 103 Early Hints\r\n\r\n".repeat(1000);
+    #[rustfmt::skip]
+    let cases: [(&str, Vec<u8>, u16, &str, &str); 14] = [
+        ("it wants another credential", b"HTTP/1.1 407 No\r\nProxy-Authenticate: Basic realm=\"corp\"\r\nContent-Length: 6\r\n\r\nsecret".to_vec(), 502, "parent_credential", "it answered 407"),
+        ("it refuses", b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n".to_vec(), 502, "parent_refused", "it answered 403"),
+        ("it does not know CONNECT", b"HTTP/1.1 405 Method Not Allowed\r\n\r\n".to_vec(), 502, "parent_refused", "it answered 405"),
+        ("it does not get there", b"HTTP/1.1 503 Service Unavailable\r\n\r\n".to_vec(), 502, "parent_failed", "it answered 503"),
+        ("it waits in vain", b"HTTP/1.0 504 Gateway Timeout\r\n\r\n".to_vec(), 502, "parent_failed", "it answered 504"),
+        ("it sends us elsewhere", b"HTTP/1.1 302 Found\r\nLocation: http://login.test/\r\n\r\n".to_vec(), 502, "parent_protocol", "it answered 302"),
+        ("another protocol", b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\n".to_vec(), 502, "parent_protocol", "it answered 101"),
+        ("a head without an end", long.into_bytes(), 502, "parent_protocol", "more than 16384 bytes"),
+        ("interim answers without an end", many.into_bytes(), 502, "parent_protocol", "more than 16384 bytes"),
+        ("garbage", b"\x15\x03\x03\x00\x02\x02\x28\r\n\r\n".to_vec(), 502, "parent_protocol", "no HTTP"),
+        ("bare line feeds", b"HTTP/1.1 200 OK\n\n".to_vec(), 502, "parent_protocol", "line feed"),
+        ("another protocol's greeting", b"220 mail.test ESMTP\r\n\r\n".to_vec(), 502, "parent_protocol", "no HTTP"),
+        ("half a head", b"HTTP/1.1 200 OK\r\nX".to_vec(), 502, "parent_protocol", "closed the connection"),
+        ("nothing", Vec::new(), 502, "parent_protocol", "closed the connection"),
+    ];
+    for (case, says, status, code, detail) in cases {
+        let parent = ByHand::saying(says);
+        let gateway = behind(&parent.url(), &[]);
+        let by_tunnel = refused(tunnel(&gateway, &to));
+        let by_request = get(&gateway, "bot", &format!("http://{to}/"));
+        for answer in [by_tunnel, by_request] {
+            assert_eq!(answer.status, status, "{case}: {:?}", answer.head);
+            assert_eq!(answer.refusal(), code, "{case}");
+            assert_eq!(answer.field("proxy-authenticate"), None, "{case}");
+            let body = String::from_utf8_lossy(&answer.body);
+            assert!(
+                !body.contains("secret") && body.contains("parent proxy"),
+                "{case}: {body}"
+            );
+            let record = gateway.record_of(&answer);
+            let said = record["detail"].as_str().expect("a detail");
+            assert!(said.contains(detail), "{case}: {said}");
+            assert_eq!(record["action_allowed"], true, "{case}");
+        }
+        assert_eq!(
+            parent.targets(),
+            vec![format!("127.0.0.1:{}", untouched.port()); 2],
+            "{case}"
+        );
+        untouched.check(case);
+    }
+}
+
+#[test]
+fn a_parent_that_says_nothing_is_waited_for_so_long() {
+    // It reads, and holds the connection until the gateway gives up.
+    let parent = ByHand::answering(|mut conn, _| {
+        conn.rest();
+    });
+    let gateway = behind(&parent.url(), &[("timeouts.connect", "200ms")]);
+    let answers = [
+        refused(tunnel(&gateway, "a.test:443")),
+        get(&gateway, "bot", "http://a.test/"),
+    ];
+    for answer in answers {
+        assert_eq!((answer.status, answer.refusal()), (504, "parent_timeout"));
+    }
+    let metrics = gateway.metrics();
+    assert!(
+        metrics.contains("agentport_upstream_connect_seconds_count{outcome=\"parent_timeout\"} 2"),
+        "{metrics}"
+    );
+}
+
+#[test]
+fn a_parent_that_is_not_there() {
+    let gone = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = gone.local_addr().expect("an address").port();
+    drop(gone);
+    let origin = Untouched::listen();
+    for url in [
+        format!("http://127.0.0.1:{port}"),
+        format!("http://proxy.test:{port}"),
+        "http://nowhere.invalid:3128".to_owned(),
+    ] {
+        let gateway = behind(&url, &[]);
+        let to = format!("a.test:{}", origin.port());
+        for answer in [
+            refused(tunnel(&gateway, &to)),
+            get(&gateway, "bot", &format!("http://{to}/")),
+        ] {
+            assert_eq!(
+                (answer.status, answer.refusal()),
+                (502, "parent_unreachable"),
+                "{url}"
+            );
+        }
+    }
+}
+
+#[test]
+fn the_next_address_is_asked_for_where_the_parent_does_not_get_to_the_first() {
+    let origin = Origin::ok();
+    let parent = ByHand::answering(|mut conn, head| {
+        let (_, target) = head.asks();
+        if target.starts_with("127.0.0.2") {
+            conn.send_lossy("HTTP/1.1 503 Service Unavailable\r\n\r\n");
+            return;
+        }
+        let (_, port) = target.rsplit_once(':').expect("a port");
+        let port = port.parse().expect("a port");
+        let there = TcpStream::connect(("127.0.0.1", port)).expect("the origin listens");
+        conn.send("HTTP/1.1 200 OK\r\n\r\n");
+        carry(conn, there);
+    });
+    let names = Names::serve();
+    names.set("two.test", &["127.0.0.2", "127.0.0.3"]);
+    let gateway = Gateway::start_with_names(
+        LOOPBACK_POLICY,
+        &[("upstream_proxy.url", &parent.url())],
+        names,
+    );
+    let to = format!("two.test:{}", origin.port());
+    let answer = get(&gateway, "bot", &format!("http://{to}/"));
+    assert_eq!(answer.status, 200);
+    assert_eq!(gateway.record_of(&answer)["destination_ip"], "127.0.0.3");
+    let mut client = tunnel(&gateway, &to).expect("a tunnel");
+    client.send("GET / HTTP/1.1\r\nHost: two.test\r\n\r\n");
+    let tried: Vec<_> = parent.targets().into_iter().take(4).collect();
+    let port = origin.port();
+    let (first, second) = (format!("127.0.0.2:{port}"), format!("127.0.0.3:{port}"));
+    assert_eq!(tried, [&first, &second, &first, &second].map(String::clone));
+}
+
+#[test]
+fn what_comes_behind_the_answer_is_the_destinations() {
+    let parent = ByHand::answering(|mut conn, _| {
+        conn.send("HTTP/1.1 103 Early Hints\r\nX: y\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n220 ready\r\n");
+        let said = conn.line().unwrap_or_default();
+        conn.send_lossy(format!("you said {said}"));
+    });
+    let gateway = Gateway::start(ANY_BYTES, &[("upstream_proxy.url", &parent.url())]);
+    let mut client = tunnel(&gateway, "mail.test:25").expect("a tunnel");
+    assert_eq!(client.line().as_deref(), Some("220 ready"));
+    client.send("hello\r\n");
+    assert_eq!(client.rest(), b"you said hello");
+}
+
+#[test]
+fn a_parent_over_tls() {
+    let pki = Pki::new("the company's CA");
+    let parent = ByHand::relaying();
+    let good = TlsFront::before(
+        parent.address(),
+        &pki.server("p", &["proxy.test"]),
+        &["http/1.1"],
+    );
+    let bad = TlsFront::before(parent.address(), &pki.server("q", &["other.test"]), &[]);
+    let origin = Origin::ok();
+    let secure = TlsFront::before(
+        origin.address(),
+        &pki.server("a", &["a.test"]),
+        &["http/1.1"],
+    );
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = credentials(folder.path(), "gateway:hunter2");
+    let ca = pki.ca().display().to_string();
+    let url = format!("https://proxy.test:{}", good.port());
+    let gateway = behind(
+        &url,
+        &[
+            ("upstream_proxy.ca", &ca),
+            (
+                "upstream_proxy.credentials_file",
+                &file.display().to_string(),
+            ),
+        ],
+    );
+    for _ in 0..2 {
+        let plain = format!("http://a.test:{}/", origin.port());
+        assert_eq!(get(&gateway, "bot", &plain).body, b"ok");
+    }
+    let inner = format!("https://a.test:{}/", secure.port());
+    assert_eq!(curl(&gateway, &[], Some(pki.ca()), &inner), "ok");
+    let basic = "Basic Z2F0ZXdheTpodW50ZXIy";
+    assert_eq!(parent.last().field("proxy-authorization"), Some(basic));
+    assert!(
+        good.handshakes()
+            .contains(&(Some("proxy.test".into()), Some(b"http/1.1".to_vec())))
+    );
+
+    // The server speaks first, inside TLS.
+    let greets = Origin::serve(|mut conn, _| {
+        conn.send_lossy("220 ready\r\n");
+        conn.rest();
+    });
+    let any = Gateway::start(
+        ANY_BYTES,
+        &[("upstream_proxy.url", &url), ("upstream_proxy.ca", &ca)],
+    );
+    let mut client = tunnel(&any, &format!("mail.test:{}", greets.port())).expect("a tunnel");
+    assert_eq!(client.line().as_deref(), Some("220 ready"));
+
+    // A certificate for another name, and one that nobody here trusts.
+    let untouched = parent.front.connections();
+    let elsewhere = format!("https://proxy.test:{}", bad.port());
+    for (url, ca) in [(&elsewhere, Some(&ca)), (&url, None)] {
+        let trust: Vec<_> = ca
+            .iter()
+            .map(|ca| ("upstream_proxy.ca", ca.as_str()))
+            .collect();
+        let gateway = behind(url, &trust);
+        let answer = refused(tunnel(&gateway, "a.test:443"));
+        assert_eq!(
+            (answer.status, answer.refusal()),
+            (502, "parent_unreachable")
+        );
+        let record = gateway.record_of(&answer);
+        let detail = record["detail"].as_str().expect("a detail");
+        assert!(detail.contains("certificate"), "{detail}");
+    }
+    assert_eq!(parent.front.connections(), untouched, "nothing was sent");
+}
+
+#[test]
+fn credentials_change_while_it_serves() {
+    let squid = RealParent::squid();
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = credentials(folder.path(), "gateway:wrong");
+    let origin = Origin::ok();
+    let gateway = behind(
+        &squid.url(),
+        &[(
+            "upstream_proxy.credentials_file",
+            &file.display().to_string(),
+        )],
+    );
+    let url = format!("http://a.test:{}/", origin.port());
+    let answer = get(&gateway, "bot", &url);
+    assert_eq!(
+        (answer.status, answer.refusal()),
+        (502, "parent_credential")
+    );
+    assert_eq!(answer.field("proxy-authenticate"), None);
+
+    let in_force = || {
+        gateway
+            .lines("the files of upstream_proxy are in force")
+            .len()
+    };
+    let before = in_force();
+    replace(&file, b"gateway:hunter2\n");
+    wait_for("the new credentials", || {
+        (in_force() > before).then_some(())
+    });
+    assert_eq!(get(&gateway, "bot", &url).status, 200);
+
+    replace(&file, b"hunter2 alone\n");
+    let refusal = wait_for("the refusal", || {
+        let ready = gateway.ask_admin("/ready").json();
+        ready["upstream_proxy"]["refused"]
+            .as_str()
+            .map(str::to_owned)
+    });
+    assert!(
+        refusal.contains("user:password") && !refusal.contains("hunter2"),
+        "{refusal}"
+    );
+    // Another agent, whose tunnel is not there yet: the last good ones serve.
+    assert_eq!(get(&gateway, "other", &url).status, 200);
+    let said = format!("{:?}", gateway.said());
+    assert!(!said.contains("hunter2"), "{said}");
+}
+
+#[test]
+fn what_is_reached_without_the_parent() {
+    let parent = ByHand::saying("HTTP/1.1 403 Forbidden\r\n\r\n");
+    let origin = Origin::ok();
+    let list = format!(
+        "near.test, *.inside.test, 127.0.0.9, ported.test:{}",
+        origin.port()
+    );
+    let names = Names::serve();
+    names.set("named.test", &["127.0.0.9"]);
+    let gateway = Gateway::start_with_names(
+        LOOPBACK_POLICY,
+        &[
+            ("upstream_proxy.url", &parent.url()),
+            ("upstream_proxy.no_proxy", &list),
+        ],
+        names,
+    );
+    for (host, status) in [
+        ("near.test", 200),
+        ("a.near.test", 200),
+        ("a.inside.test", 200),
+        ("inside.test", 502),
+        ("ported.test", 200),
+        ("far.test", 502),
+    ] {
+        let answer = get(
+            &gateway,
+            "bot",
+            &format!("http://{host}:{}/", origin.port()),
+        );
+        assert_eq!(answer.status, status, "{host}");
+        let via = &gateway.record_of(&answer)["via_proxy"];
+        assert!(status == 502 || via.is_null(), "{host}: {via}");
+        let to = format!("{host}:{}", origin.port());
+        assert_eq!(tunnel(&gateway, &to).is_ok(), status == 200, "{host}");
+    }
+    // By the address that the name has; nobody listens there.
+    let asked = parent.targets().len();
+    let answer = get(
+        &gateway,
+        "bot",
+        &format!("http://named.test:{}/", origin.port()),
+    );
+    assert_eq!((answer.status, answer.refusal()), (502, "connect_refused"));
+    assert_eq!(parent.targets().len(), asked);
+}
+
+#[test]
+fn no_agent_reaches_the_parent_itself() {
+    let parent = ByHand::relaying();
+    let port = parent.address().port();
+    // By its address, or by another name of its address.
+    for url in [
+        format!("http://127.0.0.1:{port}"),
+        format!("http://proxy.test:{port}"),
+    ] {
+        let gateway = behind(&url, &[]);
+        for host in ["127.0.0.1", "proxy.test", "alias.test"] {
+            let to = format!("{host}:{port}");
+            let policy = format!(
+                "{LOOPBACK_POLICY}  - name: literal\n    action: allow\n    agents: any\n    hosts: [\"127.0.0.1\"]\n    addresses: [\"127.0.0.0/8\"]\n    ports: any\n"
+            );
+            if host == "127.0.0.1" {
+                gateway.change_policy(&policy);
+            }
+            for answer in [
+                refused(tunnel(&gateway, &to)),
+                get(&gateway, "bot", &format!("http://{to}/")),
+            ] {
+                assert_eq!(
+                    (answer.status, answer.refusal()),
+                    (403, "own_listener"),
+                    "{url} {to}"
+                );
+            }
+        }
+    }
+    assert_eq!(parent.front.connections(), 0);
+}
+
+#[test]
+fn a_parent_that_wants_names_is_given_names() {
+    let parent = ByHand::relaying();
+    let origin = Origin::ok();
+    let to = format!("a.test:{}", origin.port());
+    let gateway = behind(&parent.url(), &[("upstream_proxy.address", "name")]);
+    let answer = get(&gateway, "bot", &format!("http://{to}/"));
+    assert_eq!(answer.status, 200);
+    assert!(
+        gateway.record_of(&answer)["destination_ip"].is_null(),
+        "nobody knows"
+    );
+    drop(tunnel(&gateway, &to).expect("a tunnel"));
+    assert_eq!(parent.targets(), [to.clone(), to.clone()]);
+    // The addresses are still checked here.
+    gateway.names().set("inner.test", &["10.0.0.1"]);
+    let answer = refused(tunnel(&gateway, "inner.test:443"));
+    assert_eq!((answer.status, answer.refusal()), (403, "address_private"));
+    assert_eq!(parent.targets().len(), 2);
+}
+
+#[test]
+fn where_only_the_parent_resolves_names() {
+    let parent = ByHand::relaying();
+    let origin = Origin::ok();
+    let policy = r#"
+version: 1
+rules:
+  - name: public
+    action: allow
+    agents: any
+    hosts: ["*.corp", "localhost"]
+    ports: any
+  - name: at-one-address
+    action: allow
+    agents: any
+    hosts: ["bound.corp"]
+    addresses: ["192.0.2.0/24"]
+    ports: any
+  - name: by-address
+    action: allow
+    agents: any
+    addresses: ["198.51.100.0/24"]
+    ports: any
+"#;
+    let gateway = Gateway::start(
+        policy,
+        &[
+            ("upstream_proxy.url", &parent.url()),
+            ("upstream_proxy.address", "unchecked"),
+        ],
+    );
+    let to = format!("a.corp:{}", origin.port());
+    for _ in 0..2 {
+        assert_eq!(get(&gateway, "bot", &format!("http://{to}/")).body, b"ok");
+    }
+    let mut client = tunnel(&gateway, &to).expect("a tunnel");
+    client.send(Hello::to("a.corp").bytes());
+    assert_eq!(parent.targets(), [to.clone(), to]);
+    assert!(
+        !gateway
+            .names()
+            .asked()
+            .iter()
+            .any(|name| name.contains("corp"))
+    );
+    // Leave that is given for some addresses is none where nobody knows them;
+    // what is an address itself, or this machine, is checked as ever.
+    for (to, code) in [
+        ("bound.corp:443", "address_not_allowed"),
+        ("other.test:443", "address_not_allowed"),
+        ("localhost:443", "address_loopback"),
+        ("127.0.0.1:443", "no_rule"),
+    ] {
+        let answer = refused(tunnel(&gateway, to));
+        assert_eq!((answer.status, answer.refusal()), (403, code), "{to}");
+    }
+    assert_eq!(parent.targets().len(), 2);
+}
+
+#[test]
+fn websockets_go_by_the_parent() {
+    let parent = ByHand::relaying();
+    let origin = Origin::serve(|mut conn, _| {
+        let head = conn.head().expect("a request");
+        assert_eq!(head.field("upgrade"), Some("websocket"));
+        conn.send("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n");
+        let said = conn.exactly(4);
+        conn.send(said);
+        conn.rest();
+    });
+    let gateway = behind(&parent.url(), &[]);
+    let mut client = gateway.connect();
+    let host = format!("a.test:{}", origin.port());
+    client.send(format!(
+        "GET http://{host}/ws HTTP/1.1\r\nHost: {host}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nProxy-Authorization: Bearer {}\r\n\r\n",
+        token("bot")
+    ));
+    assert_eq!(client.head().expect("an answer").status(), 101);
+    client.send("ping");
+    assert_eq!(client.exactly(4), b"ping");
+    assert_eq!(parent.targets(), [format!("127.0.0.1:{}", origin.port())]);
+}
+
+#[test]
+fn a_large_body_passes_whole() {
+    let parent = ByHand::relaying();
+    let origin = Origin::http(|_, body| {
+        let mut out =
+            format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len()).into_bytes();
+        out.extend(body);
+        out
+    });
+    let gateway = behind(&parent.url(), &[]);
+    let body: Vec<u8> = (0..3_000_000u32).map(|n| (n % 251) as u8).collect();
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("body");
+    std::fs::write(&file, &body).expect("written");
+    let got = folder.path().join("got");
+    let data = format!("@{}", file.display());
+    let url = format!("http://a.test:{}/", origin.port());
+    let got_at = got.display().to_string();
+    curl(
+        &gateway,
+        &["--data-binary", &data, "-o", &got_at],
+        None,
+        &url,
+    );
+    assert_eq!(std::fs::read(&got).expect("an answer"), body);
+}
