@@ -14,8 +14,9 @@ use super::host;
 
 const CLEAR: &str = "PRIVATE KEY";
 const ENCRYPTED: &str = "ENCRYPTED PRIVATE KEY";
-/// What scrypt costs: 2^15 blocks of 1 KiB, 32 MiB.
-const COST: (u8, u32, u32) = (15, 8, 1);
+/// What scrypt costs: five times 2^14 blocks of 1 KiB. OpenSSL gives it no more
+/// than 32 MiB at once.
+const COST: (u8, u32, u32) = (14, 8, 5);
 /// The fewest characters of a passphrase. Whoever has the file may try as often
 /// as he likes.
 const FEWEST: usize = 12;

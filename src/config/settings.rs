@@ -757,12 +757,15 @@ fn tls_fits(read: &mut Reader<'_>, config: &Config) {
         }
     }
     let wants = |proof| proof != RequiredProof::Token;
+    let asked = tls.clients.certificates != ClientCertificates::None;
     let key = match tls.clients.require {
+        // That it has no effect is said elsewhere.
+        Some(_) if !asked => return,
         Some(proof) if wants(proof) => "tls.clients.require",
         _ if wants(config.identity.require) => "identity.require",
         _ => return,
     };
-    if listen.egress_tls.is_empty() || tls.clients.certificates == ClientCertificates::None {
+    if listen.egress_tls.is_empty() || !asked {
         let message = "nobody can show a certificate: write listen.egress_tls and \
                        tls.clients.certificates, or token here";
         read.mistake(key, message);

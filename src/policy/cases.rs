@@ -507,7 +507,7 @@ rules:
         assert_eq!(untouched, ["models", "never"]);
         assert_eq!(
             (coverage.touched, coverage.rules, coverage.percent()),
-            (2, 4, 50)
+            (3, 5, 60)
         );
     }
 
