@@ -1188,3 +1188,21 @@ fn an_agent_behind_the_gateway_is_fronted_with_tls() {
     assert_eq!(record["listener"], "egress_tls");
     assert_eq!(record["destination_host"], "openclaw.agent");
 }
+
+#[test]
+fn a_source_is_counted_over_all_listeners_together() {
+    let pki = Pki::new("the gateway's CA");
+    let certificate = pki.server("proxy", &["proxy.test"]);
+    let (gateway, tls) = start(&certificate, &[("limits.connections_per_source", "1")]);
+    let held = std::net::TcpStream::connect(tls).expect("the TLS listener");
+    let is_refused = || {
+        let mut client = gateway.connect();
+        client.send("GET /health HTTP/1.1\r\nHost: gateway\r\nConnection: close\r\n\r\n");
+        client.response().status == 503
+    };
+    wait_for("the other listener to refuse", || {
+        is_refused().then_some(())
+    });
+    drop(held);
+    wait_for("the place to be free", || (!is_refused()).then_some(()));
+}

@@ -92,6 +92,7 @@ fn run(from: &mut Unstructured<'_>) -> Result<()> {
             agent: &agent,
             tenant: tenant.as_ref(),
             destinations: destinations.as_deref(),
+            audiences: None,
         };
         let host = Host::parse(from.choose(&HOSTS)?).expect("a host");
         let port = *from.choose(&PORTS)?;
@@ -474,6 +475,7 @@ fn document(from: &mut Unstructured<'_>, tenant: Option<&str>) -> Result<PolicyD
     Ok(PolicyDocument {
         version: 1,
         tenant: tenant.map(str::to_owned),
+        audience: None,
         mode: mode(from)?,
         agent_modes: agent_modes(from)?,
         audit_addresses: None,

@@ -35,7 +35,7 @@ use ports::{
     OffLimits, PolicySource, Resolve, ResolveError, RevocationSource, SharedLimits, SinkState,
     ThisMachine, TrustsCertificates,
 };
-use quota::{Quotas, Spending};
+use quota::{Paid, Quotas, Spending};
 use trail::TrailPorts;
 
 /// Leave to open one upstream connection: to these addresses and no others,
@@ -124,6 +124,10 @@ impl Admission {
             .map_or(&[], |spending| spending.standing())
     }
 }
+
+/// That the limits let the body of a request be read, see
+/// [`Gate::admit_body`].
+pub struct BodyPaid(Paid);
 
 impl fmt::Debug for Spending {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -637,14 +641,19 @@ impl Gate {
     /// authenticated it.
     ///
     /// # Errors
-    /// A [`Denial`]: its tenant has no policy.
+    /// A [`Denial`]: its tenant has no policy, or one for other tokens.
     pub fn reach(&self, who: &Principal, trail: &mut AuditTrail) -> Result<Reach, Denial> {
         let policy = self.policy.current();
         trail.policy(policy.digest());
-        policy.reach(&who.subject()).ok_or_else(|| {
-            Denial::new(Cause::Policy(DenyReason::UnknownTenant))
-                .detail("the tenant of the token has no document")
-        })
+        let mut reach = policy.reach(&who.subject()).map_err(|reason| {
+            let detail = match reason {
+                DenyReason::TenantAudience => audiences(who),
+                _ => "the tenant of the token has no document".to_owned(),
+            };
+            Denial::new(Cause::Policy(reason)).detail(detail)
+        })?;
+        reach.add_limits(self.quotas.own());
+        Ok(reach)
     }
 
     /// Whether this agent may do this, and by which addresses.
@@ -657,7 +666,8 @@ impl Gate {
         request: &EgressRequest,
         trail: &mut AuditTrail,
     ) -> Result<Admission, Denial> {
-        self.admit_calls(who, request, Calls::Unseen, trail).await
+        self.admit_calls(who, (request, Calls::Unseen, None), trail)
+            .await
     }
 
     /// Whether policy must see what the body calls by JSON-RPC before it can
@@ -668,18 +678,60 @@ impl Gate {
         policy.asks_for_calls(&who.subject(), request)
     }
 
-    /// As [`Gate::admit`], for a request whose body was read.
+    /// Whether the body of a request may be read, to learn what it calls: what
+    /// policy refuses whatever it calls, and what has no quota left, is refused
+    /// here. What it takes from limits is spent also where it is refused later,
+    /// for the body was read; only the limits of its rule, which is known by
+    /// then, are asked by [`Gate::admit_calls`].
+    ///
+    /// # Errors
+    /// A [`Denial`]: policy or quota.
+    pub async fn admit_body(
+        &self,
+        who: &Arc<Principal>,
+        request: &EgressRequest,
+        trail: &mut AuditTrail,
+    ) -> Result<BodyPaid, Denial> {
+        let started = self.ports.clock.monotonic();
+        trail.asks(request);
+        let policy = self.policy.current();
+        trail.policy(policy.digest());
+        let subject = who.subject();
+        let paid = match policy.decide_calls(&subject, request, Calls::Awaited) {
+            Decision::Allow(permit) => {
+                let of_rules = policy.limits_at_best(&subject, request);
+                let quotas = &self.quotas;
+                quotas
+                    .admit_body(who, &permit, request, &of_rules, trail)
+                    .await
+            }
+            Decision::Deny(denied) => Err(Denial::of_policy(&denied)),
+        };
+        paid.map(BodyPaid).map_err(|denial| {
+            self.ports.observe.observe(Observation::Decision {
+                allowed: false,
+                reason: denial.code(),
+                would_deny: None,
+                took: self.ports.clock.monotonic().saturating_sub(started),
+                trace_id: trail.trace_id(),
+            });
+            denial.towards(&request.authority)
+        })
+    }
+
+    /// As [`Gate::admit`], for a request whose body was read, with what it has
+    /// paid for that.
     ///
     /// # Errors
     /// A [`Denial`]: policy, quota, name or address.
     pub async fn admit_calls(
         &self,
         who: &Arc<Principal>,
-        request: &EgressRequest,
-        calls: Calls<'_>,
+        (request, calls, paid): (&EgressRequest, Calls<'_>, Option<BodyPaid>),
         trail: &mut AuditTrail,
     ) -> Result<Admission, Denial> {
-        let (permit, spending) = self.decide(who, request, calls, trail).await?;
+        let asked = (request, calls, paid);
+        let (permit, spending) = self.decide(who, asked, trail).await?;
         let addresses = self.addresses(&permit, &request.authority, trail).await?;
         Ok(Admission {
             spending,
@@ -701,12 +753,12 @@ impl Gate {
     pub async fn admit_behind(
         &self,
         who: &Arc<Principal>,
-        request: &EgressRequest,
-        calls: Calls<'_>,
+        (request, calls, paid): (&EgressRequest, Calls<'_>, Option<BodyPaid>),
         at: Option<&Authority>,
         trail: &mut AuditTrail,
     ) -> Result<Admission, Denial> {
-        let (permit, spending) = self.decide(who, request, calls, trail).await?;
+        let asked = (request, calls, paid);
+        let (permit, spending) = self.decide(who, asked, trail).await?;
         let addresses = match at {
             None => Vec::new(),
             Some(at) => self
@@ -732,8 +784,7 @@ impl Gate {
     async fn decide(
         &self,
         who: &Arc<Principal>,
-        request: &EgressRequest,
-        calls: Calls<'_>,
+        (request, calls, paid): (&EgressRequest, Calls<'_>, Option<BodyPaid>),
         trail: &mut AuditTrail,
     ) -> Result<(Permit, Option<Arc<Spending>>), Denial> {
         let started = self.ports.clock.monotonic();
@@ -746,13 +797,22 @@ impl Gate {
         let decision = policy.decide_calls(&who.subject(), request, calls);
         let verdict = match decision.proven_by(proven(who)) {
             Decision::Allow(permit) => Ok(permit),
-            Decision::Deny(denied) => Err(Denial::of_policy(&denied).towards(&request.authority)),
+            Decision::Deny(denied) => {
+                let denial = Denial::of_policy(&denied).towards(&request.authority);
+                Err(match denied.reason() {
+                    DenyReason::TenantAudience => denial.detail(audiences(who)),
+                    _ => denial,
+                })
+            }
         };
         let verdict = match verdict {
-            Ok(permit) => match self.quotas.admit(who, &permit, request, trail).await {
-                Ok(spending) => Ok((permit, spending)),
-                Err(denial) => Err(denial.towards(&request.authority)),
-            },
+            Ok(permit) => {
+                let paid = paid.map(|BodyPaid(paid)| paid);
+                match self.quotas.admit(who, &permit, request, paid, trail).await {
+                    Ok(spending) => Ok((permit, spending)),
+                    Err(denial) => Err(denial.towards(&request.authority)),
+                }
+            }
             Err(denial) => Err(denial),
         };
         let took = self.ports.clock.monotonic().saturating_sub(started);
@@ -985,10 +1045,16 @@ fn proven(who: &Principal) -> Proven {
     }
 }
 
+/// For the operator: whom a token is for that its tenant's policy does not take.
+fn audiences(who: &Principal) -> String {
+    let audiences = who.subject().audiences.unwrap_or_default();
+    format!("the token's aud is {}", audiences.join(", "))
+}
+
 fn seen(calls: Calls<'_>) -> Option<Arc<[String]>> {
     match calls {
         Calls::Seen(methods) => Some(methods.into()),
-        Calls::Unseen => None,
+        Calls::Unseen | Calls::Awaited => None,
     }
 }
 

@@ -67,6 +67,14 @@ pub struct Case {
         skip_serializing_if = "Option::is_none"
     )]
     pub tenant: Option<String>,
+    /// Whom its token is for (`aud`). Without it, whomever the tenant's document
+    /// wants.
+    #[serde(
+        default,
+        deserialize_with = "present",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub audience: Option<Vec<String>>,
     /// What its token is limited to: hosts and ranges. Without it, nothing.
     #[serde(
         default,
@@ -267,6 +275,8 @@ pub struct Question {
     pub agent: AgentId,
     /// Its tenant.
     pub tenant: Option<TenantId>,
+    /// Whom its token is for; `None` where that is not told.
+    pub audiences: Option<Vec<String>>,
     /// What its token is limited to.
     pub destinations: Option<Vec<Destination>>,
     /// What it asks for.
@@ -326,6 +336,7 @@ impl Question {
             agent: AgentId::parse(&case.agent)
                 .map_err(|error| ("agent", wrong(&case.agent, &error)))?,
             tenant,
+            audiences: case.audience.clone(),
             destinations: case.allowed_destinations.as_ref().map(|_| destinations),
             request,
             calls,
@@ -401,6 +412,7 @@ impl Question {
             agent: &self.agent,
             tenant: self.tenant.as_ref(),
             destinations: self.destinations.as_deref(),
+            audiences: self.audiences.as_deref(),
         };
         let calls = match &self.calls {
             Some(methods) => Calls::Seen(methods),

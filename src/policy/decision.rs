@@ -70,6 +70,8 @@ pub enum DenyReason {
     TokenDestinations,
     /// The credential names a tenant that has no policy.
     UnknownTenant,
+    /// The tenant's policy is for tokens of other audiences.
+    TenantAudience,
     /// The address is not public, and no rule names its range.
     Address(AddressClass),
     /// The rule that allows the host allows other addresses only.
@@ -230,6 +232,9 @@ impl Denied {
             DenyReason::TokenDestinations => {
                 "Do not retry with this token. Ask for one whose allowed_destinations have this destination."
             }
+            DenyReason::TenantAudience => {
+                "Do not retry with this token. Ask for one whose `aud` the tenant's policy names in `audience`."
+            }
             DenyReason::UnknownTenant => {
                 "Do not retry. The tenant of this token has no policy; the operator must add one."
             }
@@ -256,6 +261,7 @@ impl DenyReason {
             Self::Denylist => "denylist",
             Self::TokenDestinations => "not_in_token",
             Self::UnknownTenant => "unknown_tenant",
+            Self::TenantAudience => "tenant_audience",
             Self::Address(class) => match class {
                 AddressClass::Public => "address_public",
                 AddressClass::Loopback => "address_loopback",
@@ -297,6 +303,9 @@ impl fmt::Display for Denied {
                 f.write_str("the token's allowed_destinations do not have this destination")
             }
             DenyReason::UnknownTenant => f.write_str("the token's tenant has no policy"),
+            DenyReason::TenantAudience => {
+                f.write_str("the policy of the token's tenant is for tokens of another audience")
+            }
             DenyReason::Address(class) => write!(
                 f,
                 "the address is not public ({class}) and no rule names its range"

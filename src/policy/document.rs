@@ -48,6 +48,16 @@ pub struct PolicyDocument {
         skip_serializing_if = "Option::is_none"
     )]
     pub tenant: Option<String>,
+    /// Of the tenant's tokens those that are for one of these (`aud`); others are
+    /// refused. For documents with `tenant`. Without it, every token of the
+    /// tenant that the gateway trusts.
+    #[serde(
+        default,
+        deserialize_with = "present",
+        skip_serializing_if = "Option::is_none"
+    )]
+    #[schemars(length(min = 1))]
+    pub audience: Option<Vec<String>>,
     /// `enforce` or `audit`, for every rule that does not say it itself.
     /// Without it, as the gateway is set.
     #[serde(
@@ -413,6 +423,7 @@ impl PolicyDocument {
         Ok(Self {
             version: 1,
             tenant: None,
+            audience: None,
             mode: None,
             agent_modes: None,
             audit_addresses: None,
@@ -453,6 +464,7 @@ fn is_path(text: &str) -> bool {
     [
         "version",
         "tenant",
+        "audience",
         "mode",
         "agent_modes",
         "audit_addresses",

@@ -59,7 +59,7 @@ pub use document::{
 pub use explain::{Check, CheckOutcome, Difference, Explanation, NearestRule, RuleRef, Verdict};
 pub use finding::{Concern, Finding, Location, PolicyError, PolicyWarning, Problem, SourceName};
 pub use learn::{LearnError, LearnOptions, Learned, LearnedRule, Learner, LeftOut};
-pub use limits::{DocumentLimits, LimitsDocument};
+pub use limits::{DocumentLimits, LimitShown, LimitsDocument};
 pub use locate::locate;
 pub use proven::{Proven, Requirement};
 pub use reach::{Reach, ReachRule};

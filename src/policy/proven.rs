@@ -179,6 +179,7 @@ mod tests {
             agent: &agent,
             tenant: None,
             destinations: None,
+            audiences: None,
         };
         for (host, proven, expected) in [
             ("v.a.ex", TOKEN, Ok(None)),

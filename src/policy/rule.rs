@@ -71,6 +71,8 @@ pub(super) enum Ports {
 pub enum Calls<'a> {
     /// It was not read, or could not be.
     Unseen,
+    /// It is yet to be read: what may still turn out to be allowed.
+    Awaited,
     /// These methods; none where there is no body.
     Seen(&'a [String]),
 }
@@ -133,6 +135,7 @@ impl Rule {
             }
             (Action::Deny, Calls::Seen(methods)) => methods.iter().any(named),
             (action, Calls::Unseen) => action == Action::Deny,
+            (action, Calls::Awaited) => action == Action::Allow,
         }
     }
 

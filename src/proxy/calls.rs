@@ -99,7 +99,9 @@ impl Forward {
             },
         };
         let towards = Towards::Behind(None);
-        let admission = rpc::admit(&self.shared, session, &who, &request, towards, trail).await?;
+        let admitting = (&mut *trail, &mut exchange.slot);
+        let admission =
+            rpc::admit(&self.shared, session, &who, &request, towards, admitting).await?;
         // Only who may call it learns whether it is there.
         let callee = self
             .shared

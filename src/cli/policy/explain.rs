@@ -20,6 +20,9 @@ pub(in crate::cli) struct ExplainArgs {
     /// Its tenant
     #[arg(long, value_name = "NAME")]
     tenant: Option<String>,
+    /// Whom the token is for, its `aud`; may be given again [default: whomever the tenant's document wants]
+    #[arg(long, value_name = "AUDIENCE")]
+    audience: Vec<String>,
     /// What the token is limited to; may be given again
     #[arg(long, value_name = "DESTINATION", value_delimiter = ',')]
     allow: Vec<String>,
@@ -104,6 +107,7 @@ pub(super) fn explain(settings: &SettingsArgs, args: &ExplainArgs) -> anyhow::Re
         _ => read(settings, &args.policy, args.mode.into())?.good()?,
     };
     let mut explanation = asked.question.ask(&loaded.set, &asked.addresses);
+    explanation.add_limits(&loaded.limits, &asked.question.request);
     explanation.locate(|name| text_of(&loaded.sources, name));
     match args.format {
         Output::Text => give(&format!("{explanation}\n")),
@@ -136,6 +140,7 @@ fn asked(args: &ExplainArgs) -> anyhow::Result<Asked> {
         question: Question {
             agent: AgentId::parse(agent).context("--agent")?,
             tenant: tenant.transpose().context("--tenant")?,
+            audiences: (!args.audience.is_empty()).then(|| args.audience.clone()),
             destinations: destinations(args)?,
             request,
             calls,
@@ -181,6 +186,7 @@ fn recorded(args: &ExplainArgs, id: &str, file: &Path) -> anyhow::Result<Asked> 
         question: Question {
             agent,
             tenant: record.tenant,
+            audiences: (!args.audience.is_empty()).then(|| args.audience.clone()),
             destinations: destinations(args)?,
             request,
             calls,
