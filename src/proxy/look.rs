@@ -88,7 +88,8 @@ impl Forward {
                 let looking = self.look_local(session, exchange, connection, path, None);
                 return Box::pin(looking).await;
             }
-            let looking = self.look_at_call(session, exchange, &connection, call);
+            let credential = current.credential;
+            let looking = self.look_at_call(session, exchange, &connection, (call, credential));
             return Box::pin(looking).await;
         }
         let target = connection.own_target(current.target);

@@ -294,13 +294,13 @@ impl Gateway {
             agent_keys: Arc::clone(&agent_keys) as _,
             issuers: (!issuers.is_empty() || config.identity.issuers_file.is_some())
                 .then(|| Arc::clone(&issuers) as _),
-            proof: match (between, config.identity.require) {
-                // A token alone opens nothing there.
-                (Some(_), _) => Proof::Certificate,
-                (None, RequiredProof::Token) => Proof::Token,
-                (None, RequiredProof::Certificate) => Proof::Certificate,
-                (None, RequiredProof::Either) => Proof::Either,
-                (None, RequiredProof::Both) => Proof::Both,
+            proof: proof(match between {
+                Some(_) => config.peers.require,
+                None => config.identity.require,
+            }),
+            proof_on: match (between, config.tls.clients.require) {
+                (None, Some(required)) => vec![("egress_tls", proof(required))],
+                _ => Vec::new(),
             },
             certificates: match between {
                 Some(between) => Some(between.tls() as _),
@@ -612,6 +612,15 @@ impl Gateway {
             .context("the audit log could not be finished")?;
         tracing::info!("stopped");
         Ok(())
+    }
+}
+
+fn proof(required: RequiredProof) -> Proof {
+    match required {
+        RequiredProof::Token => Proof::Token,
+        RequiredProof::Certificate => Proof::Certificate,
+        RequiredProof::Either => Proof::Either,
+        RequiredProof::Both => Proof::Both,
     }
 }
 
