@@ -319,11 +319,14 @@ class AgentPort(Side):
             '    addresses: ["127.0.0.0/8"]\n'
             "    ports: any\n"
             "    tls: any\n")
+        # Apart from the policy, whose folder is watched: each write there is news.
+        audit = self.directory / "audit"
+        audit.mkdir()
         config = self.directory / "agentport.yaml"
         config.write_text(
             f'listen: {{egress: ["127.0.0.1:{self.port}"], admin: "127.0.0.1:{self.admin_port}"}}\n'
             f"policy: {policy}\n"
-            f"audit: {{path: {self.directory / 'audit.jsonl'}}}\n")
+            f"audit: {{path: {audit / 'audit.jsonl'}}}\n")
         self.launch([str(self.binary), "serve", "--config", str(config)], self.environment)
         self.wait_until_ready()
 

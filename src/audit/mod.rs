@@ -165,29 +165,56 @@ fn milliseconds<S: serde::Serializer>(value: &Duration, out: S) -> Result<S::Ok,
 }
 
 fn rfc3339<S: serde::Serializer>(value: &SystemTime, out: S) -> Result<S::Ok, S::Error> {
-    out.collect_str(&Rfc3339(*value))
+    out.serialize_str(Rfc3339(*value).digits().as_str())
 }
 
 /// A time as RFC 3339 writes it, in UTC with microseconds.
 #[derive(Clone, Copy, Debug)]
 pub struct Rfc3339(pub SystemTime);
 
-impl std::fmt::Display for Rfc3339 {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl Rfc3339 {
+    /// Digit by digit: the general formatter costs ten times as much, for every
+    /// record.
+    fn digits(self) -> Digits {
         let since = self
             .0
             .duration_since(SystemTime::UNIX_EPOCH)
             .unwrap_or_default();
         let (days, second) = (since.as_secs() / 86_400, since.as_secs() % 86_400);
         let (year, month, day) = civil_from_days(days);
-        write!(
-            f,
-            "{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}.{:06}Z",
-            second / 3600,
-            second / 60 % 60,
-            second % 60,
-            since.subsec_micros()
-        )
+        let mut digits = Digits(*b"0000-00-00T00:00:00.000000Z");
+        digits.put(0, 4, year);
+        digits.put(5, 2, month);
+        digits.put(8, 2, day);
+        digits.put(11, 2, second / 3600);
+        digits.put(14, 2, second / 60 % 60);
+        digits.put(17, 2, second % 60);
+        digits.put(20, 6, since.subsec_micros().into());
+        digits
+    }
+}
+
+impl std::fmt::Display for Rfc3339 {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.digits().as_str())
+    }
+}
+
+/// The text of a time, up to the year 9999.
+struct Digits([u8; 27]);
+
+impl Digits {
+    /// Puts a number's last `count` digits from `at` on.
+    fn put(&mut self, at: usize, count: usize, mut number: u64) {
+        for place in self.0[at..at + count].iter_mut().rev() {
+            *place = b"0123456789"[(number % 10) as usize];
+            number /= 10;
+        }
+    }
+
+    fn as_str(&self) -> &str {
+        // Nothing but ASCII is put there.
+        std::str::from_utf8(&self.0).unwrap_or_default()
     }
 }
 

@@ -93,10 +93,11 @@ fn may_have_body(session: &Session, response: &ResponseHeader) -> bool {
 
 #[async_trait]
 impl ProxyHttp for Forward {
-    type CTX = Exchange;
+    /// Boxed: Pingora moves it with each of the futures that hold it.
+    type CTX = Box<Exchange>;
 
-    fn new_ctx(&self) -> Exchange {
-        Exchange::default()
+    fn new_ctx(&self) -> Box<Exchange> {
+        Box::default()
     }
 
     /// None: no compression, no cache.
@@ -105,7 +106,7 @@ impl ProxyHttp for Forward {
     async fn early_request_filter(
         &self,
         session: &mut Session,
-        exchange: &mut Exchange,
+        exchange: &mut Box<Exchange>,
     ) -> pingora::Result<()> {
         let settings = &self.shared.settings;
         // Parsing the head has set this to "for ever".
@@ -131,13 +132,13 @@ impl ProxyHttp for Forward {
     async fn request_filter(
         &self,
         session: &mut Session,
-        exchange: &mut Exchange,
+        exchange: &mut Box<Exchange>,
     ) -> pingora::Result<bool> {
         match self.look(session, exchange).await {
             Ok(Verdict::Forward) => Ok(false),
             Ok(Verdict::Answered) => Ok(true),
             Err(denial) => {
-                self.refuse(session, exchange, &denial).await;
+                Box::pin(self.refuse(session, exchange, &denial)).await;
                 Ok(true)
             }
         }
@@ -146,7 +147,7 @@ impl ProxyHttp for Forward {
     async fn upstream_peer(
         &self,
         _session: &mut Session,
-        exchange: &mut Exchange,
+        exchange: &mut Box<Exchange>,
     ) -> pingora::Result<Box<HttpPeer>> {
         let Some(admission) = &exchange.admission else {
             return Error::e_explain(ErrorType::InternalError, "no admission");
@@ -249,7 +250,7 @@ impl ProxyHttp for Forward {
         peer: &HttpPeer,
         #[cfg(unix)] _fd: std::os::unix::io::RawFd,
         _digest: Option<&Digest>,
-        exchange: &mut Exchange,
+        exchange: &mut Box<Exchange>,
     ) -> pingora::Result<()> {
         // Whatever the pool gave, it must be an address that was admitted.
         let other_end = peer._address.as_inet().copied();
@@ -287,7 +288,7 @@ impl ProxyHttp for Forward {
         &self,
         _session: &mut Session,
         _peer: &HttpPeer,
-        exchange: &mut Exchange,
+        exchange: &mut Box<Exchange>,
         mut error: Box<Error>,
     ) -> Box<Error> {
         if let Some(started) = exchange.dialling.take() {
@@ -326,7 +327,7 @@ impl ProxyHttp for Forward {
         &self,
         session: &mut Session,
         request: &mut RequestHeader,
-        exchange: &mut Exchange,
+        exchange: &mut Box<Exchange>,
     ) -> pingora::Result<()> {
         match &exchange.call {
             // Who has it may show on whose behalf it goes on from there.
@@ -400,7 +401,7 @@ impl ProxyHttp for Forward {
         _session: &mut Session,
         body: &mut Option<Bytes>,
         _end: bool,
-        exchange: &mut Exchange,
+        exchange: &mut Box<Exchange>,
     ) -> pingora::Result<()> {
         let count = body.as_ref().map_or(0, |bytes| bytes.len() as u64);
         exchange.spend(Way::Up, count).await?;
@@ -421,7 +422,7 @@ impl ProxyHttp for Forward {
         &self,
         session: &mut Session,
         response: &mut ResponseHeader,
-        exchange: &mut Exchange,
+        exchange: &mut Box<Exchange>,
     ) -> pingora::Result<()> {
         remove_hop_fields(response);
         // A hint to go round the gateway, and names that only we may use.
@@ -482,7 +483,7 @@ impl ProxyHttp for Forward {
         _session: &mut Session,
         body: &mut Option<Bytes>,
         _end: bool,
-        exchange: &mut Exchange,
+        exchange: &mut Box<Exchange>,
     ) -> pingora::Result<Option<Duration>> {
         let count = body.as_ref().map_or(0, |bytes| bytes.len() as u64);
         let settled = exchange.try_spend(Way::Down, count)?;
@@ -494,7 +495,7 @@ impl ProxyHttp for Forward {
         &self,
         session: &mut Session,
         error: &Error,
-        exchange: &mut Exchange,
+        exchange: &mut Box<Exchange>,
     ) -> FailToProxy {
         let denial = denial_of(error, exchange);
         if error.esource() == &ErrorSource::Upstream
@@ -525,7 +526,12 @@ impl ProxyHttp for Forward {
         }
     }
 
-    async fn logging(&self, session: &mut Session, error: Option<&Error>, exchange: &mut Exchange) {
+    async fn logging(
+        &self,
+        session: &mut Session,
+        error: Option<&Error>,
+        exchange: &mut Box<Exchange>,
+    ) {
         exchange.registered = None;
         let Some(mut trail) = exchange.trail.take() else {
             return;
@@ -545,11 +551,16 @@ impl ProxyHttp for Forward {
     }
 
     /// Pingora's own line would hold the whole target; the record has it all.
-    fn suppress_error_log(&self, _session: &Session, _exchange: &Exchange, _error: &Error) -> bool {
+    fn suppress_error_log(
+        &self,
+        _session: &Session,
+        _exchange: &Box<Exchange>,
+        _error: &Error,
+    ) -> bool {
         true
     }
 
-    fn request_summary(&self, _session: &Session, exchange: &Exchange) -> String {
+    fn request_summary(&self, _session: &Session, exchange: &Box<Exchange>) -> String {
         exchange
             .trail
             .as_ref()

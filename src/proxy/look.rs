@@ -27,6 +27,9 @@ pub(super) enum Verdict {
 }
 
 impl Forward {
+    /// Looks at a request that is there. Ways that a plain request does not go
+    /// are boxed, so that its own is small: it is allocated, and moved, for
+    /// every request.
     pub(super) async fn look(
         &self,
         session: &mut Session,
@@ -67,9 +70,8 @@ impl Forward {
                 &self.shared.gate,
             );
             if let Some(chosen) = chosen {
-                return self
-                    .look_route(session, exchange, connection, chosen, current)
-                    .await;
+                let looking = self.look_route(session, exchange, connection, chosen, current);
+                return Box::pin(looking).await;
             }
         }
         if let Some(peers) = self.shared.peers.clone() {
@@ -83,13 +85,11 @@ impl Forward {
             };
             let call = peers.call(host.as_ref(), &path);
             if call.is_none() && path.as_str() == POLICY_PATH {
-                return self
-                    .look_local(session, exchange, connection, path, None)
-                    .await;
+                let looking = self.look_local(session, exchange, connection, path, None);
+                return Box::pin(looking).await;
             }
-            return self
-                .look_at_call(session, exchange, &connection, call)
-                .await;
+            let looking = self.look_at_call(session, exchange, &connection, call);
+            return Box::pin(looking).await;
         }
         let target = connection.own_target(current.target);
         let method = session.req_header().method.clone();
@@ -110,9 +110,8 @@ impl Forward {
             (RequestTarget::Asterisk, Some(tunnel)) => (tunnel.authority.clone(), root()?),
             (RequestTarget::Origin { path, .. }, None) => {
                 let credential = current.credential;
-                return self
-                    .look_local(session, exchange, connection, path, credential)
-                    .await;
+                let looking = self.look_local(session, exchange, connection, path, credential);
+                return Box::pin(looking).await;
             }
             (
                 RequestTarget::Absolute { .. }
@@ -156,7 +155,7 @@ impl Forward {
         let admission =
             rpc::admit(&self.shared, session, &who, &request, Towards::Out, trail).await?;
         if current.last_hop {
-            return Ok(answer_here(session, exchange).await);
+            return Ok(Box::pin(answer_here(session, exchange)).await);
         }
         self.admitted(exchange, admission, request)
     }
@@ -204,7 +203,7 @@ impl Forward {
         let admission =
             rpc::admit(&self.shared, session, &who, &request, Towards::Out, trail).await?;
         if current.last_hop {
-            return Ok(answer_here(session, exchange).await);
+            return Ok(Box::pin(answer_here(session, exchange)).await);
         }
         exchange.route = Some((chosen, target));
         self.admitted(exchange, admission, request)

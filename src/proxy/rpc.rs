@@ -58,7 +58,8 @@ pub(super) async fn admit(
     if session.is_upgrade_req() || !gate.asks_for_calls(who, request) {
         return towards.admit(gate, who, request, unseen, trail).await;
     }
-    let read = read(shared, session).await;
+    // Boxed: few requests are read.
+    let read = Box::pin(read(shared, session)).await;
     match read.map_err(|denial| denial.towards(&request.authority))? {
         Ok(methods) => {
             let calls = Calls::Seen(&methods);

@@ -42,23 +42,27 @@ pub(super) type Tunnel = Pin<Box<dyn Future<Output = ()> + Send>>;
 /// Serves a connection until it ends or becomes a tunnel.
 pub(super) async fn serve(wire: &Arc<Wire>, mut io: ConnIo) -> Option<Tunnel> {
     let mut settings: Option<HttpPersistentSettings> = None;
+    let mut shutdown = wire.shutdown.clone();
     let mut first_request = true;
+    // What a plain request does not come by is boxed: the rest would carry its
+    // size along, and copy it, for every request.
     loop {
-        let head_length = match read_head(wire, &mut io, first_request).await {
+        let head_length = match read_head(wire, &mut io, &mut shutdown, first_request).await {
             HeadRead::Over => return None,
             // A refusal is a record too; where none can be taken, none is made.
             _ if wire.shared.gate.room().await.is_err() => {
                 let id = RequestId::from_bits((wire.shared.random)());
-                refusal::write_raw(io, &Denial::new(Cause::AuditUnavailable), &id).await;
+                let denial = Denial::new(Cause::AuditUnavailable);
+                Box::pin(refusal::write_raw(io, &denial, &id)).await;
                 return None;
             }
             HeadRead::Complete(length) => length,
             HeadRead::Http2 => {
-                http2::serve(wire, io).await;
+                Box::pin(http2::serve(wire, io)).await;
                 return None;
             }
             HeadRead::Refuse(denial) => {
-                refuse_unread(wire, io, denial, "").await;
+                Box::pin(refuse_unread(wire, io, denial, "")).await;
                 return None;
             }
         };
@@ -84,9 +88,13 @@ enum HeadRead {
 
 /// Reads until a head is whole. The first byte may take as long as a
 /// connection may be idle, the rest as long as a head may take, in all.
-async fn read_head(wire: &Wire, io: &mut ConnIo, first_request: bool) -> HeadRead {
+async fn read_head(
+    wire: &Wire,
+    io: &mut ConnIo,
+    shutdown: &mut watch::Receiver<bool>,
+    first_request: bool,
+) -> HeadRead {
     let settings = &wire.shared.settings;
-    let mut shutdown = wire.shutdown.clone();
     if io.unread().is_empty() {
         // A connection that waits holds no buffer.
         io.shrink();
@@ -95,7 +103,7 @@ async fn read_head(wire: &Wire, io: &mut ConnIo, first_request: bool) -> HeadRea
             biased;
             _ = ending.ended() => return HeadRead::Over,
             read = tokio::time::timeout(settings.keepalive_timeout, io.look_further()) => read,
-            () = closing(&mut shutdown, first_request) => return HeadRead::Over,
+            () = closing(shutdown, first_request) => return HeadRead::Over,
         };
         match first {
             Ok(Ok(count)) if count > 0 => {}
@@ -281,7 +289,7 @@ async fn dispatch(
     match prepared {
         Ok(Prepared::Connect(head)) => {
             io.skip(head_length);
-            match connect::connect(wire, io, head).await {
+            match Box::pin(connect::connect(wire, io, head)).await {
                 Some(tunnel) => Next::Tunnel(tunnel),
                 None => Next::Gone,
             }
@@ -292,7 +300,7 @@ async fn dispatch(
             forward(wire, io, settings).await
         }
         Err((denial, method)) => {
-            refuse_unread(wire, io, denial, &method).await;
+            Box::pin(refuse_unread(wire, io, denial, &method)).await;
             Next::Gone
         }
     }

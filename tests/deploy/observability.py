@@ -34,6 +34,9 @@ def checks(agentport: Path):
     yield "alerts: promtool takes them, and each fires when it must and not before", alerts
     yield "dashboard: its form, and no panel over another", dashboard
     yield "metrics: every query of alerts and dashboard names what is given out, and Prometheus evaluates it", lambda: queries(agentport, openclaw)
+    yield "dashboard: as Grafana's own types have it, and what has not is found", grafana
+    yield "Vector: its programs compile, and join both streams as they come", lambda: vector(agentport, openclaw)
+    yield "Fluent Bit: whatever one part names is there", fluent_bit
     yield "rsyslog: both streams are joined by agent_id and trace_id", lambda: rsyslog(agentport, openclaw)
 
 
@@ -74,6 +77,150 @@ def dashboard() -> None:
         raise Broken("two panels have one id")
 
 
+# Grafana's types, of the version that is started, as its panels read them. Where
+# the programs write defaults, a part may be left out; enumerations are their words.
+TYPES = """
+import type { AnnotationQuery, Dashboard, DataQuery, Panel, RowPanel } from '@grafana/schema';
+import type * as stat from '@grafana/schema/dist/esm/raw/composable/stat/panelcfg/x/StatPanelCfg_types.gen.js';
+import type * as timeseries from '@grafana/schema/dist/esm/raw/composable/timeseries/panelcfg/x/TimeSeriesPanelCfg_types.gen.js';
+type Part<T> = T extends (infer U)[] ? Part<U>[] : T extends object ? { [K in keyof T]?: Part<T[K]> } : T;
+type Plain<T> = T extends string ? `${T}`
+  : T extends number ? (`${T}` extends `${infer N extends number}` ? N : never)
+  : T extends (infer U)[] ? Plain<U>[] : T extends object ? { [K in keyof T]: Plain<T[K]> } : T;
+// Of the Prometheus plugin, whose types are not in the package.
+type Query = Plain<DataQuery> & { expr: string; legendFormat?: string; exemplar?: boolean; instant?: boolean; range?: boolean;
+  interval?: string; format?: 'time_series' | 'table' | 'heatmap' };
+type Fields = NonNullable<Panel['fieldConfig']>;
+type Of<O, F> = Plain<Omit<Panel, 'options' | 'fieldConfig' | 'targets'>> & { options?: Part<Plain<O>>; targets: Query[];
+  fieldConfig?: { defaults: Plain<Omit<Fields['defaults'], 'custom'>> & { custom?: Part<Plain<F>> }; overrides: Plain<Fields['overrides']> } };
+type Note = Plain<Omit<AnnotationQuery, 'target'>> & { target: Query; titleFormat?: string; textFormat?: string };
+type Board = Plain<Omit<Dashboard, 'panels' | 'annotations'>>;
+"""
+PANELS = {"row": "Plain<RowPanel>", "stat": "Of<stat.Options, {}>", "timeseries": "Of<timeseries.Options, timeseries.FieldConfig>"}
+
+
+def grafana() -> None:
+    board = json.loads(DASHBOARD.read_text())
+    # One mistake of each kind too, which is found where these types are not blind.
+    boards = {"board": board}
+    for what, change in (
+        ("a panel's option", lambda b: next(p for p in b["panels"] if p["type"] == "timeseries")["options"]["legend"].update(displayMode="lost")),
+        ("a field's unit", lambda b: next(p for p in b["panels"] if p["type"] == "stat")["fieldConfig"]["defaults"].update(unit=1)),
+        ("a place", lambda b: b["panels"][0]["gridPos"].update(high=1)),
+        ("a key", lambda b: b.update(refresch="30s")),
+        ("a query", lambda b: b["annotations"]["list"][0].update(target={"refId": "A"})),
+    ):
+        changed = json.loads(DASHBOARD.read_text())
+        change(changed)
+        boards[what.replace(" ", "-").replace("'", "")] = changed
+    mistakes = of_types(boards)
+    if mistakes["board"]:
+        raise Broken("\n".join(mistakes["board"]))
+    blind = [what for what, found in mistakes.items() if what != "board" and not found]
+    if blind:
+        raise Broken(f"what is wrong passes: {blind}")
+    # What provisioning names is what Compose mounts and the dashboard asks.
+    import yaml
+
+    home = HOME / "grafana/provisioning"
+    source = yaml.safe_load((home / "datasources/prometheus.yaml").read_text())["datasources"][0]
+    asked = {p["datasource"]["uid"] for p in board["panels"] if "datasource" in p}
+    path = yaml.safe_load((home / "dashboards/agentport.yaml").read_text())["providers"][0]["options"]["path"]
+    service = yaml.safe_load((HOME / "docker-compose.yml").read_text())["services"]
+    if asked != {source["uid"]} or not source["url"].startswith("http://prometheus:") or "prometheus" not in service:
+        raise Broken(f"the dashboard asks {asked}, and there is {source}")
+    if f"./grafana/dashboards:{path}:ro" not in service["grafana"]["volumes"]:
+        raise Broken(f"nothing is mounted at {path}: {service['grafana']['volumes']}")
+
+
+def of_types(boards: dict[str, dict]) -> dict[str, list[str]]:
+    """What TypeScript says of each."""
+    node = ROOT / "target/deploy/node"
+    with tempfile.TemporaryDirectory(dir=node) as folder:
+        for name, board in boards.items():
+            rest = dict(board)
+            lines = [TYPES]
+            for panel in rest.pop("panels"):
+                lines.append(f"export const panel{panel['id']}: {PANELS[panel['type']]} = {json.dumps(panel)};")
+            for at, note in enumerate(rest.pop("annotations")["list"]):
+                lines.append(f"export const note{at}: Note = {json.dumps(note)};")
+            lines.append(f"export const board: Board = {json.dumps(rest)};")
+            (Path(folder) / f"{name}.ts").write_text("\n".join(lines))
+        done = subprocess.run([str(node / "node_modules/.bin/tsc"), "--noEmit", "--strict", "--skipLibCheck", "--module", "nodenext",
+                               "--moduleResolution", "nodenext", "--target", "es2022", *map(str, sorted(Path(folder).glob("*.ts")))],
+                              cwd=node, text=True, capture_output=True)
+    found = {name: [line for line in done.stdout.splitlines() if f"/{name}.ts(" in line] for name in boards}
+    if done.returncode and not any(found.values()):
+        raise Broken(f"tsc: {done.stdout}{done.stderr}")
+    return found
+
+
+def vector(agentport: Path, openclaw: Path) -> None:
+    """Vector is not to be had here; the language of its transforms is, and runs
+    them on the records that gateway and agent write."""
+    import yaml
+    from vrl_python import VRLRuntime
+
+    parts = yaml.safe_load((HOME / "vector.yaml").read_text())
+    names = {*parts["sources"], *parts["transforms"]}
+    inputs = {name for part in (*parts["transforms"].values(), *parts["sinks"].values()) for name in part["inputs"]}
+    if inputs != names:
+        raise Broken(f"named by nobody, or not there: {inputs ^ names}")
+    joined, denials = parts["transforms"]["joined"]["source"], parts["transforms"]["denials"]["condition"]
+    for program_ in (joined, denials):
+        mistake = VRLRuntime.check_syntax(program_)
+        if mistake is not None:
+            raise Broken(mistake.formatted_message)
+    if VRLRuntime.check_syntax("record = parse_json(.message)") is None:
+        raise Broken("an error that nobody handles passes the compiler")
+    runtime = VRLRuntime()
+
+    def store(tag: str, line: str) -> dict:
+        """What the transform makes of a line as syslog brings it."""
+        event = {"appname": tag, "message": line, "timestamp": "2026-01-01T00:00:00Z", "host": "h", "severity": "info"}
+        return dict(runtime.execute(joined, event).processed_event)
+
+    with running(agentport, openclaw) as world:
+        until("a record of a skill, and one of its call", lambda: world.traffic() or (world.shared_trace() is not None))
+        trace = world.shared_trace()
+        stored = [store("agentport", line) for line in world.records.read_text().splitlines() if line.endswith("}")]
+        stored += [store("openclaw", line) for line in world.agent_log.read_text().splitlines() if line.endswith("}")]
+    one = [event for event in stored if event["trace_id"] == trace]
+    if {event["stream"] for event in one} != {"agentport", "openclaw"} or {event["agent_id"] for event in one} != {"bot-01"}:
+        raise Broken(f"the trace {trace} is not whole: {one}")
+    if any(event["kind"] != "record" for event in stored):
+        raise Broken("a record was taken for text")
+    text = store("agentport", " INFO no record")
+    if (text["kind"], text["message"], text["agent_id"]) != ("log", " INFO no record", None):
+        raise Broken(f"text became {text}")
+    refused = [event for event in stored if runtime.execute(denials, event).runtime_result]
+    wanted = [event for event in stored if event["stream"] == "agentport" and event.get("action_allowed") is False and event["reason"] != "ok"]
+    if not refused or refused != wanted:
+        raise Broken(f"{len(refused)} of {len(wanted)} refusals are found")
+
+
+def fluent_bit() -> None:
+    import yaml
+
+    text = yaml.safe_load((ROOT / "deploy/fluent-bit/fluent-bit.yaml").read_text())
+    pipeline = text["pipeline"]
+    tags = [part["tag"].replace("*", "x") for part in pipeline["inputs"]]
+    for part in (*pipeline["filters"], *pipeline["outputs"]):
+        if not any(re.fullmatch(part["match"].replace(".", r"\.").replace("*", ".*"), tag) for tag in tags):
+            raise Broken(f"{part['name']} matches no input: {part['match']}")
+    parsers = {parser["name"] for parser in text["parsers"]}
+    used = {part["parser"] for part in pipeline["filters"] if "parser" in part}
+    if used != parsers:
+        raise Broken(f"parsers without use, or not there: {used ^ parsers}")
+    # The paths are those of the pods that the chart makes.
+    pods = {(o["metadata"]["namespace"], o["metadata"]["name"], o["spec"]["template"]["spec"]["containers"][0]["name"])
+            for o in yaml.safe_load_all((ROOT / "deploy/manifests/agentport.yaml").read_text()) if o and o["kind"] == "Deployment"}
+    for part in pipeline["inputs"]:
+        pod, namespace, container = re.fullmatch(r"/var/log/containers/(.+)-\*_(.+)_(.+)-\*\.log", part["path"]).groups()
+        if (namespace, pod, container) not in pods:
+            raise Broken(f"{part['path']} is no pod's of the manifests: {pods}")
+
+
 def expressions() -> dict[str, str]:
     """Where each stands, and each."""
     import yaml
@@ -87,7 +234,7 @@ def expressions() -> dict[str, str]:
         for target in panel.get("targets", []):
             found[f"panel {panel['title']} {target['refId']}"] = target["expr"].replace("$__rate_interval", "1m")
     for note in board["annotations"]["list"]:
-        found[f"annotation {note['name']}"] = note["expr"]
+        found[f"annotation {note['name']}"] = note["target"]["expr"]
     return found
 
 
