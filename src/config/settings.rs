@@ -164,6 +164,9 @@ impl Refusals {
 pub struct TlsClients {
     /// Whether they are asked for.
     pub certificates: ClientCertificates,
+    /// What proves who asks on [`Listen::egress_tls`], where it is not what
+    /// [`Identity::require`] says.
+    pub require: Option<RequiredProof>,
     /// A PEM bundle of those who issue them; there where they are asked for.
     pub ca: Option<PathBuf>,
     /// PEM lists of those revoked.
@@ -184,6 +187,8 @@ pub struct Peers {
     pub crl: Vec<PathBuf>,
     /// How their names are read as agents.
     pub names: Vec<ClientName>,
+    /// What proves who calls: never a token alone.
+    pub require: RequiredProof,
     /// What the hosts of agents end in.
     pub domain: DnsName,
     /// The file that says where agents are.
@@ -200,6 +205,7 @@ impl Config {
             alpn: self.tls.alpn.clone(),
             clients: TlsClients {
                 certificates: ClientCertificates::Required,
+                require: None,
                 ca: self.peers.ca.clone(),
                 crl: self.peers.crl.clone(),
                 names: self.peers.names.clone(),
@@ -513,6 +519,7 @@ pub(super) fn config(read: &mut Reader<'_>, purpose: Purpose) -> Option<Config> 
             ca,
             crl,
             names,
+            require,
             domain,
             agents
         }
@@ -702,6 +709,7 @@ fn tls(read: &mut Reader<'_>) -> Option<Tls> {
         "tls.clients",
         TlsClients {
             certificates,
+            require,
             ca,
             crl,
             names
@@ -721,6 +729,7 @@ fn tls(read: &mut Reader<'_>) -> Option<Tls> {
     }
     if !asked {
         let unused = [
+            ("tls.clients.require", clients.require.is_some()),
             ("tls.clients.ca", clients.ca.is_some()),
             ("tls.clients.crl", !clients.crl.is_empty()),
             ("tls.clients.names", !clients.names.is_empty()),
@@ -755,17 +764,19 @@ fn tls_fits(read: &mut Reader<'_>, config: &Config) {
             read.mistake("tls.acme.http_listen", message);
         }
     }
-    let wants = matches!(
-        config.identity.require,
-        RequiredProof::Certificate | RequiredProof::Either | RequiredProof::Both
-    );
-    if !wants {
-        return;
-    }
-    if listen.egress_tls.is_empty() || tls.clients.certificates == ClientCertificates::None {
+    let wants = |proof| proof != RequiredProof::Token;
+    let asked = tls.clients.certificates != ClientCertificates::None;
+    let key = match tls.clients.require {
+        // That it has no effect is said elsewhere.
+        Some(_) if !asked => return,
+        Some(proof) if wants(proof) => "tls.clients.require",
+        _ if wants(config.identity.require) => "identity.require",
+        _ => return,
+    };
+    if listen.egress_tls.is_empty() || !asked {
         let message = "nobody can show a certificate: write listen.egress_tls and \
                        tls.clients.certificates, or token here";
-        read.mistake("identity.require", message);
+        read.mistake(key, message);
     } else if tls.clients.names.is_empty() {
         let message = "no certificate names an agent: write patterns such as \
                        spiffe://example.org/agent/{agent}";
@@ -801,6 +812,13 @@ fn peers_fit(read: &mut Reader<'_>, config: &Config) {
         ("peers.names", !peers.names.is_empty()),
         ("peers.agents", peers.agents.is_some()),
     ];
+    if !matches!(
+        peers.require,
+        RequiredProof::Certificate | RequiredProof::Both
+    ) {
+        let message = "no agent is called without a certificate: write certificate or both";
+        read.mistake("peers.require", message);
+    }
     if config.listen.peers.is_none() {
         for (key, _) in written.into_iter().filter(|(_, written)| *written) {
             read.mistake(key, "has no effect: write listen.peers: 0.0.0.0:8443");

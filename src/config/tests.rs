@@ -505,6 +505,18 @@ fn mistakes_in_the_file() {
              listen.egress_tls and tls.clients.certificates, or token here",
         ),
         (
+            "the same for one listener",
+            "tls: {clients: {require: both}}",
+            "config.yaml:1:26: tls.clients.require: has no effect: write tls.clients.certificates: \
+             optional, or required",
+        ),
+        (
+            "a token alone between agents",
+            "peers: {require: token}",
+            "config.yaml:1:18: peers.require: no agent is called without a certificate: write \
+             certificate or both",
+        ),
+        (
             "a balancer that is no range of addresses",
             "listen: {proxy_protocol: [10.0.0.1/8]}",
             "config.yaml:1:27: listen.proxy_protocol[0]: \"10.0.0.1/8\": write 10.0.0.0/8",

@@ -43,11 +43,11 @@ use pingora::apps::HttpServerOptions;
 use pingora::protocols::http::v2::server::H2Options;
 use pingora::proxy::HttpProxy;
 use pingora::server::configuration::ServerConf;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 pub use callee_tls::{CalleeTls, CalleeTlsParts};
 pub use inside::RefusalCertificates;
-pub use listener::{Accepting, Bound, ListenAddress, bind, bind_unix};
+pub use listener::{Accepting, Bound, ListenAddress, PerSource, bind, bind_unix};
 pub use local::{LocalPages, Page};
 pub use parent::{Parent, ParentAccess, ParentAsks};
 pub use peers::{Callee, Callees, KnownAddresses, PeerEndpoint, Peers};
@@ -202,6 +202,18 @@ pub struct Shared {
     pool_key: std::hash::RandomState,
     /// Dials where a request upgrades.
     for_upgrades: Arc<dyn pingora::connectors::L4Connect + Send + Sync>,
+}
+
+impl Shared {
+    /// A place among the requests under way.
+    fn in_flight_slot(&self, towards: &Authority) -> Result<OwnedSemaphorePermit, Denial> {
+        let slot = Arc::clone(&self.in_flight).try_acquire_owned();
+        slot.map_err(|_| {
+            Denial::new(Cause::Overloaded)
+                .towards(towards)
+                .detail("limits.in_flight is reached")
+        })
+    }
 }
 
 /// The wire, ready to serve connections.

@@ -49,8 +49,8 @@ use crate::identity::{CacheSettings, CachedVerifier, Principal, TokenVerifier, V
 use crate::limit::Ledger;
 use crate::policy::{EchRule, SniRule, TlsRule, TlsUse};
 use crate::proxy::{
-    Accepting, AgentEndpoint, Bound, FrontedAgent, ListenAddress, NamedRoute, Parent, Settings,
-    Wire, bind,
+    Accepting, AgentEndpoint, Bound, FrontedAgent, ListenAddress, NamedRoute, Parent, PerSource,
+    Settings, Wire, bind,
 };
 
 use certificates::CertificateReloader;
@@ -296,13 +296,13 @@ impl Gateway {
             agent_keys: Arc::clone(&agent_keys) as _,
             issuers: (!issuers.is_empty() || config.identity.issuers_file.is_some())
                 .then(|| Arc::clone(&issuers) as _),
-            proof: match (between, config.identity.require) {
-                // A token alone opens nothing there.
-                (Some(_), _) => Proof::Certificate,
-                (None, RequiredProof::Token) => Proof::Token,
-                (None, RequiredProof::Certificate) => Proof::Certificate,
-                (None, RequiredProof::Either) => Proof::Either,
-                (None, RequiredProof::Both) => Proof::Both,
+            proof: proof(match between {
+                Some(_) => config.peers.require,
+                None => config.identity.require,
+            }),
+            proof_on: match (between, config.tls.clients.require) {
+                (None, Some(required)) => vec![("egress_tls", proof(required))],
+                _ => Vec::new(),
             },
             certificates: match between {
                 Some(between) => Some(between.tls() as _),
@@ -564,26 +564,27 @@ impl Gateway {
         let connections = config.limits.connections;
         let mut room = Vec::new();
         let mut accepting = JoinSet::new();
+        // A source is counted on all ways out together, and as a peer apart.
+        let per_source = || {
+            let most = config.limits.connections_per_source;
+            most.map(|most| Arc::new(PerSource::new(most)))
+        };
+        let way_out = per_source();
         let mut listeners: Vec<_> = egress
             .into_iter()
-            .map(|bound| (bound, Arc::clone(&wire)))
+            .map(|bound| (bound, Arc::clone(&wire), way_out.clone()))
             .collect();
         if let Some(peers) = peers {
             let beside = Arc::clone(peers.beside());
             let (bound, keeping) = peers.run(Arc::clone(&readiness))?;
             background.spawn(keeping);
-            listeners.push((bound, beside));
+            listeners.push((bound, beside, per_source()));
         }
-        for (bound, wire) in listeners {
+        for (bound, wire, per_source) in listeners {
             let slots = Arc::new(Semaphore::new(connections));
             room.push(Arc::clone(&slots));
-            let accept = Accepting::new(
-                wire,
-                slots,
-                config.limits.connections_per_source,
-                stop.subscribe(),
-            )
-            .behind(config.listen.proxy_protocol.clone());
+            let accept = Accepting::new(wire, slots, per_source, stop.subscribe())
+                .behind(config.listen.proxy_protocol.clone());
             accepting.spawn(accept.run(bound));
         }
         tracing::info!(
@@ -627,6 +628,15 @@ impl Gateway {
             .context("the audit log could not be finished")?;
         tracing::info!("stopped");
         Ok(())
+    }
+}
+
+fn proof(required: RequiredProof) -> Proof {
+    match required {
+        RequiredProof::Token => Proof::Token,
+        RequiredProof::Certificate => Proof::Certificate,
+        RequiredProof::Either => Proof::Either,
+        RequiredProof::Both => Proof::Both,
     }
 }
 
