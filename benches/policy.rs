@@ -62,6 +62,7 @@ fn decide(c: &mut Criterion) {
         agent: &agent,
         tenant: None,
         destinations: None,
+        audiences: None,
     };
     for rules in [10, 10_000] {
         let set = build(parse(&text(rules)));

@@ -585,3 +585,33 @@ fn agents_ask_what_they_may_reach() {
     );
     assert!(told["policy_version"].is_string(), "{told}");
 }
+
+#[test]
+fn a_document_for_other_audiences_refuses_its_tenants_tokens() {
+    let origin = Origin::http();
+    let with = |audience: &str| {
+        let text = allows("acme", "acme-1", &[&origin]);
+        text.replace(
+            "tenant: acme\n",
+            &format!("tenant: acme\naudience: [{audience}]\n"),
+        )
+    };
+    let (start, folder) = over(&[("acme.yaml", &with("acme-prod"))]);
+    let gateway = start.start();
+    let refused = get(&gateway, "bot", "acme", &origin.url("/"));
+    assert_eq!(refused.status, 403, "{}", refused.text());
+    assert_eq!(refused.error(), "tenant_audience");
+    let record = gateway.record("the refusal", |record| {
+        record["reason"] == "tenant_audience"
+    });
+    assert_eq!(record["detail"], "the token's aud is agentport", "{record}");
+    let token = token("bot", "acme", None);
+    let page = policy_page(&gateway, &format!("Authorization: Bearer {token}\r\n"));
+    assert_eq!(
+        (page.status, page.error().as_str()),
+        (403, "tenant_audience")
+    );
+    // The tokens here are for `agentport`.
+    replace(&folder.join("acme.yaml"), &with("acme-prod, agentport"));
+    becomes(&gateway, &origin, "acme", 200, "its audience is named");
+}

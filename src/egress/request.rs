@@ -56,4 +56,7 @@ pub struct Subject<'a> {
     /// policy alone, an empty list allows nothing, and what is listed must be
     /// allowed by the policy as well.
     pub destinations: Option<&'a [Destination]>,
+    /// Whom the token is for (`aud`); `None` where the credential is no token,
+    /// or where none is told.
+    pub audiences: Option<&'a [String]>,
 }

@@ -636,7 +636,7 @@ impl Denial {
             // Of the gateway itself, not through it. A tenant without a policy
             // has nothing to be told there.
             policy_url: match self.cause {
-                Cause::Policy(DenyReason::UnknownTenant) => None,
+                Cause::Policy(DenyReason::UnknownTenant | DenyReason::TenantAudience) => None,
                 Cause::Policy(_) => Some(POLICY_PATH),
                 _ => None,
             },

@@ -28,14 +28,14 @@ use crate::identity::{
     Principal, RevocationSet, RevokedKind,
 };
 use crate::limit::{Ledger, Limit};
-use crate::policy::{Calls, Decision, DenyReason, Permit, PolicySet, Reach};
+use crate::policy::{Calls, Decision, DenyReason, Permit, PolicySet, Proven, Reach};
 
 use ports::{
     AgentKeySource, AuditSink, Clock, Elsewhere, IssuerKeys, KeyNews, Observation, Observe,
     OffLimits, PolicySource, Resolve, ResolveError, RevocationSource, SharedLimits, SinkState,
     ThisMachine, TrustsCertificates,
 };
-use quota::{Quotas, Spending};
+use quota::{Paid, Quotas, Spending};
 use trail::TrailPorts;
 
 /// Leave to open one upstream connection: to these addresses and no others,
@@ -125,6 +125,10 @@ impl Admission {
     }
 }
 
+/// That the limits let the body of a request be read, see
+/// [`Gate::admit_body`].
+pub struct BodyPaid(Paid);
+
 impl fmt::Debug for Spending {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Spending").finish_non_exhaustive()
@@ -179,6 +183,8 @@ pub struct GateParts {
     pub agent_keys: Arc<dyn AgentKeySource>,
     /// What proves who asks.
     pub proof: Proof,
+    /// Listeners, by name, on which something else does.
+    pub proof_on: Vec<(&'static str, Proof)>,
     /// Whom clients' certificates are trusted from; `None` where no listener
     /// asks for them.
     pub certificates: Option<Arc<dyn TrustsCertificates>>,
@@ -221,6 +227,7 @@ pub struct Gate {
     tokens: Arc<CachedVerifier>,
     agent_keys: Arc<dyn AgentKeySource>,
     proof: Proof,
+    proof_on: Vec<(&'static str, Proof)>,
     certificates: Option<Arc<dyn TrustsCertificates>>,
     issuers: Option<Arc<dyn IssuerKeys>>,
     revocations: Arc<dyn RevocationSource>,
@@ -243,6 +250,7 @@ impl Gate {
             tokens: parts.tokens,
             agent_keys: parts.agent_keys,
             proof: parts.proof,
+            proof_on: parts.proof_on,
             certificates: parts.certificates,
             issuers: parts.issuers,
             revocations: parts.revocations,
@@ -411,7 +419,12 @@ impl Gate {
             // Under whatever proof is asked for: its handshake would fail now.
             holds(self.certificates.as_deref(), &shown.certificate, self.now())?;
         }
-        match (self.proof, certified) {
+        let own = self
+            .proof_on
+            .iter()
+            .find(|(name, _)| *name == trail.listener());
+        let proof = own.map_or(self.proof, |(_, proof)| *proof);
+        match (proof, certified) {
             (Proof::Token, _) => self.by_token(credential, peer, trail).await,
             (Proof::Certificate, shown) => self.by_certificate(shown, trail),
             (Proof::Either, Some(shown)) if credential.is_none() && shown.who.is_ok() => {
@@ -422,7 +435,11 @@ impl Gate {
             }
             (Proof::Either, _) => self.by_token(credential, peer, trail).await,
             (Proof::Both, Some(shown)) => self.by_both(shown, credential, trail).await,
-            (Proof::Both, None) => Err(bad_certificate("no_certificate")),
+            (Proof::Both, None) => {
+                // For the record, which says who came with half of it.
+                let _ = self.by_token(credential, None, trail).await;
+                Err(bad_certificate("no_certificate"))
+            }
         }
     }
 
@@ -449,6 +466,8 @@ impl Gate {
     ) -> Result<Arc<Principal>, Denial> {
         let named = self.by_certificate(Some(shown), trail)?;
         let who = self.by_token(credential, None, trail).await?;
+        let both = who.with_certificate(&shown.certificate);
+        trail.principal(&both);
         let tenants_fit = match (named.tenant(), who.tenant()) {
             (Some(named), tenant) => tenant == Some(named),
             (None, _) => true,
@@ -457,7 +476,7 @@ impl Gate {
             let detail = format!("the certificate is that of {}", named.agent());
             return Err(bad_certificate("certificate_mismatch").detail(detail));
         }
-        Ok(Arc::new(who.with_certificate(&shown.certificate)))
+        Ok(Arc::new(both))
     }
 
     async fn by_token(
@@ -622,14 +641,19 @@ impl Gate {
     /// authenticated it.
     ///
     /// # Errors
-    /// A [`Denial`]: its tenant has no policy.
+    /// A [`Denial`]: its tenant has no policy, or one for other tokens.
     pub fn reach(&self, who: &Principal, trail: &mut AuditTrail) -> Result<Reach, Denial> {
         let policy = self.policy.current();
         trail.policy(policy.digest());
-        policy.reach(&who.subject()).ok_or_else(|| {
-            Denial::new(Cause::Policy(DenyReason::UnknownTenant))
-                .detail("the tenant of the token has no document")
-        })
+        let mut reach = policy.reach(&who.subject()).map_err(|reason| {
+            let detail = match reason {
+                DenyReason::TenantAudience => audiences(who),
+                _ => "the tenant of the token has no document".to_owned(),
+            };
+            Denial::new(Cause::Policy(reason)).detail(detail)
+        })?;
+        reach.add_limits(self.quotas.own());
+        Ok(reach)
     }
 
     /// Whether this agent may do this, and by which addresses.
@@ -642,7 +666,8 @@ impl Gate {
         request: &EgressRequest,
         trail: &mut AuditTrail,
     ) -> Result<Admission, Denial> {
-        self.admit_calls(who, request, Calls::Unseen, trail).await
+        self.admit_calls(who, (request, Calls::Unseen, None), trail)
+            .await
     }
 
     /// Whether policy must see what the body calls by JSON-RPC before it can
@@ -653,18 +678,60 @@ impl Gate {
         policy.asks_for_calls(&who.subject(), request)
     }
 
-    /// As [`Gate::admit`], for a request whose body was read.
+    /// Whether the body of a request may be read, to learn what it calls: what
+    /// policy refuses whatever it calls, and what has no quota left, is refused
+    /// here. What it takes from limits is spent also where it is refused later,
+    /// for the body was read; only the limits of its rule, which is known by
+    /// then, are asked by [`Gate::admit_calls`].
+    ///
+    /// # Errors
+    /// A [`Denial`]: policy or quota.
+    pub async fn admit_body(
+        &self,
+        who: &Arc<Principal>,
+        request: &EgressRequest,
+        trail: &mut AuditTrail,
+    ) -> Result<BodyPaid, Denial> {
+        let started = self.ports.clock.monotonic();
+        trail.asks(request);
+        let policy = self.policy.current();
+        trail.policy(policy.digest());
+        let subject = who.subject();
+        let paid = match policy.decide_calls(&subject, request, Calls::Awaited) {
+            Decision::Allow(permit) => {
+                let of_rules = policy.limits_at_best(&subject, request);
+                let quotas = &self.quotas;
+                quotas
+                    .admit_body(who, &permit, request, &of_rules, trail)
+                    .await
+            }
+            Decision::Deny(denied) => Err(Denial::of_policy(&denied)),
+        };
+        paid.map(BodyPaid).map_err(|denial| {
+            self.ports.observe.observe(Observation::Decision {
+                allowed: false,
+                reason: denial.code(),
+                would_deny: None,
+                took: self.ports.clock.monotonic().saturating_sub(started),
+                trace_id: trail.trace_id(),
+            });
+            denial.towards(&request.authority)
+        })
+    }
+
+    /// As [`Gate::admit`], for a request whose body was read, with what it has
+    /// paid for that.
     ///
     /// # Errors
     /// A [`Denial`]: policy, quota, name or address.
     pub async fn admit_calls(
         &self,
         who: &Arc<Principal>,
-        request: &EgressRequest,
-        calls: Calls<'_>,
+        (request, calls, paid): (&EgressRequest, Calls<'_>, Option<BodyPaid>),
         trail: &mut AuditTrail,
     ) -> Result<Admission, Denial> {
-        let (permit, spending) = self.decide(who, request, calls, trail).await?;
+        let asked = (request, calls, paid);
+        let (permit, spending) = self.decide(who, asked, trail).await?;
         let addresses = self.addresses(&permit, &request.authority, trail).await?;
         Ok(Admission {
             spending,
@@ -686,12 +753,12 @@ impl Gate {
     pub async fn admit_behind(
         &self,
         who: &Arc<Principal>,
-        request: &EgressRequest,
-        calls: Calls<'_>,
+        (request, calls, paid): (&EgressRequest, Calls<'_>, Option<BodyPaid>),
         at: Option<&Authority>,
         trail: &mut AuditTrail,
     ) -> Result<Admission, Denial> {
-        let (permit, spending) = self.decide(who, request, calls, trail).await?;
+        let asked = (request, calls, paid);
+        let (permit, spending) = self.decide(who, asked, trail).await?;
         let addresses = match at {
             None => Vec::new(),
             Some(at) => self
@@ -717,8 +784,7 @@ impl Gate {
     async fn decide(
         &self,
         who: &Arc<Principal>,
-        request: &EgressRequest,
-        calls: Calls<'_>,
+        (request, calls, paid): (&EgressRequest, Calls<'_>, Option<BodyPaid>),
         trail: &mut AuditTrail,
     ) -> Result<(Permit, Option<Arc<Spending>>), Denial> {
         let started = self.ports.clock.monotonic();
@@ -728,15 +794,25 @@ impl Gate {
         }
         let policy = self.policy.current();
         trail.policy(policy.digest());
-        let verdict = match policy.decide_calls(&who.subject(), request, calls) {
+        let decision = policy.decide_calls(&who.subject(), request, calls);
+        let verdict = match decision.proven_by(proven(who)) {
             Decision::Allow(permit) => Ok(permit),
-            Decision::Deny(denied) => Err(Denial::of_policy(&denied).towards(&request.authority)),
+            Decision::Deny(denied) => {
+                let denial = Denial::of_policy(&denied).towards(&request.authority);
+                Err(match denied.reason() {
+                    DenyReason::TenantAudience => denial.detail(audiences(who)),
+                    _ => denial,
+                })
+            }
         };
         let verdict = match verdict {
-            Ok(permit) => match self.quotas.admit(who, &permit, request, trail).await {
-                Ok(spending) => Ok((permit, spending)),
-                Err(denial) => Err(denial.towards(&request.authority)),
-            },
+            Ok(permit) => {
+                let paid = paid.map(|BodyPaid(paid)| paid);
+                match self.quotas.admit(who, &permit, request, paid, trail).await {
+                    Ok(spending) => Ok((permit, spending)),
+                    Err(denial) => Err(denial.towards(&request.authority)),
+                }
+            }
             Err(denial) => Err(denial),
         };
         let took = self.ports.clock.monotonic().saturating_sub(started);
@@ -923,12 +999,12 @@ impl Judge {
         calls: Option<&[String]>,
         dialled: Option<IpAddr>,
     ) -> Result<(), TunnelEnd> {
-        let proven = match who.kind() {
+        let holds_still = match who.kind() {
             CredentialKind::Token => self.keys.trusts(who, self.now),
             CredentialKind::AgentKey => self.agent_keys.still_proves(who, self.now),
             CredentialKind::Certificate | CredentialKind::Peer => true,
         };
-        if !proven {
+        if !holds_still {
             return Err(TunnelEnd::CredentialEnded);
         }
         if let Some(certificate) = who.certificate() {
@@ -950,7 +1026,8 @@ impl Judge {
             }
         }
         let calls = calls.map_or(Calls::Unseen, Calls::Seen);
-        match self.policy.decide_calls(&who.subject(), request, calls) {
+        let decision = self.policy.decide_calls(&who.subject(), request, calls);
+        match decision.proven_by(proven(who)) {
             Decision::Allow(permit) => match dialled.map(|address| permit.address(address)) {
                 None | Some(Ok(_)) => Ok(()),
                 Some(Err(_)) => Err(TunnelEnd::PolicyChanged),
@@ -960,10 +1037,24 @@ impl Judge {
     }
 }
 
+/// What policy may want to have proven an agent.
+fn proven(who: &Principal) -> Proven {
+    Proven {
+        token: matches!(who.kind(), CredentialKind::Token | CredentialKind::AgentKey),
+        certificate: who.certificate().is_some(),
+    }
+}
+
+/// For the operator: whom a token is for that its tenant's policy does not take.
+fn audiences(who: &Principal) -> String {
+    let audiences = who.subject().audiences.unwrap_or_default();
+    format!("the token's aud is {}", audiences.join(", "))
+}
+
 fn seen(calls: Calls<'_>) -> Option<Arc<[String]>> {
     match calls {
         Calls::Seen(methods) => Some(methods.into()),
-        Calls::Unseen => None,
+        Calls::Unseen | Calls::Awaited => None,
     }
 }
 

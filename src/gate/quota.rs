@@ -2,7 +2,7 @@
 //! from none, and the bytes that follow.
 
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use crate::egress::{Ask, EgressRequest};
@@ -37,6 +37,44 @@ pub(super) struct Spending {
     down: Vec<(Mode, Account)>,
     standing: Vec<Standing>,
     _places: Vec<PlaceHeld>,
+    /// Where a budget of bytes is on trial.
+    trial: Option<Arc<Trial>>,
+}
+
+/// The budget of bytes that enforcing would have cut something at, once it
+/// would have.
+pub(super) type Trial = OnceLock<Arc<Limit>>;
+
+/// What was taken from limits on the way to an admission: it is given back
+/// where there is none, because another limit refused or because the client
+/// has gone away while Redis was asked.
+struct Taken {
+    ledger: Arc<Ledger>,
+    clock: Arc<dyn Clock>,
+    accounts: Vec<Account>,
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        let now = self.clock.monotonic();
+        for account in &self.accounts {
+            self.ledger.put_back(account, 1, now);
+        }
+    }
+}
+
+/// What a request has paid before its body is read. It keeps its places until
+/// this is dropped, and what it has taken is spent: reading is what it is for.
+pub(super) struct Paid(Spending);
+
+/// Which limits are asked.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Which {
+    All,
+    /// All but those of the rule, which is not known yet.
+    BeforeBody,
+    /// Those of the rule.
+    OfRule,
 }
 
 /// Where a request stands with one limit, for the RateLimit header fields.
@@ -83,6 +121,11 @@ impl Quotas {
         }
     }
 
+    /// The gateway's own limits.
+    pub(super) fn own(&self) -> &[Arc<Limit>] {
+        &self.limits
+    }
+
     /// Requests of a source address, before anything else is looked at.
     pub(super) async fn source(&self, source: Option<IpAddr>) -> Result<(), Denial> {
         let Some(source) = source else { return Ok(()) };
@@ -95,15 +138,72 @@ impl Quotas {
         Ok(())
     }
 
-    /// Takes one request from every limit that holds for it, or from none.
+    /// Takes one request from every limit that holds for it, or from none. What
+    /// was paid before the body was read is not taken again.
     pub(super) async fn admit(
         &self,
         who: &Principal,
         permit: &Permit,
         request: &EgressRequest,
+        paid: Option<Paid>,
         trail: &mut AuditTrail,
     ) -> Result<Option<Arc<Spending>>, Denial> {
-        let mut spending = Spending {
+        let (mut spending, which) = match paid {
+            Some(Paid(spending)) => (spending, Which::OfRule),
+            None => (self.spending(), Which::All),
+        };
+        let asked = (permit, request, which);
+        self.take_all(who, asked, &mut spending, trail).await?;
+        Ok(spending.is_any().then(|| Arc::new(spending)))
+    }
+
+    /// What a request pays before its body is read: all limits but those of its
+    /// rule, which the body tells. Where every rule that may turn out to be its
+    /// own has used up its limits already, it is refused by the first.
+    pub(super) async fn admit_body(
+        &self,
+        who: &Principal,
+        permit: &Permit,
+        request: &EgressRequest,
+        of_rules: &[Vec<Arc<Limit>>],
+        trail: &mut AuditTrail,
+    ) -> Result<Paid, Denial> {
+        let used_up = |limits: &Vec<Arc<Limit>>| {
+            let mut limits = limits.iter();
+            limits.find_map(|limit| self.used_up(who, limit, request, trail))
+        };
+        let used_up: Vec<_> = of_rules.iter().map(used_up).collect();
+        if used_up.iter().all(Option::is_some)
+            && let Some((limit, refusal)) = used_up.into_iter().flatten().next()
+        {
+            return Err(self.refused(&limit, refusal));
+        }
+        let mut spending = self.spending();
+        let asked = (permit, request, Which::BeforeBody);
+        self.take_all(who, asked, &mut spending, trail).await?;
+        Ok(Paid(spending))
+    }
+
+    /// Why this limit would refuse now, as far as is known here; nothing is
+    /// taken.
+    fn used_up(
+        &self,
+        who: &Principal,
+        limit: &Arc<Limit>,
+        request: &EgressRequest,
+        trail: &AuditTrail,
+    ) -> Option<(Arc<Limit>, Refusal)> {
+        if !holds_for(limit, request, trail.is_inside_tunnel()) {
+            return None;
+        }
+        let owner = owner(limit.per(), who, request, trail.source())?;
+        let account = self.ledger.account(limit, owner);
+        let refusal = self.has_units(&account).err()?;
+        Some((Arc::clone(limit), refusal))
+    }
+
+    fn spending(&self) -> Spending {
+        Spending {
             ledger: Arc::clone(&self.ledger),
             clock: Arc::clone(&self.clock),
             observe: Arc::clone(&self.observe),
@@ -111,24 +211,38 @@ impl Quotas {
             down: Vec::new(),
             standing: Vec::new(),
             _places: Vec::new(),
+            trial: None,
+        }
+    }
+
+    async fn take_all(
+        &self,
+        who: &Principal,
+        (permit, request, which): (&Permit, &EgressRequest, Which),
+        spending: &mut Spending,
+        trail: &mut AuditTrail,
+    ) -> Result<(), Denial> {
+        let mut taken = Taken {
+            ledger: Arc::clone(&self.ledger),
+            clock: Arc::clone(&self.clock),
+            accounts: Vec::new(),
         };
-        let mut taken: Vec<Account> = Vec::new();
         let source = trail.source();
-        let mut any = false;
         // What counts requests of a source has been asked when they came.
         let own = self
             .limits
             .iter()
-            .filter(|limit| !is_of_source(limit))
+            .filter(|limit| which != Which::OfRule && !is_of_source(limit))
             .map(|limit| (Mode::Enforce, limit));
-        for (mode, limit) in own.chain(permit.limits()) {
+        let of_documents = permit.document_limits().filter(|_| which != Which::OfRule);
+        let of_rule = permit.own_limits().filter(|_| which != Which::BeforeBody);
+        for (mode, limit) in own.chain(of_documents).chain(of_rule) {
             if !holds_for(limit, request, trail.is_inside_tunnel()) {
                 continue;
             }
             let Some(owner) = owner(limit.per(), who, request, source) else {
                 continue;
             };
-            any = true;
             let account = self.ledger.account(limit, owner);
             let outcome = match limit.measure() {
                 Measure::Requests | Measure::Connections => match self.take(&account).await {
@@ -137,7 +251,7 @@ impl Quotas {
                             limit: Arc::clone(limit),
                             allowance,
                         });
-                        taken.push(account);
+                        taken.accounts.push(account);
                         Ok(())
                     }
                     Err(refusal) => Err(refusal),
@@ -149,8 +263,12 @@ impl Quotas {
                     }
                     Err(refusal) => Err(refusal),
                 },
-                Measure::BytesUp => self.has_bytes(account, mode, &mut spending.up),
-                Measure::BytesDown => self.has_bytes(account, mode, &mut spending.down),
+                Measure::BytesUp => self.has_units(&account).map(|()| {
+                    spending.up.push((mode, account));
+                }),
+                Measure::BytesDown => self.has_units(&account).map(|()| {
+                    spending.down.push((mode, account));
+                }),
             };
             if let Err(refusal) = outcome {
                 let denial = self.refused(limit, refusal);
@@ -159,14 +277,16 @@ impl Quotas {
                     continue;
                 }
                 // A refusal by one limit takes nothing from the others.
-                let now = self.clock.monotonic();
-                for account in &taken {
-                    self.ledger.put_back(account, 1, now);
-                }
                 return Err(denial);
             }
         }
-        Ok(any.then(|| Arc::new(spending)))
+        taken.accounts.clear();
+        let mut bytes = spending.up.iter().chain(&spending.down);
+        if bytes.any(|(mode, _)| *mode == Mode::Audit) {
+            let trial = spending.trial.get_or_insert_default();
+            trail.on_trial(Arc::clone(trial));
+        }
+        Ok(())
     }
 
     async fn take(&self, account: &Account) -> Result<Allowance, Refusal> {
@@ -193,19 +313,13 @@ impl Quotas {
 
     /// A budget of bytes must not be used up already; what follows is taken as
     /// it comes.
-    fn has_bytes(
-        &self,
-        account: Account,
-        mode: Mode,
-        into: &mut Vec<(Mode, Account)>,
-    ) -> Result<(), Refusal> {
+    fn has_units(&self, account: &Account) -> Result<(), Refusal> {
         let now = self.clock.monotonic();
-        if self.ledger.room(&account, now) == Room::Units(0) {
-            // Asking for one byte tells when there will be one.
-            self.ledger.take(&account, 1, false, now)?;
-            self.ledger.put_back(&account, 1, now);
+        if self.ledger.room(account, now) == Room::Units(0) {
+            // Asking for one unit tells when there will be one.
+            self.ledger.take(account, 1, false, now)?;
+            self.ledger.put_back(account, 1, now);
         }
-        into.push((mode, account));
         Ok(())
     }
 
@@ -255,6 +369,18 @@ impl<'a> Patience<'a> {
 }
 
 impl Spending {
+    /// Whether a limit holds here at all.
+    fn is_any(&self) -> bool {
+        let Self {
+            up,
+            down,
+            standing,
+            _places,
+            ..
+        } = self;
+        !(up.is_empty() && down.is_empty() && standing.is_empty() && _places.is_empty())
+    }
+
     /// How many bytes may pass this way.
     pub(super) fn room(&self, way: Way) -> Budget {
         let now = self.clock.monotonic();
@@ -282,8 +408,19 @@ impl Spending {
             return;
         }
         let now = self.clock.monotonic();
-        for (_, account) in self.accounts(way) {
-            self.ledger.use_up(account, bytes, now);
+        for (mode, account) in self.accounts(way) {
+            let mut charged = bytes;
+            if *mode == Mode::Audit
+                && let Room::Units(room) = self.ledger.room(account, now)
+                && room < bytes
+            {
+                // Enforcing would have cut here, and no more would have passed.
+                charged = room;
+                if let Some(trial) = &self.trial {
+                    let _ = trial.set(Arc::clone(account.limit()));
+                }
+            }
+            self.ledger.use_up(account, charged, now);
         }
     }
 
@@ -371,11 +508,10 @@ fn is_of_source(limit: &Limit) -> bool {
 
 fn holds_for(limit: &Limit, request: &EgressRequest, inside_tunnel: bool) -> bool {
     match limit.measure() {
-        Measure::Requests => true,
-        Measure::Connections | Measure::Tunnels => matches!(request.ask, Ask::Tunnel),
+        measure if measure.is_of_tunnels() => matches!(request.ask, Ask::Tunnel),
         // A tunnel counts once, not again for what is asked inside.
         Measure::Concurrent => !inside_tunnel,
-        Measure::BytesUp | Measure::BytesDown => true,
+        _ => true,
     }
 }
 
@@ -397,4 +533,123 @@ fn owner(
         // Who comes by a Unix socket has no address.
         Per::Source => Owner::source(source?),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroU32;
+    use std::task::{Context, Poll, Waker};
+    use std::time::SystemTime;
+
+    use super::*;
+    use crate::audit::AuditRecord;
+    use crate::egress::{AgentId, Authority, RequestId};
+    use crate::gate::ports::{AuditSink, BoxFuture, SinkState};
+    use crate::gate::storm::{StormSettings, Storms};
+    use crate::gate::trail::{Opening, TrailPorts};
+    use crate::limit::{Quota, Shared, WhenAway};
+    use crate::policy::{Decision, Format, PolicyDocument, PolicySet, SourceName};
+
+    /// A machine on which nothing ever happens.
+    struct Still;
+
+    impl Clock for Still {
+        fn wall(&self) -> SystemTime {
+            SystemTime::UNIX_EPOCH
+        }
+
+        fn monotonic(&self) -> Duration {
+            Duration::from_secs(1)
+        }
+    }
+
+    impl Observe for Still {
+        fn observe(&self, _: Observation<'_>) {}
+    }
+
+    impl AuditSink for Still {
+        fn push(&self, _: AuditRecord) {}
+
+        fn ready(&self) -> SinkState {
+            SinkState::Ready
+        }
+
+        fn wait(&self) -> BoxFuture<'_, ()> {
+            Box::pin(std::future::pending())
+        }
+    }
+
+    impl SharedLimits for Still {
+        fn answered(&self) -> BoxFuture<'_, ()> {
+            Box::pin(std::future::pending())
+        }
+    }
+
+    fn limit(name: &str, quota: &str) -> Arc<Limit> {
+        let amount = Amount::Over(Quota::parse(quota).expect(quota));
+        let (measure, away) = (Measure::Requests, WhenAway::Local);
+        Arc::new(Limit::new(name, measure, Per::Agent, amount, away))
+    }
+
+    #[test]
+    fn a_client_that_goes_away_while_redis_is_asked_has_taken_nothing() {
+        let still = Arc::new(Still);
+        let shared = Arc::new(Shared::new(100, NonZeroU32::MIN, || {}));
+        shared.redis_is(true, true, still.monotonic());
+        let ledger = Arc::new(Ledger::new(100).sharing(shared));
+        let (wide, narrow) = (limit("wide", "100/d"), limit("narrow", "1/d"));
+        let quotas = Quotas::new(
+            vec![Arc::clone(&wide), narrow],
+            Arc::clone(&ledger),
+            Some(still.clone()),
+            still.clone(),
+            still.clone(),
+        );
+        let agent = AgentId::parse("bot").expect("an agent");
+        let who = Principal::of_peer(1000, agent.clone(), None);
+        let source = SourceName::from("p");
+        let text = "version: 1\nrules: [{name: r, action: allow, agents: any, hosts: [a.example]}]";
+        let document = PolicyDocument::parse(&source, Format::Yaml, text).expect("a document");
+        let set = PolicySet::build(vec![(source, document)], Mode::Enforce).expect("a policy");
+        let request = EgressRequest {
+            authority: Authority::parse("a.example:443").expect("an authority"),
+            ask: Ask::Tunnel,
+        };
+        let Decision::Allow(permit) = set.decide(&who.subject(), &request) else {
+            panic!("the rule allows it");
+        };
+        let ports = Arc::new(TrailPorts {
+            sink: still.clone(),
+            clock: still.clone(),
+            observe: still.clone(),
+            storms: Storms::new(StormSettings::default()),
+        });
+        let opening = Opening {
+            listener: "egress".into(),
+            client: None,
+            request_id: RequestId::from_bits(1),
+        };
+        let mut trail = AuditTrail::open(&ports, opening);
+        let mut context = Context::from_waker(Waker::noop());
+        let account = ledger.account(&wide, Owner::Agent(None, agent));
+        let room = || ledger.room(&account, still.monotonic());
+
+        // A batch of each may be lent before there is an answer: 10 and 1.
+        let first = {
+            let mut first = Box::pin(quotas.admit(&who, &permit, &request, None, &mut trail));
+            match first.as_mut().poll(&mut context) {
+                Poll::Ready(Ok(spending)) => spending,
+                _ => panic!("there is a batch for it"),
+            }
+        };
+        assert_eq!(room(), Room::Units(9));
+        {
+            let mut second = Box::pin(quotas.admit(&who, &permit, &request, None, &mut trail));
+            assert!(second.as_mut().poll(&mut context).is_pending());
+            assert_eq!(room(), Room::Units(8), "it has taken from the first limit");
+        }
+        assert_eq!(room(), Room::Units(9), "and has given it back");
+        drop(first);
+        assert_eq!(room(), Room::Units(9), "what was admitted is spent");
+    }
 }

@@ -12,6 +12,7 @@ use crate::policy::{Mode, Permit};
 
 use super::denial::{Cause, Denial, TunnelEnd};
 use super::ports::{AuditSink, Clock, Observation, Observe};
+use super::quota::Trial;
 use super::storm::Storms;
 
 /// The machine's side of a trail, shared by all.
@@ -38,6 +39,8 @@ pub struct AuditTrail {
     record: Option<AuditRecord>,
     started: Duration,
     inside_tunnel: bool,
+    /// Where a budget of bytes is on trial: whether it would have cut this.
+    trial: Option<Arc<Trial>>,
     ports: Arc<TrailPorts>,
 }
 
@@ -47,6 +50,7 @@ impl AuditTrail {
         Self {
             started: ports.clock.monotonic(),
             inside_tunnel: false,
+            trial: None,
             record: Some(AuditRecord {
                 ts: ports.clock.wall(),
                 event: AuditEvent::Request,
@@ -96,6 +100,11 @@ impl AuditTrail {
         }
     }
 
+    /// The listener that took the connection.
+    pub(super) fn listener(&self) -> &str {
+        self.record.as_ref().map_or("", |record| &record.listener)
+    }
+
     /// The address that the request came from.
     pub(super) fn source(&self) -> Option<IpAddr> {
         let client = self.record.as_ref()?.client?;
@@ -109,6 +118,12 @@ impl AuditTrail {
 
     pub(super) fn is_inside_tunnel(&self) -> bool {
         self.inside_tunnel
+    }
+
+    /// A budget of bytes is on trial, and this will tell whether it would have
+    /// cut what follows.
+    pub(super) fn on_trial(&mut self, trial: Arc<Trial>) {
+        self.trial = Some(trial);
     }
 
     /// The request's number.
@@ -174,7 +189,7 @@ impl AuditTrail {
             record.agent_id = Some(who.agent().clone());
             record.tenant = who.tenant().cloned();
             record.token_jti = who.jti().cloned();
-            record.credential = Some(who.kind().as_str());
+            record.credential = Some(who.credentials());
             record.act = who.act().cloned();
             record.service_account = who.client().cloned();
         });
@@ -361,6 +376,7 @@ impl AuditTrail {
             record: closing,
             started: self.started,
             inside_tunnel: self.inside_tunnel,
+            trial: self.trial.clone(),
             ports: Arc::clone(&self.ports),
         };
         drop(self);
@@ -388,6 +404,17 @@ impl Drop for AuditTrail {
         let Some(mut record) = self.record.take() else {
             return;
         };
+        if let Some(limit) = self.trial.as_ref().and_then(|trial| trial.get()) {
+            record.would_deny.get_or_insert(TunnelEnd::Budget.code());
+            record.detail.get_or_insert_with(|| {
+                format!(
+                    "{} ({}) would have been used up",
+                    limit.name(),
+                    limit.amount()
+                )
+                .into()
+            });
+        }
         let now = self.ports.clock.monotonic();
         record.duration_ms = now.saturating_sub(self.started);
         self.ports

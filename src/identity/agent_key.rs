@@ -182,6 +182,7 @@ impl AgentKey {
                 }
             },
             destinations,
+            audiences: None,
             jti: None,
             act: None,
             scope: None,

@@ -44,13 +44,14 @@ pub(super) fn judge(
         facts: facts(&members, issuer),
     };
     let iss = claims.issuer(issuer)?;
-    claims.audience(issuer)?;
+    let audiences = claims.audience(issuer)?;
     let (expires_at, issued_at) = claims.dates(now, leeway)?;
     let (agent, tenant) = claims.names(issuer)?;
     Ok(Principal {
         agent,
         tenant,
         destinations: claims.destinations()?,
+        audiences: Some(audiences),
         jti: claims.name("jti")?.map(Into::into),
         act: claims.actors(max_actors)?,
         scope: claims.scope(),
@@ -210,9 +211,10 @@ impl<'m> Claims<'m> {
         }
     }
 
-    fn audience(&self, issuer: &TrustedIssuer) -> Result<(), TokenError> {
+    /// Whom the token is for, of whom one at least is expected.
+    fn audience(&self, issuer: &TrustedIssuer) -> Result<Arc<[String]>, TokenError> {
         let found: Vec<&str> = match self.members.get("aud") {
-            None if issuer.audiences.is_empty() => return Ok(()),
+            None if issuer.audiences.is_empty() => return Ok(Arc::default()),
             None => return Err(self.missing("aud")),
             Some(Value::String(one)) => vec![one],
             Some(Value::Array(items)) => items
@@ -226,7 +228,7 @@ impl<'m> Claims<'m> {
             .iter()
             .any(|audience| issuer.audiences.iter().any(|ours| ours == audience))
         {
-            return Ok(());
+            return Ok(found.into_iter().map(str::to_owned).collect());
         }
         Err(TokenError::WrongAudience {
             facts: self.facts.clone(),

@@ -14,6 +14,7 @@ pub struct Principal {
     pub(super) agent: AgentId,
     pub(super) tenant: Option<TenantId>,
     pub(super) destinations: Option<Vec<Destination>>,
+    pub(super) audiences: Option<Arc<[String]>>,
     pub(super) jti: Option<Arc<str>>,
     pub(super) act: Option<Arc<[String]>>,
     pub(super) scope: Option<Arc<str>>,
@@ -64,6 +65,7 @@ impl Principal {
             agent,
             tenant,
             destinations: None,
+            audiences: None,
             jti: None,
             act: None,
             scope: None,
@@ -95,6 +97,7 @@ impl Principal {
             agent,
             tenant,
             destinations: None,
+            audiences: None,
             jti: None,
             act: None,
             issuer: None,
@@ -124,6 +127,16 @@ impl Principal {
     #[must_use]
     pub fn certificate(&self) -> Option<&Arc<PeerCertificate>> {
         self.certificate.as_ref()
+    }
+
+    /// All that proves it, as records say it.
+    #[must_use]
+    pub fn credentials(&self) -> &'static str {
+        match (self.kind, &self.certificate) {
+            (CredentialKind::Token, Some(_)) => "token+certificate",
+            (CredentialKind::AgentKey, Some(_)) => "agent_key+certificate",
+            (kind, _) => kind.as_str(),
+        }
     }
 
     /// Whether a token proves it.
@@ -215,6 +228,7 @@ impl Principal {
             agent: &self.agent,
             tenant: self.tenant.as_ref(),
             destinations: self.destinations.as_deref(),
+            audiences: self.audiences.as_deref(),
         }
     }
 }

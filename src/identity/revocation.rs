@@ -432,6 +432,7 @@ mod tests {
             agent: AgentId::parse(agent).expect("an agent"),
             tenant: tenant.map(|name| TenantId::parse(name).expect("a tenant")),
             destinations: None,
+            audiences: None,
             jti: Some("j1".into()),
             act: None,
             issuer: None,

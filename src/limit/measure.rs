@@ -175,14 +175,27 @@ impl Owner {
     /// choose from, so they count together.
     #[must_use]
     pub fn source(address: IpAddr) -> Self {
-        Self::Source(match address.to_canonical() {
-            IpAddr::V4(v4) => IpAddr::V4(v4),
-            IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() >> 64 << 64)),
-        })
+        Self::Source(source_of(address))
+    }
+}
+
+/// What is counted as one source: an IPv4 address, in whatever form, or a /64
+/// of IPv6.
+#[must_use]
+pub fn source_of(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V4(v4) => IpAddr::V4(v4),
+        IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() >> 64 << 64)),
     }
 }
 
 impl Measure {
+    /// Whether it counts tunnels alone.
+    #[must_use]
+    pub fn is_of_tunnels(self) -> bool {
+        matches!(self, Self::Connections | Self::Tunnels)
+    }
+
     /// As it is written in policies and configuration.
     #[must_use]
     pub fn as_str(self) -> &'static str {

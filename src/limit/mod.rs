@@ -18,7 +18,7 @@ mod ledger;
 pub use concurrency::{ConcurrencyLimit, InFlight, TooMany};
 pub use lease::{Draw, Drawn, Room};
 pub use ledger::{Account, Ledger, PlaceHeld, Refusal, window};
-pub use measure::{Amount, Limit, Measure, Owner, Per, WhenAway};
+pub use measure::{Amount, Limit, Measure, Owner, Per, WhenAway, source_of};
 pub use quota::{MAX_COUNT, Quota, QuotaError};
 pub use rate::{Allowance, RateLimiter, Throttled};
 pub use shared::{Answer, Question, Shared, What};

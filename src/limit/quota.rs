@@ -103,6 +103,42 @@ impl Quota {
         self.burst
     }
 
+    /// Whether it lets pass more than another, at once or over time.
+    #[must_use]
+    pub fn is_more_than(&self, other: &Self) -> bool {
+        let rate = |mine: &Self, theirs: &Self| u128::from(mine.count) * theirs.period.as_nanos();
+        self.burst > other.burst || rate(self, other) > rate(other, self)
+    }
+
+    /// As it is written for bytes: `10GiB/d`.
+    #[must_use]
+    pub fn of_bytes(&self) -> String {
+        let written = |count: u64| {
+            let units = [(1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
+            let whole = units.into_iter().find(|(unit, _)| count % unit == 0);
+            whole.map_or_else(
+                || count.to_string(),
+                |(unit, name)| format!("{}{name}", count / unit),
+            )
+        };
+        self.written(written)
+    }
+
+    fn written(&self, count: impl Fn(u64) -> String) -> String {
+        let period = match self.period.as_secs() {
+            1 => "s".to_owned(),
+            60 => "m".to_owned(),
+            3600 => "h".to_owned(),
+            86_400 => "d".to_owned(),
+            _ => format!("{:?}", self.period),
+        };
+        let rate = format!("{}/{period}", count(self.count));
+        match self.burst == self.count {
+            true => rate,
+            false => format!("{rate} burst {}", count(self.burst)),
+        }
+    }
+
     /// The part of one among so many, never nothing.
     pub(super) fn share(&self, of: u64) -> Self {
         let of = of.max(1);
@@ -162,18 +198,7 @@ fn parse_count(raw: &str) -> Option<Result<u64, QuotaError>> {
 
 impl fmt::Display for Quota {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/", self.count)?;
-        match self.period.as_secs() {
-            1 => f.write_str("s")?,
-            60 => f.write_str("m")?,
-            3600 => f.write_str("h")?,
-            86_400 => f.write_str("d")?,
-            _ => write!(f, "{:?}", self.period)?,
-        }
-        if self.burst != self.count {
-            write!(f, " burst {}", self.burst)?;
-        }
-        Ok(())
+        f.write_str(&self.written(|count| count.to_string()))
     }
 }
 

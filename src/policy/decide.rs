@@ -29,7 +29,7 @@ impl PolicySet {
     pub fn asks_for_calls(&self, who: &Subject<'_>, what: &EgressRequest) -> bool {
         self.rules.are_about_calls()
             && matches!(what.ask, Ask::Request { .. })
-            && Judge::new(&self.rules, who, what).is_some_and(|judge| judge.asks_for_calls())
+            && Judge::new(&self.rules, who, what).is_ok_and(|judge| judge.asks_for_calls())
     }
 
     /// The same as [`PolicySet::decide`] for a request whose body was read.
@@ -40,11 +40,11 @@ impl PolicySet {
         calls: Calls<'_>,
     ) -> Decision {
         let rules = &*self.rules;
-        let Some(judge) = Judge::new(rules, who, what).map(|judge| judge.seeing(calls)) else {
-            return Decision::Deny(Denied::without_rule(
-                DenyReason::UnknownTenant,
-                Mode::Enforce,
-            ));
+        let judge = match Judge::new(rules, who, what) {
+            Ok(judge) => judge.seeing(calls),
+            Err(reason) => {
+                return Decision::Deny(Denied::without_rule(reason, Mode::Enforce));
+            }
         };
         let mut refused = Refusals::default();
         // Why what travels unseen in a tunnel may not pass.
@@ -235,7 +235,7 @@ impl Denied {
         }
     }
 
-    fn by(reason: DenyReason, id: RuleId, rules: &Rules, agent: &AgentId) -> Self {
+    pub(super) fn by(reason: DenyReason, id: RuleId, rules: &Rules, agent: &AgentId) -> Self {
         Self {
             reason,
             rule: Some(rules.rule(id).name.clone()),
@@ -316,18 +316,19 @@ impl Best {
 }
 
 impl<'a> Judge<'a> {
-    /// `None` where the subject's tenant has no document and others have.
+    /// Why there is none: the subject's tenant has no document and others have,
+    /// or one for other tokens.
     pub(super) fn new(
         rules: &'a Rules,
         who: &'a Subject<'a>,
         what: &'a EgressRequest,
-    ) -> Option<Self> {
-        Some(Self {
+    ) -> Result<Self, DenyReason> {
+        Ok(Self {
             rules,
             who,
             what,
             calls: Calls::Unseen,
-            tenant: rules.place_of(who.tenant).ok()?,
+            tenant: rules.place_of(who)?,
             literal: match what.authority.host {
                 Host::Address(address) => Some(address),
                 Host::Name(_) => None,
@@ -457,6 +458,23 @@ impl<'a> Judge<'a> {
             fit,
             by_address,
         })
+    }
+
+    /// Every allow rule that speaks of the request whole.
+    pub(super) fn all_allowing(&self) -> Vec<RuleId> {
+        let mut found = Vec::new();
+        for scope in self.rules.scopes(self.tenant) {
+            let allow = &scope.1.allow;
+            let slots = allow.by_host(&self.what.authority.host);
+            for slot in slots.map(|(_, slot)| slot).chain([allow.by_address()]) {
+                self.each_fitting(scope, slot, |id, _, fit| {
+                    if fit == Fit::Yes {
+                        found.push(id);
+                    }
+                });
+            }
+        }
+        found
     }
 
     pub(super) fn no_rule(&self) -> Denied {

@@ -8,6 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::document::Mode;
+use super::proven::Requirement;
 use super::set::{RuleId, Rules};
 use crate::egress::{AddressClass, AddressRange, AgentId};
 
@@ -69,6 +70,8 @@ pub enum DenyReason {
     TokenDestinations,
     /// The credential names a tenant that has no policy.
     UnknownTenant,
+    /// The tenant's policy is for tokens of other audiences.
+    TenantAudience,
     /// The address is not public, and no rule names its range.
     Address(AddressClass),
     /// The rule that allows the host allows other addresses only.
@@ -78,6 +81,8 @@ pub enum DenyReason {
     /// The rules for it are about methods or paths, or about clear text, and
     /// the inside of the tunnel is not seen.
     NotInspectable,
+    /// The rule that allows it wants more to have proven who asks.
+    CredentialRequired(Requirement),
 }
 
 /// What an allowed tunnel may carry.
@@ -160,6 +165,11 @@ impl Permit {
         self.audited.as_ref()
     }
 
+    /// What must have proven who asks, by the rule that allows it.
+    pub(super) fn requirement(&self) -> Option<Requirement> {
+        self.rules.rule(self.rule?).require
+    }
+
     /// Whether bytes whose inside is not seen, such as TLS, may pass. Where
     /// they may not, the tunnel is for clear-text requests that are each judged
     /// on their own. Clear text is judged so in every tunnel.
@@ -222,6 +232,9 @@ impl Denied {
             DenyReason::TokenDestinations => {
                 "Do not retry with this token. Ask for one whose allowed_destinations have this destination."
             }
+            DenyReason::TenantAudience => {
+                "Do not retry with this token. Ask for one whose `aud` the tenant's policy names in `audience`."
+            }
             DenyReason::UnknownTenant => {
                 "Do not retry. The tenant of this token has no policy; the operator must add one."
             }
@@ -230,6 +243,9 @@ impl Denied {
             }
             DenyReason::NotInspectable => {
                 "Use a route of the gateway or clear-text HTTP, so that it sees method and path; or ask the operator for a rule without `methods` and `paths`."
+            }
+            DenyReason::CredentialRequired(_) => {
+                "Do not retry with the same credentials. Show what the rule wants, certificate and token of the same agent."
             }
         }
     }
@@ -245,6 +261,7 @@ impl DenyReason {
             Self::Denylist => "denylist",
             Self::TokenDestinations => "not_in_token",
             Self::UnknownTenant => "unknown_tenant",
+            Self::TenantAudience => "tenant_audience",
             Self::Address(class) => match class {
                 AddressClass::Public => "address_public",
                 AddressClass::Loopback => "address_loopback",
@@ -263,6 +280,7 @@ impl DenyReason {
             Self::AddressNotAllowed => "address_not_allowed",
             Self::AddressDenied => "address_denied",
             Self::NotInspectable => "not_inspectable",
+            Self::CredentialRequired(_) => "credential_required",
         }
     }
 }
@@ -285,6 +303,9 @@ impl fmt::Display for Denied {
                 f.write_str("the token's allowed_destinations do not have this destination")
             }
             DenyReason::UnknownTenant => f.write_str("the token's tenant has no policy"),
+            DenyReason::TenantAudience => {
+                f.write_str("the policy of the token's tenant is for tokens of another audience")
+            }
             DenyReason::Address(class) => write!(
                 f,
                 "the address is not public ({class}) and no rule names its range"
@@ -300,6 +321,9 @@ impl fmt::Display for Denied {
                 f,
                 "rule \"{rule}\" depends on what is inside the connection, which a tunnel hides"
             ),
+            DenyReason::CredentialRequired(wanted) => {
+                write!(f, "rule \"{rule}\" wants {}", wanted.words())
+            }
         }
     }
 }

@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use http::Method;
 use serde::Serialize;
@@ -15,7 +16,9 @@ use super::cover::holds;
 use super::decision::{Decision, EchRule, Permit, SniRule, TlsRule, TlsUse};
 use super::document::Action;
 use super::explain::Verdict;
+use super::limits;
 use super::lint::meaning;
+use super::proven::{Proven, Requirement};
 use super::record::{Recorded, RecordedEvent};
 use super::rule::{Agents, Calls, Ports, Rule};
 use super::set::{Document, PolicySet};
@@ -23,6 +26,7 @@ use crate::egress::{
     AddressRange, AgentId, Ask, Authority, Destination, EgressRequest, Host, HostPattern,
     RequestPath, Scheme, Subject, TenantId,
 };
+use crate::limit::Limit;
 
 /// So many requests are made up at most.
 const MAX_QUESTIONS: usize = 4_000_000;
@@ -93,10 +97,11 @@ impl PolicySet {
                 cells.entry(cell).or_default().insert(name.clone());
             }
         }
-        Ok(PolicyDiff {
-            changes: gathered(cells),
-            questions,
-        })
+        let mut changes = gathered(cells);
+        changes.extend(limit_changes(self, new));
+        changes.extend(audience_changes(self, new));
+        changes.sort();
+        Ok(PolicyDiff { changes, questions })
     }
 
     /// What of a policy holds for a tenant.
@@ -111,7 +116,7 @@ impl PolicySet {
             .iter()
             .map(|document| modes_of(document))
             .collect();
-        if rules.place_of(tenant).is_err() {
+        if rules.has_none_for(tenant) {
             otherwise.insert("no document".to_owned());
         }
         Side {
@@ -124,6 +129,79 @@ impl PolicySet {
             otherwise,
         }
     }
+}
+
+/// The limits that documents set, for all that they are for.
+fn limit_changes(old: &PolicySet, new: &PolicySet) -> Vec<Change> {
+    type Limits<'a> = BTreeMap<(Option<&'a TenantId>, &'static str), [Vec<Arc<Limit>>; 2]>;
+    let mut by_owner: Limits<'_> = BTreeMap::new();
+    for (at, set) in [old, new].into_iter().enumerate() {
+        for document in set.rules.documents() {
+            for limit in &document.limits {
+                let key = (document.tenant.as_ref(), limit.per().as_str());
+                by_owner.entry(key).or_default()[at].push(Arc::clone(limit));
+            }
+        }
+    }
+    let with_tenants = [old, new].iter().any(|set| set.tenants().next().is_some());
+    by_owner
+        .into_iter()
+        .filter_map(|((tenant, per), [before, after])| {
+            let words = [&before, &after].map(|limits| limits::all_in_words(limits));
+            let [was, now] = words;
+            (was != now).then(|| Change {
+                direction: match limits::looser(&after, &before) {
+                    true => Direction::Widens,
+                    false => Direction::Narrows,
+                },
+                tenants: match tenant {
+                    Some(tenant) => vec![tenant.to_string()],
+                    None if with_tenants => vec!["every tenant".to_owned()],
+                    None => Vec::new(),
+                },
+                agents: vec!["every agent".to_owned()],
+                hosts: vec!["*".to_owned()],
+                what: format!("limits of each {per}"),
+                before: was,
+                after: now,
+            })
+        })
+        .collect()
+}
+
+/// Which tokens of a tenant its document is for, where it has one before and
+/// after.
+fn audience_changes(old: &PolicySet, new: &PolicySet) -> Vec<Change> {
+    let words = |audiences: &[String]| match audiences {
+        [] => "of any audience".to_owned(),
+        these => format!("for {}", these.join(", ")),
+    };
+    let both: BTreeSet<_> = old
+        .tenants()
+        .filter(|one| new.tenants().any(|other| other == *one))
+        .collect();
+    both.into_iter()
+        .filter_map(|tenant| {
+            let [before, after] = [old, new].map(|set| set.rules.audiences_of(tenant));
+            let holds = |wide: &[String], narrow: &[String]| {
+                wide.is_empty()
+                    || (!narrow.is_empty() && narrow.iter().all(|one| wide.contains(one)))
+            };
+            let (wider, narrower) = (holds(after, before), holds(before, after));
+            (!(wider && narrower)).then(|| Change {
+                direction: match narrower {
+                    true => Direction::Narrows,
+                    false => Direction::Widens,
+                },
+                tenants: vec![tenant.to_string()],
+                agents: vec!["every agent".to_owned()],
+                hosts: vec!["*".to_owned()],
+                what: "tokens that are taken".to_owned(),
+                before: words(before),
+                after: words(after),
+            })
+        })
+        .collect()
 }
 
 /// Whether what a document refuses binds, and for whom.
@@ -292,7 +370,8 @@ fn changed_rules<'a>(sides: &[Side<'a>; 2]) -> Vec<&'a Rule> {
 
 /// All that a rule says besides its name, with what its document says of it.
 fn whole(document: &Document, rule: &Rule) -> String {
-    format!("{} {}", meaning(rule), modes_of(document))
+    let limits = limits::all_in_words(&rule.limits);
+    format!("{} {} {limits}", meaning(rule), modes_of(document))
 }
 
 fn changed_entries<'a>(sides: &[Side<'a>; 2]) -> Vec<&'a Destination> {
@@ -363,6 +442,7 @@ fn compare(
                 agent,
                 tenant,
                 destinations: None,
+                audiences: None,
             };
             let mut found: Vec<Found> = Vec::new();
             for ports in &axes.ports {
@@ -610,7 +690,10 @@ struct State {
     level: u8,
     audit: bool,
     tls: TlsRule,
+    require: Option<Requirement>,
     admitted: Vec<String>,
+    /// The limits of the rule that allows it.
+    limits: Vec<Arc<Limit>>,
     words: String,
 }
 
@@ -630,7 +713,9 @@ impl State {
                     level: 0,
                     audit: false,
                     tls: TlsRule::default(),
+                    require: None,
                     admitted: Vec::new(),
+                    limits: Vec::new(),
                     words: format!("refused{rule} ({})", denied.reason()),
                 };
             }
@@ -661,7 +746,9 @@ impl State {
             level,
             audit: audited.is_some(),
             tls: permit.tls(),
+            require: permit.requirement(),
             admitted,
+            limits: permit.rule_limits().to_vec(),
             words,
         }
     }
@@ -698,6 +785,33 @@ impl State {
                 },
                 format!("{} with {}", self.words, tls_words(self.tls)),
                 format!("{} with {}", after.words, tls_words(after.tls)),
+            ));
+        }
+        if self.require != after.require {
+            let words = |side: &Self| match side.require {
+                None => side.words.clone(),
+                Some(wanted) => format!("{} for {}", side.words, wanted.words()),
+            };
+            let direction = match (
+                Requirement::covers(self.require, after.require),
+                Requirement::covers(after.require, self.require),
+            ) {
+                (true, _) => Direction::Narrows,
+                (_, true) => Direction::Widens,
+                _ => Direction::Differs,
+            };
+            return Some((direction, words(self), words(after)));
+        }
+        let limited = limits::all_in_words(&self.limits);
+        let limited_after = limits::all_in_words(&after.limits);
+        if limited != limited_after {
+            return Some((
+                match limits::looser(&after.limits, &self.limits) {
+                    true => Direction::Widens,
+                    false => Direction::Narrows,
+                },
+                format!("{} with {limited}", self.words),
+                format!("{} with {limited_after}", after.words),
             ));
         }
         (self.audit != after.audit)
@@ -981,8 +1095,10 @@ impl<'a> Replay<'a> {
             agent,
             tenant: record.tenant.as_ref(),
             destinations: None,
+            audiences: None,
         };
-        let asked = (request, record.seen());
+        let proven = record.proven.unwrap_or(Proven::BY_TOKEN);
+        let asked = (request, record.seen(), proven);
         let (before, _) = verdict(self.old, &who, asked, record.address);
         let (after, why) = verdict(self.new, &who, asked, record.address);
         if before == after {
@@ -1028,10 +1144,10 @@ impl<'a> Replay<'a> {
 fn verdict(
     set: &PolicySet,
     who: &Subject<'_>,
-    (what, calls): (&EgressRequest, Calls<'_>),
+    (what, calls, proven): (&EgressRequest, Calls<'_>, Proven),
     address: Option<IpAddr>,
 ) -> (Verdict, String) {
-    let permit = match set.decide_calls(who, what, calls) {
+    let permit = match set.decide_calls(who, what, calls).proven_by(proven) {
         Decision::Deny(denied) => return (Verdict::Deny, denied.to_string()),
         Decision::Allow(permit) => permit,
     };

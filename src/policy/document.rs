@@ -15,6 +15,7 @@ use super::decision::{EchRule, RefusalForm, SniRule, TlsUse};
 use super::finding::{Finding, Location, PolicyError, Problem, SourceName};
 use super::limits::{DocumentLimits, LimitsDocument};
 use super::locate;
+use super::proven::Requirement;
 use crate::egress::{AddressRange, Destination, TenantId};
 
 /// The most bytes the text of one document may have.
@@ -47,6 +48,16 @@ pub struct PolicyDocument {
         skip_serializing_if = "Option::is_none"
     )]
     pub tenant: Option<String>,
+    /// Of the tenant's tokens those that are for one of these (`aud`); others are
+    /// refused. For documents with `tenant`. Without it, every token of the
+    /// tenant that the gateway trusts.
+    #[serde(
+        default,
+        deserialize_with = "present",
+        skip_serializing_if = "Option::is_none"
+    )]
+    #[schemars(length(min = 1))]
+    pub audience: Option<Vec<String>>,
     /// `enforce` or `audit`, for every rule that does not say it itself.
     /// Without it, as the gateway is set.
     #[serde(
@@ -213,6 +224,15 @@ pub struct RuleDocument {
         skip_serializing_if = "Option::is_none"
     )]
     pub limits: Option<LimitsDocument>,
+    /// What must have proven the agent: `token`, `certificate`, or `both`, of
+    /// the same agent. Without it, what the listener asks of everybody
+    /// (`identity.require`). For allow rules.
+    #[serde(
+        default,
+        deserialize_with = "present",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub require: Option<Requirement>,
 }
 
 /// What a rule does.
@@ -391,6 +411,7 @@ impl PolicyDocument {
             ech: None,
             refusal: None,
             limits: None,
+            require: None,
         };
         let mut rules = Vec::new();
         if !hosts.is_empty() {
@@ -402,6 +423,7 @@ impl PolicyDocument {
         Ok(Self {
             version: 1,
             tenant: None,
+            audience: None,
             mode: None,
             agent_modes: None,
             audit_addresses: None,
@@ -442,6 +464,7 @@ fn is_path(text: &str) -> bool {
     [
         "version",
         "tenant",
+        "audience",
         "mode",
         "agent_modes",
         "audit_addresses",

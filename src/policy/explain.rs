@@ -9,12 +9,15 @@ use serde::Serialize;
 
 use super::decide::{Judge, Refusals};
 use super::decision::{Decision, Denied, DenyReason, Permit};
-use super::document::Action;
+use super::document::{Action, Mode};
 use super::finding::{Location, SourceName};
+use super::limits::LimitShown;
 use super::locate::locate;
+use super::proven::Proven;
 use super::rule::{Agents, Calls, Fit, Ports, Rule};
 use super::set::{PolicySet, RuleId, Rules};
 use crate::egress::{Ask, EgressRequest, Host, HostPattern, Subject};
+use crate::limit::Limit;
 
 /// A decision and how it came about. As JSON by `serde`, in words by `Display`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -31,6 +34,8 @@ pub struct Explanation {
     pub checks: Vec<Check>,
     /// On a refusal the allow rule that comes nearest, and what differs.
     pub nearest: Option<NearestRule>,
+    /// How much of it: the limits that hold for it, where it may go.
+    pub limits: Vec<LimitShown>,
     /// The digest of the policy.
     pub policy_version: Arc<str>,
 }
@@ -50,8 +55,8 @@ pub enum Verdict {
 /// One check.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Check {
-    /// `tenant`, `rpc`, `denylist`, `deny_rules`, `allow_rules`, `token`,
-    /// `address`.
+    /// `tenant`, `rpc`, `denylist`, `deny_rules`, `allow_rules`, `credential`,
+    /// `token`, `address`.
     pub step: &'static str,
     /// How it ended.
     pub outcome: CheckOutcome,
@@ -131,15 +136,40 @@ impl PolicySet {
         calls: Calls<'_>,
         addresses: &[IpAddr],
     ) -> Explanation {
+        self.explain_proven(who, what, calls, Proven::BY_TOKEN, addresses)
+    }
+
+    /// The same as [`PolicySet::explain_calls`] for an agent that is proven by
+    /// this.
+    #[must_use]
+    pub fn explain_proven(
+        &self,
+        who: &Subject<'_>,
+        what: &EgressRequest,
+        calls: Calls<'_>,
+        proven: Proven,
+        addresses: &[IpAddr],
+    ) -> Explanation {
         let rules = &*self.rules;
         let mut checks = Vec::new();
-        let decision = self.decide_calls(who, what, calls);
+        let decision = self.decide_calls(who, what, calls).proven_by(proven);
         if let Some(judge) = tenant_check(rules, who, what, &mut checks) {
             let judge = judge.seeing(calls);
             if self.asks_for_calls(who, what) {
                 checks.push(calls_check(calls));
             }
             rule_checks(&judge, &mut checks);
+        }
+        if let Some((enough, detail)) = decision.asks_for(proven) {
+            checks.push(Check {
+                step: "credential",
+                outcome: match (enough, &decision) {
+                    (true, _) => CheckOutcome::Passed,
+                    (false, Decision::Allow(_)) => CheckOutcome::WouldRefuse,
+                    (false, Decision::Deny(_)) => CheckOutcome::Refused,
+                },
+                detail,
+            });
         }
         let (mut verdict, mut denied, rule) = match &decision {
             Decision::Deny(denied) => (Verdict::Deny, Some(denied.clone()), denied.rule_id),
@@ -172,9 +202,22 @@ impl PolicySet {
                 .as_ref()
                 .filter(|denied| wants_nearest(denied.reason))
                 .and_then(|_| nearest(rules, who, what, calls)),
+            limits: match &decision {
+                Decision::Allow(permit) if verdict != Verdict::Deny => permit
+                    .limits()
+                    .filter(|(_, limit)| concerns(limit, what))
+                    .map(|(mode, limit)| LimitShown::new(mode, limit))
+                    .collect(),
+                _ => Vec::new(),
+            },
             policy_version: self.digest().clone(),
         }
     }
+}
+
+/// Whether a limit counts this; some count tunnels alone.
+fn concerns(limit: &Limit, what: &EgressRequest) -> bool {
+    !limit.measure().is_of_tunnels() || matches!(what.ask, Ask::Tunnel)
 }
 
 impl PolicySet {
@@ -198,6 +241,16 @@ impl Verdict {
 }
 
 impl Explanation {
+    /// Adds the gateway's own limits, which hold for every agent beside those
+    /// of policy.
+    pub fn add_limits(&mut self, own: &[Arc<Limit>], what: &EgressRequest) {
+        if self.verdict != Verdict::Deny {
+            let own = own.iter().filter(|limit| concerns(limit, what));
+            let own = own.map(|limit| LimitShown::new(Mode::Enforce, limit));
+            self.limits.splice(0..0, own);
+        }
+    }
+
     /// Finds the lines of the rules it names, in the texts of their documents.
     pub fn locate<'t>(&mut self, text_of: impl Fn(&SourceName) -> Option<&'t str>) {
         let nearest = self.nearest.as_mut().map(|nearest| &mut nearest.rule);
@@ -217,14 +270,25 @@ fn tenant_check<'a>(
 ) -> Option<Judge<'a>> {
     let judge = Judge::new(rules, who, what);
     let (outcome, detail) = match (&judge, who.tenant) {
-        (None, tenant) => (
+        (Err(DenyReason::TenantAudience), Some(tenant)) => (
+            CheckOutcome::Refused,
+            format!(
+                "the document of tenant {tenant} is for tokens whose aud has {}; this one has {}",
+                list(rules.audiences_of(tenant)),
+                match who.audiences {
+                    Some([]) | None => "none".to_owned(),
+                    Some(audiences) => list(audiences),
+                }
+            ),
+        ),
+        (Err(_), tenant) => (
             CheckOutcome::Refused,
             format!(
                 "tenant {:?} has no document, while others have",
                 tenant.map_or("", |tenant| tenant.as_str())
             ),
         ),
-        (Some(judge), Some(tenant)) if judge.tenant.is_some() => (
+        (Ok(judge), Some(tenant)) if judge.tenant.is_some() => (
             CheckOutcome::Passed,
             format!("the global documents and that of tenant {tenant} apply"),
         ),
@@ -238,7 +302,7 @@ fn tenant_check<'a>(
         outcome,
         detail,
     });
-    judge
+    judge.ok()
 }
 
 /// What a rule that speaks of the request wants to know of its body.
@@ -249,7 +313,7 @@ fn calls_check(calls: Calls<'_>) -> Check {
             CheckOutcome::Passed,
             format!("the body calls {}", list(methods)),
         ),
-        Calls::Unseen => (
+        Calls::Unseen | Calls::Awaited => (
             CheckOutcome::Later,
             "what the body calls is not told (--rpc-method, `rpc_methods` of a case); \
              so it is judged as one that cannot be read"
@@ -412,9 +476,11 @@ fn wants_nearest(reason: DenyReason) -> bool {
         | DenyReason::Denylist
         | DenyReason::TokenDestinations
         | DenyReason::UnknownTenant
+        | DenyReason::TenantAudience
         | DenyReason::Address(_)
         | DenyReason::AddressNotAllowed
-        | DenyReason::AddressDenied => false,
+        | DenyReason::AddressDenied
+        | DenyReason::CredentialRequired(_) => false,
     }
 }
 
@@ -426,7 +492,7 @@ fn nearest(
     what: &EgressRequest,
     calls: Calls<'_>,
 ) -> Option<NearestRule> {
-    let tenant = rules.place_of(who.tenant).ok()?.and(who.tenant);
+    let tenant = rules.place_of(who).ok()?.and(who.tenant);
     let near = |(id, rule): (RuleId, &Rule)| {
         let document = rules.document(id);
         let applies = document.tenant.is_none() || document.tenant.as_ref() == tenant;
@@ -520,7 +586,7 @@ fn differences(
             }
             if !rule.fits_calls(calls) {
                 let seen = match calls {
-                    Calls::Unseen => "a body that is not told".to_owned(),
+                    Calls::Unseen | Calls::Awaited => "a body that is not told".to_owned(),
                     Calls::Seen([]) => "no body".to_owned(),
                     Calls::Seen(methods) => list(methods),
                 };
@@ -629,6 +695,9 @@ impl fmt::Display for Explanation {
                 )?;
             }
         }
+        for limit in &self.limits {
+            writeln!(f, "limit: {limit}")?;
+        }
         write!(f, "policy version {}", self.policy_version)
     }
 }
@@ -648,7 +717,7 @@ impl fmt::Display for RuleRef {
 mod tests {
     use super::*;
     use crate::egress::{AgentId, Authority, RequestPath, Scheme};
-    use crate::policy::{Format, Mode, PolicyDocument};
+    use crate::policy::{Format, PolicyDocument};
 
     const TEXT: &str = "version: 1
 rules:
@@ -679,6 +748,7 @@ rules:
             agent: &agent,
             tenant: None,
             destinations: None,
+            audiences: None,
         };
         let what = EgressRequest {
             authority: Authority::parse(authority).expect("an authority"),

@@ -74,6 +74,12 @@ pub enum Problem {
         /// The other document.
         other: SourceName,
     },
+    /// `audience` in a document that is for everybody.
+    #[error("`audience` is about the tokens of one tenant; write `tenant` too, or take it away")]
+    AudienceWithoutTenant,
+    /// Not what an `aud` can be.
+    #[error("{0:?}: write an audience of 1 to 256 bytes without control characters")]
+    Audience(String),
     /// Not a name that can stand in records.
     #[error(
         "{0:?}: write a name of 1 to 128 printable ASCII characters, without quotes and backslashes"

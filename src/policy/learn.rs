@@ -800,6 +800,7 @@ fn allows_all(text: &str, seen: &BTreeMap<Pair, Seen>) -> Result<(), LearnError>
             agent: &pair.agent,
             tenant: pair.tenant.as_ref(),
             destinations: None,
+            audiences: None,
         };
         // What was too much to be kept is `any`, and anything is an example of it.
         for port in seen.ports.list().unwrap_or_else(|| vec![80]) {

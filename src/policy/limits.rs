@@ -1,13 +1,18 @@
 //! Limits in documents: as they are written, and as the gate holds them.
 
+use std::fmt;
 use std::sync::Arc;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize};
 
+use super::decide::Judge;
 use super::decision::Permit;
 use super::document::Mode;
 use super::finding::Problem;
+use super::rule::Calls;
+use super::set::PolicySet;
+use crate::egress::{EgressRequest, Subject};
 use crate::limit::{Amount, Limit, Measure, Per, Quota, WhenAway};
 
 /// Limits of a document: for everything that it is for, counted for each of
@@ -103,17 +108,143 @@ pub struct LimitsDocument {
 }
 
 impl Permit {
+    /// The limits of the rule that allows it.
+    pub(super) fn rule_limits(&self) -> &[Arc<Limit>] {
+        let rule = self.rule.map(|id| &*self.rules.rule(id).limits);
+        rule.unwrap_or_default()
+    }
+
     /// The limits that hold for it, those of the documents that are for its
     /// subject and those of the rule that allows it, each with whether it
     /// binds or is only for the record.
     pub fn limits(&self) -> impl Iterator<Item = (Mode, &Arc<Limit>)> {
-        let rule = self.rule.map(|id| &*self.rules.rule(id).limits);
-        let rule = rule.unwrap_or_default().iter();
-        let mode = self.mode();
+        self.document_limits().chain(self.own_limits())
+    }
+
+    /// Those of the documents, whatever rule allows it.
+    pub fn document_limits(&self) -> impl Iterator<Item = (Mode, &Arc<Limit>)> {
         self.rules
             .scopes(self.tenant)
             .flat_map(|(_, scope)| scope.limits(&self.agent))
-            .chain(rule.map(move |limit| (mode, limit)))
+    }
+
+    /// Those of the rule that allows it.
+    pub fn own_limits(&self) -> impl Iterator<Item = (Mode, &Arc<Limit>)> {
+        let mode = self.mode();
+        let rule = self.rule_limits().iter();
+        rule.map(move |limit| (mode, limit))
+    }
+}
+
+impl PolicySet {
+    /// Of every rule that may turn out to allow this, once it is known what its
+    /// body calls by JSON-RPC, the limits that bind.
+    #[must_use]
+    pub fn limits_at_best(&self, who: &Subject<'_>, what: &EgressRequest) -> Vec<Vec<Arc<Limit>>> {
+        let rules = &*self.rules;
+        let Ok(judge) = Judge::new(rules, who, what) else {
+            return Vec::new();
+        };
+        let binding = |id| match rules.mode(id, who.agent) {
+            Mode::Enforce => rules.rule(id).limits.clone(),
+            Mode::Audit => Vec::new(),
+        };
+        let judge = judge.seeing(Calls::Awaited);
+        judge.all_allowing().into_iter().map(binding).collect()
+    }
+}
+
+/// A limit, as it is shown.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct LimitShown {
+    /// What records and header fields call it: `rule/models.requests`.
+    pub name: Arc<str>,
+    /// What it counts: `requests`, `bytes_up` and so on.
+    pub measure: &'static str,
+    /// How much: `100/m`, `10GiB/d`, `5 at once`.
+    pub amount: String,
+    /// Whose use is counted together.
+    pub per: &'static str,
+    /// What happens where replicas share it and Redis is away.
+    pub when_away: WhenAway,
+    /// Whether it binds, or is only for the record.
+    pub mode: Mode,
+}
+
+impl LimitShown {
+    /// A limit that binds, or not.
+    #[must_use]
+    pub fn new(mode: Mode, limit: &Limit) -> Self {
+        Self {
+            name: Arc::clone(limit.name()),
+            measure: limit.measure().as_str(),
+            amount: amount(limit),
+            per: limit.per().as_str(),
+            when_away: limit.when_away(),
+            mode,
+        }
+    }
+}
+
+impl fmt::Display for LimitShown {
+    /// `requests 100/m per agent (rule/models.requests)`
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {} per {}", self.measure, self.amount, self.per)?;
+        if self.when_away == WhenAway::Deny {
+            f.write_str(", refused while Redis is away")?;
+        }
+        if self.mode == Mode::Audit {
+            f.write_str(", on trial")?;
+        }
+        write!(f, " ({})", self.name)
+    }
+}
+
+/// A limit in the fewest words: `requests 100/m per agent`.
+pub(super) fn in_words(limit: &Limit) -> String {
+    let (measure, per) = (limit.measure().as_str(), limit.per().as_str());
+    format!("{measure} {} per {per}", amount(limit))
+}
+
+fn amount(limit: &Limit) -> String {
+    match (limit.measure(), limit.amount()) {
+        (Measure::BytesUp | Measure::BytesDown, Amount::Over(quota)) => quota.of_bytes(),
+        (_, amount) => amount.to_string(),
+    }
+}
+
+/// Whether limits of one measure and owner let pass more than others of them:
+/// one that is larger or gone, or that does not refuse while Redis is away. No
+/// limit is more than any.
+pub(super) fn looser(new: &[Arc<Limit>], old: &[Arc<Limit>]) -> bool {
+    old.iter().any(|old| {
+        let as_tight = |new: &&Arc<Limit>| {
+            new.measure() == old.measure()
+                && new.per() == old.per()
+                && (new.when_away() == WhenAway::Deny || old.when_away() == WhenAway::Local)
+                && match (new.amount(), old.amount()) {
+                    (Amount::Over(new), Amount::Over(old)) => !new.is_more_than(&old),
+                    (Amount::AtOnce(new), Amount::AtOnce(old)) => new <= old,
+                    _ => false,
+                }
+        };
+        new.iter().find(as_tight).is_none()
+    })
+}
+
+/// Limits in words, in an order that depends on nothing else.
+pub(super) fn all_in_words(limits: &[Arc<Limit>]) -> String {
+    let mut words: Vec<String> = limits
+        .iter()
+        .map(|limit| match limit.when_away() {
+            WhenAway::Local => in_words(limit),
+            WhenAway::Deny => format!("{}, refused while Redis is away", in_words(limit)),
+        })
+        .collect();
+    words.sort_unstable();
+    match words.is_empty() {
+        true => "no limit".to_owned(),
+        false => words.join(" and "),
     }
 }
 

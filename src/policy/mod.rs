@@ -36,6 +36,7 @@ mod limits;
 mod lint;
 mod locate;
 mod modes;
+mod proven;
 mod range;
 mod reach;
 mod record;
@@ -58,8 +59,9 @@ pub use document::{
 pub use explain::{Check, CheckOutcome, Difference, Explanation, NearestRule, RuleRef, Verdict};
 pub use finding::{Concern, Finding, Location, PolicyError, PolicyWarning, Problem, SourceName};
 pub use learn::{LearnError, LearnOptions, Learned, LearnedRule, Learner, LeftOut};
-pub use limits::{DocumentLimits, LimitsDocument};
+pub use limits::{DocumentLimits, LimitShown, LimitsDocument};
 pub use locate::locate;
+pub use proven::{Proven, Requirement};
 pub use reach::{Reach, ReachRule};
 pub use record::{MAX_RECORD_BYTES, Recorded, RecordedEvent};
 pub use rule::Calls;

@@ -6,11 +6,15 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
+use super::decision::DenyReason;
 use super::document::{Action, Mode};
+use super::limits;
+use super::proven::Requirement;
 use super::range::RangeSet;
 use super::rule::{Ports, Rule};
 use super::set::{PolicySet, RuleId};
 use crate::egress::{AddressRange, Destination, Host, HostPattern, Subject};
+use crate::limit::Limit;
 
 /// The most rules that are told of.
 const MOST_RULES: usize = 60;
@@ -38,6 +42,9 @@ pub struct Reach {
     pub deny: Vec<ReachRule>,
     /// Whether a denylist holds destinations that are refused in any case.
     pub denylist: bool,
+    /// How much it may do in all: `requests 100/m per agent`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub limits: Vec<String>,
     /// How many more rules there are.
     #[serde(skip_serializing_if = "is_none")]
     pub left_out: usize,
@@ -73,6 +80,12 @@ pub struct ReachRule {
     /// rule allows, and none among those that one refuses.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub rpc_methods: Vec<String>,
+    /// `token`, `certificate` or `both`: what must have proven the agent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub require: Option<&'static str>,
+    /// How much of it: `requests 100/m per agent`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub limits: Vec<String>,
     /// `audit`, where the rule is on trial.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mode: Option<&'static str>,
@@ -91,12 +104,14 @@ fn is_none(count: &usize) -> bool {
 }
 
 impl PolicySet {
-    /// What this subject may reach. `None` where its tenant has no document
-    /// although tenants have documents.
-    #[must_use]
-    pub fn reach(&self, who: &Subject<'_>) -> Option<Reach> {
+    /// What this subject may reach.
+    ///
+    /// # Errors
+    /// Its tenant has no document although tenants have documents, or one for
+    /// tokens of other audiences.
+    pub fn reach(&self, who: &Subject<'_>) -> Result<Reach, DenyReason> {
         let rules = &*self.rules;
-        let tenant = rules.place_of(who.tenant).ok()?;
+        let tenant = rules.place_of(who)?;
         let mut speaking = Vec::new();
         for (number, scope) in rules.scopes(tenant) {
             let own = scope
@@ -137,7 +152,7 @@ impl PolicySet {
         let allow = tell(&allowed);
         let first = rules.scopes(tenant).next();
         let mode = first.map_or(Mode::Enforce, |(_, scope)| scope.mode(who.agent));
-        Some(Reach {
+        Ok(Reach {
             agent: who.agent.to_string(),
             tenant: who.tenant.map(ToString::to_string),
             otherwise: match mode {
@@ -150,6 +165,11 @@ impl PolicySet {
             denylist: rules
                 .scopes(tenant)
                 .any(|(_, scope)| scope.denylists(who.agent).next().is_some()),
+            limits: rules
+                .scopes(tenant)
+                .flat_map(|(_, scope)| scope.limits(who.agent))
+                .map(|(_, limit)| limits::in_words(limit))
+                .collect(),
             policy_version: self.digest().clone(),
         })
     }
@@ -308,6 +328,12 @@ impl Room {
             methods: rule.methods.iter().map(ToString::to_string).collect(),
             paths,
             rpc_methods,
+            require: rule.require.map(Requirement::as_str),
+            limits: rule
+                .limits
+                .iter()
+                .map(|limit| limits::in_words(limit))
+                .collect(),
             mode: (mode == Mode::Audit).then_some("audit"),
             more,
         }
@@ -321,6 +347,14 @@ impl Room {
         self.entries = self.entries.saturating_sub(told.len());
         *more += list.len() - told.len();
         told
+    }
+}
+
+impl Reach {
+    /// Adds the gateway's own limits, which hold beside those of policy.
+    pub fn add_limits<'l>(&mut self, own: impl IntoIterator<Item = &'l Arc<Limit>>) {
+        let own = own.into_iter().map(|limit| limits::in_words(limit));
+        self.limits.splice(0..0, own);
     }
 }
 
@@ -354,6 +388,9 @@ impl fmt::Display for Reach {
                 "What is on a denylist is refused whatever is listed here."
             )?;
         }
+        if !self.limits.is_empty() {
+            writeln!(f, "At most, in all: {}.", self.limits.join("; "))?;
+        }
         if self.left_out > 0 {
             writeln!(f, "{} more rules are not listed.", self.left_out)?;
         }
@@ -382,11 +419,17 @@ impl fmt::Display for ReachRule {
         if !self.paths.is_empty() {
             write!(line, " path {}", self.paths.join(", "))?;
         }
+        if let Some(wanted) = self.require {
+            write!(line, " proven by {wanted}")?;
+        }
         if !self.rpc_methods.is_empty() {
             write!(line, " calling {}", self.rpc_methods.join(", "))?;
         }
         if self.more > 0 {
             write!(line, " and {} more", self.more)?;
+        }
+        if !self.limits.is_empty() {
+            write!(line, ", at most {}", self.limits.join(", "))?;
         }
         let trial = self.mode.map_or("", |_| ", on trial");
         write!(f, "{line} (rule \"{}\"{trial})", self.rule)
@@ -408,7 +451,12 @@ mod tests {
         PolicySet::build(documents.collect(), Mode::Enforce).expect("a policy")
     }
 
-    fn reach(set: &PolicySet, agent: &str, tenant: &str, only: Option<&[&str]>) -> Option<Reach> {
+    fn reach(
+        set: &PolicySet,
+        agent: &str,
+        tenant: &str,
+        only: Option<&[&str]>,
+    ) -> Result<Reach, DenyReason> {
         let agent = AgentId::parse(agent).expect("an agent");
         let tenant = (!tenant.is_empty()).then(|| TenantId::parse(tenant).expect("a tenant"));
         let only: Option<Vec<Destination>> = only.map(|list| {
@@ -419,6 +467,7 @@ mod tests {
             agent: &agent,
             tenant: tenant.as_ref(),
             destinations: only.as_deref(),
+            audiences: None,
         })
     }
 
@@ -479,7 +528,10 @@ rules:
             lines(&of("ci-1", "").allow)[1],
             "any host at 10.0.0.0/8 port 80, 443 (rule \"lan\")"
         );
-        assert_eq!(reach(&set, "bot", "v", None), None);
+        assert_eq!(
+            reach(&set, "bot", "v", None),
+            Err(DenyReason::UnknownTenant)
+        );
     }
 
     #[test]
@@ -561,6 +613,7 @@ rules:
                 agent: &agent,
                 tenant: None,
                 destinations: only.as_deref(),
+                audiences: None,
             };
             for host in hosts {
                 let what = EgressRequest {

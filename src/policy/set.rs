@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use ring::digest::{SHA256, digest};
 
+use super::decision::DenyReason;
 use super::document::{Action, Mode, PolicyDocument};
 use super::finding::{Finding, PolicyError, Problem, SourceName};
 use super::index::{HostSet, Index};
@@ -17,7 +18,7 @@ use super::limits;
 use super::modes::Modes;
 use super::range::RangeSet;
 use super::rule::{Place, Rule, compile};
-use crate::egress::{AgentId, Destination, Host, TenantId};
+use crate::egress::{AgentId, Destination, Host, Subject, TenantId};
 use crate::limit::Limit;
 
 /// The policy in force: any number of global documents, and one for each tenant
@@ -65,6 +66,8 @@ pub(super) struct LocalId {
 pub(super) struct Document {
     pub(super) source: SourceName,
     pub(super) tenant: Option<TenantId>,
+    /// Whom its tenant's tokens must be for; empty for whomever.
+    pub(super) audiences: Vec<String>,
     pub(super) modes: Modes,
     /// Whether audit mode also lets pass to addresses that are not public.
     pub(super) audit_addresses: bool,
@@ -109,6 +112,7 @@ impl CheckedDocument {
         let document = Document {
             source: source.clone(),
             tenant,
+            audiences: read_audiences(source, written, &mut errors),
             modes: Modes::read(source, written, default_mode, &mut errors),
             audit_addresses: written.audit_addresses.unwrap_or(false),
             rules: read_rules(source, written, &mut errors),
@@ -320,15 +324,40 @@ impl Rules {
     }
 
     /// Where a subject's tenant stands: `Ok(None)` where only the global
-    /// documents are for it, `Err` where its tenant has none although tenants
-    /// have documents.
-    pub(super) fn place_of(&self, tenant: Option<&TenantId>) -> Result<Option<usize>, ()> {
-        match tenant {
-            Some(tenant) if self.by_tenant => {
-                self.tenant_places.get(tenant).copied().map(Some).ok_or(())
-            }
-            _ => Ok(None),
+    /// documents are for it.
+    ///
+    /// # Errors
+    /// Its tenant has none although tenants have documents, or that document is
+    /// for tokens of other audiences.
+    pub(super) fn place_of(&self, who: &Subject<'_>) -> Result<Option<usize>, DenyReason> {
+        let Some(tenant) = who.tenant.filter(|_| self.by_tenant) else {
+            return Ok(None);
+        };
+        let place = self.tenant_places.get(tenant).copied();
+        let place = place.ok_or(DenyReason::UnknownTenant)?;
+        let takes = |document: &Arc<Document>| match who.audiences {
+            Some(audiences) if !document.audiences.is_empty() => audiences
+                .iter()
+                .any(|audience| document.audiences.contains(audience)),
+            _ => true,
+        };
+        match self.scopes[place].documents.iter().all(takes) {
+            true => Ok(Some(place)),
+            false => Err(DenyReason::TenantAudience),
         }
+    }
+
+    /// Whether a tenant is refused because it has no document.
+    pub(super) fn has_none_for(&self, tenant: Option<&TenantId>) -> bool {
+        self.by_tenant && tenant.is_some_and(|tenant| !self.tenant_places.contains_key(tenant))
+    }
+
+    /// Whom a tenant's tokens must be for; empty for whomever.
+    pub(super) fn audiences_of(&self, tenant: &TenantId) -> &[String] {
+        let document = self
+            .scope_of(tenant)
+            .and_then(|scope| scope.documents.first());
+        document.map_or(&[], |document| &document.audiences)
     }
 
     /// The scopes that hold for a tenant, its own first.
@@ -514,6 +543,34 @@ fn read_head(
             report("tenant", Problem::Tenant { raw, error });
         })
         .ok()
+}
+
+/// Whom the tenant's tokens must be for.
+fn read_audiences(
+    source: &SourceName,
+    written: &PolicyDocument,
+    errors: &mut Vec<PolicyError>,
+) -> Vec<String> {
+    let Some(audiences) = &written.audience else {
+        return Vec::new();
+    };
+    let mut report = |path: String, problem| errors.push(Finding::new(source, path, problem));
+    if written.tenant.is_none() {
+        report("audience".to_owned(), Problem::AudienceWithoutTenant);
+    }
+    if audiences.is_empty() {
+        report("audience".to_owned(), Problem::EmptyList);
+    }
+    for (at, audience) in audiences.iter().enumerate() {
+        let plain = !audience.contains(|c: char| c.is_control());
+        if !plain || !(1..=256).contains(&audience.len()) {
+            report(
+                format!("audience[{at}]"),
+                Problem::Audience(audience.clone()),
+            );
+        }
+    }
+    audiences.clone()
 }
 
 fn tenant_twice(source: &SourceName, tenant: &str, other: &SourceName) -> PolicyError {

@@ -75,6 +75,7 @@ fn decide_for(set: &PolicySet, agent: &str, tenant: Option<&str>, line: &str) ->
         agent: &agent,
         tenant: tenant.as_ref(),
         destinations: None,
+        audiences: None,
     };
     set.decide(&who, &request(line))
 }
@@ -553,6 +554,7 @@ fn the_token_narrows_and_never_widens() {
             agent: &agent,
             tenant: None,
             destinations: Some(&parsed),
+            audiences: None,
         };
         let decision = set.decide(&who, &request(line));
         assert_eq!(said(&decision), expected, "{destinations:?} {line}");
@@ -627,6 +629,7 @@ rules:
         agent: &agent,
         tenant: None,
         destinations: Some(&[]),
+        audiences: None,
     };
     let decision = set.decide(&who, &request("CONNECT none.example:443"));
     assert_eq!(said(&decision), "deny not_in_token");
@@ -1469,6 +1472,7 @@ fn a_rule() -> impl Strategy<Value = RuleDocument> {
                 ech: None,
                 refusal: None,
                 limits: None,
+                require: None,
             },
         )
 }
@@ -1490,6 +1494,7 @@ fn a_document(tenant: Option<&'static str>) -> impl Strategy<Value = PolicyDocum
             PolicyDocument {
                 version: 1,
                 tenant: tenant.map(str::to_owned),
+                audience: None,
                 mode,
                 agent_modes: (!agent_modes.is_empty()).then_some(AgentModes(agent_modes)),
                 audit_addresses,
@@ -1565,6 +1570,7 @@ impl Case {
             agent: &self.agent,
             tenant: self.tenant.as_ref(),
             destinations: self.destinations.as_deref(),
+            audiences: None,
         }
     }
 }
@@ -1771,6 +1777,7 @@ rules:
             agent: &agent,
             tenant: Some(&tenant),
             destinations: None,
+            audiences: None,
         };
         let request = EgressRequest {
             authority: Authority::parse(&format!("{host}:443")).expect("an authority"),
@@ -1917,6 +1924,7 @@ fn an_explanation_tells_what_the_body_calls_and_what_differs() {
         agent: &agent,
         tenant: None,
         destinations: None,
+        audiences: None,
     };
     let explain = |calls: Calls<'_>| {
         let what = request("POST http://rpc.example/rpc");
@@ -2075,6 +2083,7 @@ fn an_agent_is_told_which_calls_it_may_make() {
         agent: &agent,
         tenant: None,
         destinations: None,
+        audiences: None,
     });
     let reach = reach.expect("everybody");
     let text = reach.to_string();
@@ -2087,4 +2096,291 @@ fn an_agent_is_told_which_calls_it_may_make() {
     assert!(!text.contains("eth_send"), "another agent's: {text}");
     let json = serde_json::to_value(&reach).expect("JSON");
     assert_eq!(json["allow"][0]["rpc_methods"][0], "eth_get*");
+}
+
+#[test]
+fn limits_are_shown_to_whoever_asks_what_holds() {
+    let set = policy(
+        "version: 1
+limits:
+  agent: {requests: 100/m, bytes_down: 10GiB/d, when_away: deny}
+  tenant: {concurrent: 5, connections: 10/s burst 20}
+rules:
+  - {name: api, action: allow, agents: any, hosts: [a.example], limits: {bytes_up: 1536KiB/h, per: token}}
+  - {name: trial, action: allow, mode: audit, agents: any, hosts: [b.example], limits: {requests: 1/s}}
+",
+    );
+    let agent = AgentId::parse("bot").expect("an agent");
+    let who = Subject {
+        agent: &agent,
+        tenant: None,
+        destinations: None,
+        audiences: None,
+    };
+    let shown = |line: &str| {
+        let explanation = set.explain(&who, &request(line), &[]);
+        let limits = explanation.limits.iter().map(ToString::to_string);
+        limits.collect::<Vec<_>>()
+    };
+    let every = [
+        "requests 100/m per agent, refused while Redis is away (policy/agent.requests)",
+        "bytes_down 10GiB/d per agent, refused while Redis is away (policy/agent.bytes_down)",
+        "connections 10/s burst 20 per tenant (policy/tenant.connections)",
+        "concurrent 5 at once per tenant (policy/tenant.concurrent)",
+    ];
+    let own = "bytes_up 1536KiB/h per token (rule/api.bytes_up)";
+    assert_eq!(
+        shown("CONNECT a.example:443"),
+        [&every[..], &[own]].concat()
+    );
+    assert_eq!(
+        shown("GET http://a.example/"),
+        [&every[..2], &every[3..], &[own]].concat(),
+        "no tunnel is opened"
+    );
+    let trial = shown("GET http://b.example/");
+    assert_eq!(
+        trial.last().map(String::as_str),
+        Some("requests 1/s per agent, on trial (rule/trial.requests)")
+    );
+    assert!(shown("GET http://c.example/").is_empty(), "it is refused");
+    let explanation = set.explain(&who, &request("CONNECT a.example:443"), &[]);
+    let text = explanation.to_string();
+    assert!(
+        text.contains("\nlimit: concurrent 5 at once per tenant (policy/tenant.concurrent)\n"),
+        "{text}"
+    );
+    let json = serde_json::to_value(&explanation).expect("JSON");
+    assert_eq!(json["limits"][0]["amount"], "100/m");
+    assert_eq!(json["limits"][0]["per"], "agent");
+
+    let reach = set.reach(&who).expect("everybody");
+    let text = reach.to_string();
+    for line in [
+        "- a.example port 80, 443, at most bytes_up 1536KiB/h per token (rule \"api\")",
+        "At most, in all: requests 100/m per agent; bytes_down 10GiB/d per agent; connections 10/s burst 20 per tenant; concurrent 5 at once per tenant.",
+    ] {
+        assert!(text.contains(line), "{line}: {text}");
+    }
+    let json = serde_json::to_value(&reach).expect("JSON");
+    assert_eq!(
+        json["allow"][0]["limits"][0],
+        "bytes_up 1536KiB/h per token"
+    );
+}
+
+#[test]
+fn a_diff_tells_limits_that_change() {
+    let with = |head: &str, name: &str, limits: &str| {
+        let limits = match limits {
+            "" => String::new(),
+            limits => format!(", limits: {{{limits}}}"),
+        };
+        policy(&format!(
+            "version: 1\n{head}\nrules: [{{name: {name}, action: allow, agents: [bot], hosts: [a.example], ports: [80], schemes: [http]{limits}}}]\n"
+        ))
+    };
+    let rule = |limits| with("", "a", limits);
+    for (case, old, new, expected) in [
+        (
+            "nothing",
+            rule("requests: 1/s"),
+            with("", "b", "requests: 1/s"),
+            vec![],
+        ),
+        (
+            "a limit more",
+            rule(""),
+            rule("requests: 100/m"),
+            vec![
+                "Narrows bot to a.example, port 80: http; was allowed by \"a\" with no limit, now allowed by \"a\" with requests 100/m per agent",
+                "Narrows bot to a.example, port 80: tunnels; was allowed by \"a\", in clear text only with no limit, now allowed by \"a\", in clear text only with requests 100/m per agent",
+            ],
+        ),
+        (
+            "larger and smaller",
+            rule("requests: 100/m, bytes_up: 1MiB/h"),
+            rule("requests: 50/m, bytes_up: 2MiB/h"),
+            vec![
+                "Widens bot to a.example, port 80: http; was allowed by \"a\" with bytes_up 1MiB/h per agent and requests 100/m per agent, now allowed by \"a\" with bytes_up 2MiB/h per agent and requests 50/m per agent",
+                "Widens bot to a.example, port 80: tunnels; was allowed by \"a\", in clear text only with bytes_up 1MiB/h per agent and requests 100/m per agent, now allowed by \"a\", in clear text only with bytes_up 2MiB/h per agent and requests 50/m per agent",
+            ],
+        ),
+        (
+            "of a document",
+            with(
+                "limits: {agent: {requests: 10/s}, token: {concurrent: 3}}",
+                "a",
+                "",
+            ),
+            with("limits: {agent: {requests: 600/m}}", "a", ""),
+            vec![
+                "Widens every agent to *, limits of each agent; was requests 10/s per agent, now requests 600/m per agent",
+                "Widens every agent to *, limits of each token; was concurrent 3 at once per token, now no limit",
+            ],
+        ),
+        (
+            "what happens without Redis",
+            with("limits: {tenant: {requests: 10/s}}", "a", ""),
+            with(
+                "limits: {tenant: {requests: 10/s, when_away: deny}}",
+                "a",
+                "",
+            ),
+            vec![
+                "Narrows every agent to *, limits of each tenant; was requests 10/s per tenant, now requests 10/s per tenant, refused while Redis is away",
+            ],
+        ),
+    ] {
+        let diff = old.diff(&new).expect(case);
+        let said: Vec<_> = diff
+            .changes
+            .iter()
+            .map(|change| format!("{:?} {change}", change.direction))
+            .collect();
+        assert_eq!(said, expected, "{case}");
+    }
+}
+
+#[test]
+fn a_tenants_document_may_be_for_tokens_of_some_audiences() {
+    let set = build(&[
+        "version: 1\ntenant: acme\naudience: [acme-prod, acme-batch]\nmode: audit\nrules:\n  - {name: a, action: allow, agents: any, hosts: [a.example]}",
+        "version: 1\ntenant: globex\nrules:\n  - {name: g, action: allow, agents: any, hosts: [a.example]}",
+    ])
+    .expect("a policy");
+    let agent = AgentId::parse("bot").expect("an agent");
+    let asked = |tenant: &str, audiences: Option<&[&str]>| {
+        let tenant = TenantId::parse(tenant).expect("a tenant");
+        let audiences: Option<Vec<String>> =
+            audiences.map(|list| list.iter().map(|one| (*one).to_owned()).collect());
+        let who = Subject {
+            agent: &agent,
+            tenant: Some(&tenant),
+            destinations: None,
+            audiences: audiences.as_deref(),
+        };
+        let what = request("CONNECT a.example:443");
+        let told = set.reach(&who).map(|_| ());
+        let decision = set.decide(&who, &what);
+        let denied = match &decision {
+            Decision::Deny(denied) => Err(denied.reason()),
+            Decision::Allow(_) => Ok(()),
+        };
+        assert_eq!(told, denied, "the page says what is decided");
+        (said(&decision), set.explain(&who, &what, &[]))
+    };
+    for (case, tenant, audiences, expected) in [
+        ("its audience", "acme", Some(&["acme-prod"][..]), "allow a"),
+        (
+            "among others",
+            "acme",
+            Some(&["agentport", "acme-batch"]),
+            "allow a",
+        ),
+        (
+            "another, in audit mode too",
+            "acme",
+            Some(&["agentport"]),
+            "deny tenant_audience",
+        ),
+        (
+            "one that begins so",
+            "acme",
+            Some(&["acme-production"]),
+            "deny tenant_audience",
+        ),
+        (
+            "a token without one",
+            "acme",
+            Some(&[]),
+            "deny tenant_audience",
+        ),
+        ("no token, such as a certificate", "acme", None, "allow a"),
+        (
+            "a document that takes any",
+            "globex",
+            Some(&["acme-prod"]),
+            "allow g",
+        ),
+    ] {
+        assert_eq!(asked(tenant, audiences).0, expected, "{case}");
+    }
+    let (_, explanation) = asked("acme", Some(&["agentport"]));
+    assert_eq!(explanation.reason, Some("tenant_audience"));
+    assert_eq!(
+        explanation.checks[0].detail,
+        "the document of tenant acme is for tokens whose aud has acme-prod, acme-batch; this one has agentport"
+    );
+
+    let long = "a".repeat(257);
+    for (text, expected) in [
+        ("version: 1\naudience: [a]", "0.yaml: audience: `audience` is about the tokens of one tenant; write `tenant` too, or take it away".to_owned()),
+        ("version: 1\ntenant: t\naudience: []", "0.yaml: audience: the list is empty; write an entry, or take the member away".to_owned()),
+        ("version: 1\ntenant: t\naudience: [ok, \"a\\n\"]", "0.yaml: audience[1]: \"a\\n\": write an audience of 1 to 256 bytes without control characters".to_owned()),
+        (&format!("version: 1\ntenant: t\naudience: [{long}]"), format!("0.yaml: audience[0]: {long:?}: write an audience of 1 to 256 bytes without control characters")),
+    ] {
+        let errors = build(&[text]).expect_err(text);
+        let said: Vec<String> = errors.iter().map(ToString::to_string).collect();
+        assert_eq!(said, [expected], "{text}");
+    }
+    assert!(build(&["version: 1\ntenant: t\naudience: a"]).is_err());
+
+    let with =
+        |audience: &str| build(&[&format!("version: 1\ntenant: t\n{audience}")]).expect(audience);
+    for (case, old, new, expected) in [
+        (
+            "the same in another order",
+            "audience: [a, b]",
+            "audience: [b, a]",
+            None,
+        ),
+        (
+            "fewer",
+            "audience: [a, b]",
+            "audience: [a]",
+            Some(
+                "Narrows every agent to * (tenants: t), tokens that are taken; was for a, b, now for a",
+            ),
+        ),
+        (
+            "any",
+            "audience: [a]",
+            "",
+            Some(
+                "Widens every agent to * (tenants: t), tokens that are taken; was for a, now of any audience",
+            ),
+        ),
+        (
+            "others",
+            "audience: [a]",
+            "audience: [b]",
+            Some(
+                "Widens every agent to * (tenants: t), tokens that are taken; was for a, now for b",
+            ),
+        ),
+    ] {
+        let diff = with(old).diff(&with(new)).expect(case);
+        let said: Vec<String> = diff
+            .changes
+            .iter()
+            .map(|change| format!("{:?} {change}", change.direction))
+            .collect();
+        assert_eq!(said, expected.into_iter().collect::<Vec<_>>(), "{case}");
+    }
+
+    let file = "cases:
+  - {name: ours, agent: bot, tenant: acme, audience: [acme-prod], connect: 'a.example:443', expect: allow}
+  - {name: theirs, agent: bot, tenant: acme, audience: [other], connect: 'a.example:443', expect: deny, reason: tenant_audience}
+  - {name: untold, agent: bot, tenant: acme, connect: 'a.example:443', expect: allow}
+";
+    let cases = CaseFile::parse(&SourceName::from("c"), Format::Yaml, file).expect("cases");
+    for outcome in cases.run(&set) {
+        assert!(
+            outcome.failures.is_empty(),
+            "{}: {:?}",
+            outcome.name,
+            outcome.failures
+        );
+    }
 }

@@ -20,7 +20,7 @@ use crate::egress::proxy_header::{self, ProxyHeader, ProxyHeaderError, ProxyHead
 use crate::gate::ports::Observation;
 use crate::gate::{Cause, Denial, Opening, TunnelEnd};
 use crate::identity::{Certified, Principal};
-use crate::limit::{ConcurrencyLimit, InFlight};
+use crate::limit::{ConcurrencyLimit, InFlight, TooMany, source_of};
 
 use super::Wire;
 use super::conn::{ConnIo, Connection, Ending};
@@ -163,8 +163,28 @@ impl Bound {
 /// How long the queue of a listener that closes is waited for.
 const QUEUE: Duration = Duration::from_millis(5);
 
-/// How many connections each source address may have.
-type PerSource = (ConcurrencyLimit<IpAddr>, NonZeroU32);
+/// How many connections each source address may have on several listeners
+/// together; of IPv6 each /64, of which one machine has all addresses.
+#[derive(Debug)]
+pub struct PerSource {
+    counts: ConcurrencyLimit<IpAddr>,
+    most: NonZeroU32,
+}
+
+impl PerSource {
+    /// So many of each.
+    #[must_use]
+    pub fn new(most: NonZeroU32) -> Self {
+        Self {
+            counts: ConcurrencyLimit::new(SOURCES),
+            most,
+        }
+    }
+
+    fn enter(&self, address: IpAddr) -> Result<InFlight<IpAddr>, TooMany> {
+        self.counts.enter(&source_of(address), self.most)
+    }
+}
 
 /// Accepts connections from one listener.
 pub struct Accepting {
@@ -185,10 +205,9 @@ impl Accepting {
     pub fn new(
         wire: Arc<Wire>,
         connections: Arc<Semaphore>,
-        per_source: Option<NonZeroU32>,
+        per_source: Option<Arc<PerSource>>,
         stop: watch::Receiver<bool>,
     ) -> Self {
-        let per_source = per_source.map(|most| Arc::new((ConcurrencyLimit::new(SOURCES), most)));
         Self {
             wire,
             connections,
@@ -291,7 +310,7 @@ impl Arrival {
             }
         }
         let place = match (self.per_source.as_deref(), client) {
-            (Some((limit, most)), Some(client)) => limit.enter(&client.ip(), *most).map(Some),
+            (Some(limit), Some(client)) => limit.enter(client.ip()).map(Some),
             _ => Ok(None),
         };
         let Ok(place) = place else {
@@ -515,4 +534,27 @@ fn is_transient(error: &io::Error) -> bool {
             | io::ErrorKind::ConnectionReset
             | io::ErrorKind::Interrupted
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_source_has_so_many_whatever_address_of_its_network_it_uses() {
+        let limit = PerSource::new(NonZeroU32::MIN);
+        let enter = |raw: &str| limit.enter(raw.parse().expect("an address"));
+        let first = enter("2001:db8::1").expect("the first");
+        for (case, address, free) in [
+            ("another address of the same /64", "2001:db8::ffff:2", false),
+            ("another /64", "2001:db8:0:1::1", true),
+            ("IPv4", "192.0.2.1", true),
+        ] {
+            assert_eq!(enter(address).is_ok(), free, "{case}");
+        }
+        let mapped = enter("::ffff:192.0.2.1").expect("an IPv4 address");
+        assert!(enter("192.0.2.1").is_err(), "it is the same in both forms");
+        drop((first, mapped));
+        assert!(enter("2001:db8::2").is_ok());
+    }
 }

@@ -63,7 +63,7 @@ impl Forward {
         };
         if connection.tunnel.is_none() && self.shared.peers.is_none() {
             let head = session.req_header();
-            let chosen = self.shared.routes.choose(
+            let chosen = self.shared.routes.load().choose(
                 &current.target,
                 head.headers.get(header::HOST),
                 head.version == http::Version::HTTP_2,
@@ -88,7 +88,8 @@ impl Forward {
                 let looking = self.look_local(session, exchange, connection, path, None);
                 return Box::pin(looking).await;
             }
-            let looking = self.look_at_call(session, exchange, &connection, call);
+            let credential = current.credential;
+            let looking = self.look_at_call(session, exchange, &connection, (call, credential));
             return Box::pin(looking).await;
         }
         let target = connection.own_target(current.target);
@@ -152,8 +153,9 @@ impl Forward {
             return Err(super::agents_name(&request.authority));
         }
         self.check_length(session, &request.authority)?;
-        let admission =
-            rpc::admit(&self.shared, session, &who, &request, Towards::Out, trail).await?;
+        let admitting = (trail, &mut exchange.slot);
+        let out = Towards::Out;
+        let admission = rpc::admit(&self.shared, session, &who, &request, out, admitting).await?;
         if current.last_hop {
             return Ok(Box::pin(answer_here(session, exchange)).await);
         }
@@ -200,8 +202,9 @@ impl Forward {
                 path,
             },
         };
-        let admission =
-            rpc::admit(&self.shared, session, &who, &request, Towards::Out, trail).await?;
+        let admitting = (trail, &mut exchange.slot);
+        let out = Towards::Out;
+        let admission = rpc::admit(&self.shared, session, &who, &request, out, admitting).await?;
         if current.last_hop {
             return Ok(Box::pin(answer_here(session, exchange)).await);
         }
@@ -287,7 +290,9 @@ impl Forward {
             }
         };
         let towards = Towards::Behind(at);
-        let admission = rpc::admit(&self.shared, session, &who, &request, towards, trail).await?;
+        let admitting = (trail, &mut exchange.slot);
+        let admission =
+            rpc::admit(&self.shared, session, &who, &request, towards, admitting).await?;
         self.admitted(exchange, admission, request)
     }
 
@@ -317,13 +322,9 @@ impl Forward {
         admission: Admission,
         request: EgressRequest,
     ) -> Result<Verdict, Denial> {
-        match Arc::clone(&self.shared.in_flight).try_acquire_owned() {
-            Ok(slot) => exchange.slot = Some(slot),
-            Err(_) => {
-                return Err(Denial::new(Cause::Overloaded)
-                    .towards(&request.authority)
-                    .detail("limits.in_flight is reached"));
-            }
+        // One whose body was read has its slot already.
+        if exchange.slot.is_none() {
+            exchange.slot = Some(self.shared.in_flight_slot(&request.authority)?);
         }
         exchange.addresses = dial::order(admission.addresses(), self.shared.settings.ipv4_first);
         exchange.admission = Some(admission);

@@ -38,15 +38,16 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use pingora::apps::HttpServerOptions;
 use pingora::protocols::http::v2::server::H2Options;
 use pingora::proxy::HttpProxy;
 use pingora::server::configuration::ServerConf;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 pub use callee_tls::{CalleeTls, CalleeTlsParts};
 pub use inside::RefusalCertificates;
-pub use listener::{Accepting, Bound, ListenAddress, bind, bind_unix};
+pub use listener::{Accepting, Bound, ListenAddress, PerSource, bind, bind_unix};
 pub use local::{LocalPages, Page};
 pub use parent::{Parent, ParentAccess, ParentAsks};
 pub use peers::{Callee, Callees, KnownAddresses, PeerEndpoint, Peers};
@@ -185,7 +186,7 @@ pub enum AgentEndpoint {
 pub struct Shared {
     gate: Gate,
     settings: Settings,
-    routes: routes::Routes,
+    routes: ArcSwap<routes::Routes>,
     tunnels: OpenTunnels,
     in_flight: Arc<Semaphore>,
     tunnel_slots: Arc<Semaphore>,
@@ -201,6 +202,18 @@ pub struct Shared {
     pool_key: std::hash::RandomState,
     /// Dials where a request upgrades.
     for_upgrades: Arc<dyn pingora::connectors::L4Connect + Send + Sync>,
+}
+
+impl Shared {
+    /// A place among the requests under way.
+    fn in_flight_slot(&self, towards: &Authority) -> Result<OwnedSemaphorePermit, Denial> {
+        let slot = Arc::clone(&self.in_flight).try_acquire_owned();
+        slot.map_err(|_| {
+            Denial::new(Cause::Overloaded)
+                .towards(towards)
+                .detail("limits.in_flight is reached")
+        })
+    }
 }
 
 /// The wire, ready to serve connections.
@@ -283,7 +296,7 @@ impl Wire {
             tunnel_slots: Arc::new(Semaphore::new(settings.tunnels)),
             tunnels: OpenTunnels::new(settings.tunnels_outlive_tokens),
             gate,
-            routes: routes::Routes::new(&settings.routes),
+            routes: ArcSwap::from_pointee(routes::Routes::new(&settings.routes)),
             settings,
             pages,
             peers,
@@ -323,6 +336,12 @@ impl Wire {
     #[must_use]
     pub fn tunnels(&self) -> &OpenTunnels {
         &self.shared.tunnels
+    }
+
+    /// Puts other routes in force. What is under way goes on by its own.
+    pub fn replace_routes(&self, routes: &[NamedRoute]) {
+        let routes = Arc::new(routes::Routes::new(routes));
+        self.shared.routes.store(routes);
     }
 
     /// The gate that all pass.

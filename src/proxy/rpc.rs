@@ -6,9 +6,10 @@ use std::sync::Arc;
 use bytes::BytesMut;
 use http::header;
 use pingora::proxy::Session;
+use tokio::sync::OwnedSemaphorePermit;
 
 use crate::egress::{Authority, EgressRequest, RpcError, rpc_methods};
-use crate::gate::{Admission, AuditTrail, Cause, Denial, Gate};
+use crate::gate::{Admission, AuditTrail, BodyPaid, Cause, Denial, Gate};
 use crate::identity::Principal;
 use crate::policy::Calls;
 
@@ -29,13 +30,12 @@ impl Towards<'_> {
         self,
         gate: &Gate,
         who: &Arc<Principal>,
-        request: &EgressRequest,
-        calls: Calls<'_>,
+        asked: (&EgressRequest, Calls<'_>, Option<BodyPaid>),
         trail: &mut AuditTrail,
     ) -> Result<Admission, Denial> {
         match self {
-            Self::Out => gate.admit_calls(who, request, calls, trail).await,
-            Self::Behind(at) => gate.admit_behind(who, request, calls, at, trail).await,
+            Self::Out => gate.admit_calls(who, asked, trail).await,
+            Self::Behind(at) => gate.admit_behind(who, asked, at, trail).await,
         }
     }
 }
@@ -50,23 +50,27 @@ pub(super) async fn admit(
     who: &Arc<Principal>,
     request: &EgressRequest,
     towards: Towards<'_>,
-    trail: &mut AuditTrail,
+    (trail, slot): (&mut AuditTrail, &mut Option<OwnedSemaphorePermit>),
 ) -> Result<Admission, Denial> {
     let gate = &shared.gate;
-    let unseen = Calls::Unseen;
     // The frames of a WebSocket are not seen, so neither is what they call.
     if session.is_upgrade_req() || !gate.asks_for_calls(who, request) {
-        return towards.admit(gate, who, request, unseen, trail).await;
+        let asked = (request, Calls::Unseen, None);
+        return towards.admit(gate, who, asked, trail).await;
     }
+    // Before the body, which may be large: what refuses without it, refuses.
+    let paid = gate.admit_body(who, request, trail).await?;
+    *slot = Some(shared.in_flight_slot(&request.authority)?);
     // Boxed: few requests are read.
     let read = Box::pin(read(shared, session)).await;
     match read.map_err(|denial| denial.towards(&request.authority))? {
         Ok(methods) => {
-            let calls = Calls::Seen(&methods);
-            towards.admit(gate, who, request, calls, trail).await
+            let asked = (request, Calls::Seen(&methods), Some(paid));
+            towards.admit(gate, who, asked, trail).await
         }
         Err(error) => {
-            let admitted = towards.admit(gate, who, request, unseen, trail).await;
+            let asked = (request, Calls::Unseen, Some(paid));
+            let admitted = towards.admit(gate, who, asked, trail).await;
             admitted.map_err(|denial| match denial.cause {
                 // What would help is another body.
                 Cause::Policy(_) => Denial::new(Cause::BadRequest(error.message()))

@@ -321,6 +321,7 @@ mod tests {
             agent: &agent,
             tenant: tenant.as_ref(),
             destinations: None,
+            audiences: None,
         };
         let what = EgressRequest {
             authority: Authority::parse(&format!("{host}:443")).expect("an authority"),

@@ -59,6 +59,17 @@ pub(super) struct Reloader {
     endpoint: Option<Arc<TokenEndpoint>>,
 }
 
+/// Lets go of a policy that is not in force any more: away from the threads
+/// that serve, which would have to free all its rules, and once the requests
+/// that it judges just now are through with it.
+fn forget(policy: Arc<PolicySet>) {
+    const THROUGH: Duration = Duration::from_secs(1);
+    tokio::spawn(async move {
+        tokio::time::sleep(THROUGH).await;
+        tokio::task::spawn_blocking(move || drop(policy));
+    });
+}
+
 impl Reloader {
     #[expect(
         clippy::too_many_arguments,
@@ -192,7 +203,7 @@ impl Reloader {
                 let changed = version != *self.policy.current().digest();
                 self.figures.tenants_are(loaded.policy.tenants());
                 if changed {
-                    self.policy.0.store(Arc::new(loaded.policy));
+                    forget(self.policy.0.swap(Arc::new(loaded.policy)));
                     self.figures.policy_loaded(&version, self.clock.wall());
                 }
                 self.refused(loaded.refused);

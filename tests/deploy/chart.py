@@ -26,9 +26,10 @@ def checks(agentport: Path):
         yield f"chart with {name}: valid, restricted, and AgentPort runs with it", lambda values=values: rendered(agentport, values)
     yield "chart: allowedDestinations as list, as string, and by --set as documented", destinations
     yield "chart: what is wrong is refused, with what to write", refusals
-    yield "chart: each tenant's policy is a ConfigMap of its own", tenants
+    yield "chart: each tenant's policy is a ConfigMap of its own, from a values file of its own", lambda: tenants(agentport)
     yield "chart with peers: the network lets in agents alone, and a CA to its challenge", peers_network
     yield "chart with peers: as rendered, a certificate opens the port, and nothing else", lambda: peers_run(agentport)
+    yield "chart with an upstream proxy: the gateway goes there, and nowhere else", upstream_proxy
     yield "plain manifests: as the chart renders them, and valid", lambda: manifests(agentport)
     yield "network policies: valid, for Kubernetes, Calico and Cilium", policies
     yield "schemas: what has a mistake is found", schemas_find
@@ -137,6 +138,10 @@ def runs(agentport: Path, objects: list[dict]) -> None:
         shutil.copytree(root / "tls", root / "peers-tls")
         (root / "keys/acme-ca.pem").write_text((root / "tls/tls.crt").read_text())
         (root / "keys/acme-eab").write_text("c2VjcmV0LXNlY3JldC1zZWNyZXQtc2VjcmV0LXNlY3JldA")
+        (root / "keys/redis-password").write_text("opensesame")
+        (root / "upstream-proxy").mkdir()
+        (root / "upstream-proxy/credentials").write_text("gateway:secret")
+        (root / "upstream-proxy/ca.crt").write_text((root / "tls/tls.crt").read_text())
         if "peers" in volumes:
             (root / "peers").mkdir()
             for name, text in maps[volumes["peers"]["configMap"]["name"]].items():
@@ -181,6 +186,10 @@ def refusals() -> None:
         ("no secret", ["--set", "keys.existingSecret="], "write keys.existingSecret or keys.csi"),
         ("a policy without its version", ["--set", "tenants.blue.mode=audit"], "tenants.blue"),
         ("a tenant by two names", ["--set", "tenants.blue.version=1,tenants.blue.tenant=green"], "write the same"),
+        ("a namespace of no tenant", ["--set", "tenantNamespaces.blue={b}"], "write tenants.blue"),
+        ("a namespace of two tenants", ["--set", "tenants.blue.version=1,tenants.green.version=1,tenantNamespaces.blue={b},tenantNamespaces.green={b}"],
+         "a namespace is of one tenant"),
+        ("agents beside the keys", ["--namespace", "agents", "--set", "createNamespaces=true"], "may not share the namespace"),
         ("agents in a namespace that is not confined", ["--set", "openclaw.enabled=true,openclaw.namespace=elsewhere"], "networkPolicy.agentNamespaces"),
         ("ACME without its server", ["--set", "acme.enabled=true,acme.domains={a.example}"], "write acme.directory"),
         ("ACME without names", ["--set", "acme.enabled=true,acme.directory=https://ca.example/"], "write acme.domains"),
@@ -193,6 +202,10 @@ def refusals() -> None:
         ("a peer's certificate in another namespace", ["--set", "peers.enabled=true,peers.certificates[0].name=a,peers.certificates[0].namespace=b"], "write peers.issuerRef"),
         ("certificates from two places", ["--set", "peers.enabled=true,peers.existingSecret=s,peers.certificates[0].name=a,peers.certificates[0].namespace=b"], "remove one of both"),
         ("a peer with a URL", ["--set", "peers.enabled=true,peers.directory[0].name=a,peers.directory[0].endpoints={http://a:1}"], "endpoints"),
+        ("a proxy without a place", ["--set", "upstreamProxy.url=http://proxy.example:3128"], "write upstreamProxy.to"),
+        ("a place without a proxy", ["--set", "upstreamProxy.noProxy={a.example}"], "has no effect without its url"),
+        ("a proxy with its password", ["--set", "upstreamProxy.url=http://u:p@proxy.example:3128"], "upstreamProxy.url"),
+        ("a proxy's CA without its Secret", ["--set", "upstreamProxy.url=https://proxy.example,upstreamProxy.caKey=ca.crt,upstreamProxy.to[0].ipBlock.cidr=192.0.2.1/32"], "write upstreamProxy.existingSecret"),
         ("a host with a space", ["--set", "allowedDestinations={a b}"], "allowedDestinations"),
     ):
         done = subprocess.run([str(HELM), "template", "agentport", str(CHART), *arguments], text=True, capture_output=True)
@@ -200,11 +213,26 @@ def refusals() -> None:
             raise Broken(f"{what}: ended with {done.returncode}, and did not say {wanted!r}: {done.stderr}")
 
 
-def tenants() -> None:
+def tenants(agentport: Path) -> None:
     objects = template(VALUES / "everything.yaml")
     names = {o["metadata"]["name"] for o in objects if o["kind"] == "ConfigMap"}
     if not {"agentport-tenant-blue", "agentport-tenant-green", "agentport-policy"} <= names:
         raise Broken(f"the ConfigMaps are {names}")
+    # From a values file for each, which know nothing of each other.
+    blue, green = VALUES / "tenants/blue.yaml", VALUES / "tenants/green.yaml"
+    objects = template(blue, "--values", str(green), "--set", "createNamespaces=true")
+    validate(objects)
+    runs(agentport, objects)
+    made = {o["metadata"]["name"]: o["metadata"]["labels"] for o in objects if o["kind"] == "Namespace"}
+    wanted = {"agents": None, "blue-agents": "blue", "blue-batch": "blue", "green-agents": "green"}
+    if {name: labels.get("agentport.io/tenant") for name, labels in made.items()} != wanted:
+        raise Broken(f"the namespaces are {made}")
+    for name, labels in made.items():
+        if labels["agentport.io/agents"] != "true" or labels["pod-security.kubernetes.io/enforce"] != "restricted":
+            raise Broken(f"{name} has the labels {labels}")
+        held = {o["metadata"]["name"] for o in objects if o["kind"] == "NetworkPolicy" and o["metadata"]["namespace"] == name}
+        if held != {"default-deny-egress", "agent-egress-only"}:
+            raise Broken(f"{name} is held by {held}")
 
 
 def peers_network() -> None:
@@ -212,9 +240,9 @@ def peers_network() -> None:
     def named(objects, kind, name):
         return next(o for o in objects if o["kind"] == kind and o["metadata"]["name"] == name)
 
-    def let_in(values) -> dict[str, list]:
-        rules = named(template(values), "NetworkPolicy", "agentport")["spec"]["ingress"]
-        return {port["port"]: [*rule.get("from", ["everybody"])] for rule in rules for port in rule["ports"]}
+    def let_in(values, *more) -> dict[str, list]:
+        rules = named(template(values, *more), "NetworkPolicy", "agentport")["spec"]["ingress"]
+        return {port["port"]: rule.get("from") or ["everybody"] for rule in rules for port in rule["ports"]}
 
     agents = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "agents"}}}
     with_peers, without = let_in(VALUES / "peers.yaml"), let_in(None)
@@ -222,6 +250,9 @@ def peers_network() -> None:
         ("to peers", with_peers["peers"], [agents, {"ipBlock": {"cidr": "10.7.0.0/16"}}]),
         ("to the challenge", with_peers["acme"], ["everybody"]),
         ("open to everybody", [port for port, who in with_peers.items() if "everybody" in who], ["acme"]),
+        # An empty list in a rule lets in everybody, and so must not be there.
+        ("with no namespace of agents", [port for port, who in let_in(None, "--set", "peers.enabled=true,networkPolicy.agentNamespaces=null").items()
+                                         if "everybody" in who or port == "peers"], []),
         ("with neither", sorted(without), ["admin", "egress"]),
         ("to the challenge at the agents' port", let_in(VALUES / "acme-alone.yaml")["egress-tls"], [{"ipBlock": {"cidr": "10.2.0.0/16"}}]),
     ):
@@ -239,6 +270,33 @@ def peers_network() -> None:
     exposed = {name: [p["name"] for p in spec["ports"]] for name, spec in services.items() if spec["type"] == "LoadBalancer"}
     if exposed != {"agentport-acme": ["http-01"]}:
         raise Broken(f"open to the outside: {exposed}")
+
+
+def upstream_proxy() -> None:
+    """What leaves the gateway, by its NetworkPolicy: the proxy, names, and what was
+    written beside."""
+    def out(*more: str) -> list[tuple]:
+        policy = next(o for o in template(VALUES / "upstream-proxy.yaml", *more) if o["kind"] == "NetworkPolicy" and o["metadata"]["name"] == "agentport")
+        if policy["spec"]["policyTypes"] != ["Ingress", "Egress"]:
+            raise Broken(f"held are {policy['spec']['policyTypes']}")
+        if not all(rule.get("to") for rule in policy["spec"]["egress"]):
+            raise Broken("a rule lets out to everybody")
+        return [(where.get("ipBlock", where.get("podSelector", {}).get("matchLabels")), [port["port"] for port in rule["ports"]])
+                for rule in policy["spec"]["egress"] for where in rule["to"]]
+
+    names = ({"k8s-app": "kube-dns"}, [53, 53])
+    rest = [names, ({"cidr": "10.96.0.0/12"}, [443]), ({"cidr": "10.3.0.5/32"}, [6379])]
+    proxy = {"cidr": "192.0.2.10/32"}
+    for what, got, port in (
+        ("the port that is written", out(), 3129),
+        ("https's own", out("--set", "upstreamProxy.url=https://proxy.corp.example"), 443),
+        ("http's own", out("--set", "upstreamProxy.url=http://proxy.corp.example,upstreamProxy.caKey="), 80),
+        ("of an IPv6 address", out("--set", "upstreamProxy.url=http://[fd00::1]:3128,upstreamProxy.caKey="), 3128),
+    ):
+        if got != [(proxy, [port]), *rest]:
+            raise Broken(f"{what}: the gateway may go to {got}")
+    if "Egress" in next(o for o in template(None) if o["kind"] == "NetworkPolicy" and o["metadata"]["name"] == "agentport")["spec"]["policyTypes"]:
+        raise Broken("without a proxy what leaves is the gateway's matter")
 
 
 def peers_run(agentport: Path) -> None:
@@ -300,6 +358,11 @@ def policies() -> None:
     for path in sorted((ROOT / "deploy/network-policies").glob("*.yaml")):
         objects = documents(path.read_text())
         validate(objects)
+        # Where namespaces are selected by the label, the shipped one has it.
+        if "agentport.io/agents" in path.read_text():
+            shipped = documents((ROOT / "deploy/manifests/namespaces.yaml").read_text())
+            if [n["metadata"]["name"] for n in shipped if n["metadata"]["labels"].get("agentport.io/agents") == "true"] != ["agents"]:
+                raise Broken(f"{path.name} selects no namespace of manifests/namespaces.yaml")
         # The gateway is selected by labels that its pods have.
         for label in ("app.kubernetes.io/name", "app.kubernetes.io/component"):
             if f"{label}: {labels[label]}" not in path.read_text() and f'{label} == "{labels[label]}"' not in path.read_text():

@@ -40,6 +40,19 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | quote }}
 {{- end -}}
 {{- end }}
 
+{{/* Every namespace of agents, as a list in JSON. */}}
+{{- define "agentport.agentNamespaces" -}}
+{{- $all := default list .Values.networkPolicy.agentNamespaces -}}
+{{- range $tenant, $own := .Values.tenantNamespaces -}}
+{{- if not (hasKey $.Values.tenants $tenant) -}}{{- fail (printf "tenantNamespaces.%s: no such tenant: write tenants.%s, its policy" $tenant $tenant) -}}{{- end -}}
+{{- range $own -}}
+{{- if has . $all -}}{{- fail (printf "tenantNamespaces.%s: %s is another's too: a namespace is of one tenant" $tenant .) -}}{{- end -}}
+{{- $all = append $all . -}}
+{{- end -}}
+{{- end -}}
+{{- $all | toJson -}}
+{{- end }}
+
 {{/* An image by its digest, where there is one. */}}
 {{- define "agentport.image" -}}
 {{- $tag := default .appVersion .image.tag -}}
@@ -123,6 +136,23 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | quote }}
       "domain" .Values.peers.domain
       "agents" "/etc/agentport/peers/agents.yaml") -}}
 {{- end -}}
+{{- with .Values.upstreamProxy -}}
+{{- if .url -}}
+{{- $files := "/etc/agentport/upstream-proxy" -}}
+{{- $proxy := dict "url" .url "address" .address -}}
+{{- if .existingSecret -}}
+{{- if not (or .credentialsKey .caKey) -}}{{- fail "upstreamProxy.existingSecret has no file that is taken: write credentialsKey or caKey" -}}{{- end -}}
+{{- with .credentialsKey -}}{{- $_ := set $proxy "credentials_file" (printf "%s/%s" $files .) -}}{{- end -}}
+{{- with .caKey -}}{{- $_ := set $proxy "ca" (printf "%s/%s" $files .) -}}{{- end -}}
+{{- else if .caKey -}}
+{{- fail "upstreamProxy.caKey: write upstreamProxy.existingSecret, which has it" -}}
+{{- end -}}
+{{- with .noProxy -}}{{- $_ := set $proxy "no_proxy" . -}}{{- end -}}
+{{- $_ := set $config "upstream_proxy" $proxy -}}
+{{- else if or .existingSecret .noProxy .to -}}
+{{- fail "upstreamProxy has no effect without its url: write that too" -}}
+{{- end -}}
+{{- end -}}
 {{- $destinations := include "agentport.destinations" . | fromJsonArray -}}
 {{- if $destinations -}}{{- $_ := set $config "allowed_destinations" $destinations -}}{{- end -}}
 {{- mergeOverwrite $config (deepCopy .Values.config) | toYaml -}}
@@ -131,6 +161,16 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | quote }}
 {{/* Whether agents may come by TLS. */}}
 {{- define "agentport.tls" -}}
 {{- if or .Values.certManager.enabled .Values.acme.enabled -}}yes{{- end -}}
+{{- end }}
+
+{{/* The port of the upstream proxy. */}}
+{{- define "agentport.upstreamProxyPort" -}}
+{{- $url := urlParse .Values.upstreamProxy.url -}}
+{{- if regexMatch ":[0-9]+$" $url.host -}}
+{{- regexFind "[0-9]+$" $url.host -}}
+{{- else -}}
+{{- eq $url.scheme "https" | ternary "443" "80" -}}
+{{- end -}}
 {{- end }}
 
 {{/* tls.acme, where what is wrong is refused before a CA is asked for anything. */}}

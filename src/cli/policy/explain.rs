@@ -10,7 +10,7 @@ use clap::Args;
 use super::super::{SettingsArgs, give};
 use super::{Found, Loaded, ModeArg, Output, give_json, log, read, read_paths, text_of};
 use crate::egress::{AgentId, Destination, EgressRequest, TenantId};
-use crate::policy::{Mode, Question, Recorded, Verdict};
+use crate::policy::{Mode, Proven, Question, Recorded, Requirement, Verdict};
 
 #[derive(Args)]
 pub(in crate::cli) struct ExplainArgs {
@@ -20,6 +20,9 @@ pub(in crate::cli) struct ExplainArgs {
     /// Its tenant
     #[arg(long, value_name = "NAME")]
     tenant: Option<String>,
+    /// Whom the token is for, its `aud`; may be given again [default: whomever the tenant's document wants]
+    #[arg(long, value_name = "AUDIENCE")]
+    audience: Vec<String>,
     /// What the token is limited to; may be given again
     #[arg(long, value_name = "DESTINATION", value_delimiter = ',')]
     allow: Vec<String>,
@@ -51,6 +54,9 @@ pub(in crate::cli) struct ExplainArgs {
     /// What the body calls by JSON-RPC; may be given again, for a batch
     #[arg(long, value_name = "METHOD", value_delimiter = ',')]
     rpc_method: Vec<String>,
+    /// What has proven the agent [default: a token, or what was recorded]
+    #[arg(long, value_enum, value_name = "WHAT")]
+    credentials: Option<CredentialsArg>,
     /// The gateway sees inside TLS, as on a named route
     #[arg(long)]
     inside: bool,
@@ -63,6 +69,24 @@ pub(in crate::cli) struct ExplainArgs {
     /// The URL, or host:port for CONNECT. An https URL is what goes through a tunnel: ask for CONNECT
     #[arg(required_unless_present = "from_audit")]
     url: Option<String>,
+}
+
+/// What has proven an agent.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum CredentialsArg {
+    Token,
+    Certificate,
+    Both,
+}
+
+impl From<CredentialsArg> for Proven {
+    fn from(credentials: CredentialsArg) -> Self {
+        Self::from(match credentials {
+            CredentialsArg::Token => Requirement::Token,
+            CredentialsArg::Certificate => Requirement::Certificate,
+            CredentialsArg::Both => Requirement::Both,
+        })
+    }
 }
 
 /// What is to be explained.
@@ -83,6 +107,7 @@ pub(super) fn explain(settings: &SettingsArgs, args: &ExplainArgs) -> anyhow::Re
         _ => read(settings, &args.policy, args.mode.into())?.good()?,
     };
     let mut explanation = asked.question.ask(&loaded.set, &asked.addresses);
+    explanation.add_limits(&loaded.limits, &asked.question.request);
     explanation.locate(|name| text_of(&loaded.sources, name));
     match args.format {
         Output::Text => give(&format!("{explanation}\n")),
@@ -115,9 +140,11 @@ fn asked(args: &ExplainArgs) -> anyhow::Result<Asked> {
         question: Question {
             agent: AgentId::parse(agent).context("--agent")?,
             tenant: tenant.transpose().context("--tenant")?,
+            audiences: (!args.audience.is_empty()).then(|| args.audience.clone()),
             destinations: destinations(args)?,
             request,
             calls,
+            proven: args.credentials.map_or(Proven::BY_TOKEN, Proven::from),
         },
         addresses: args.address.clone(),
         version: None,
@@ -159,9 +186,13 @@ fn recorded(args: &ExplainArgs, id: &str, file: &Path) -> anyhow::Result<Asked> 
         question: Question {
             agent,
             tenant: record.tenant,
+            audiences: (!args.audience.is_empty()).then(|| args.audience.clone()),
             destinations: destinations(args)?,
             request,
             calls,
+            proven: (args.credentials.map(Proven::from))
+                .or(record.proven)
+                .unwrap_or(Proven::BY_TOKEN),
         },
         addresses: record.address.into_iter().collect(),
         version: record.policy_version,

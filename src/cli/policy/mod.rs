@@ -12,11 +12,13 @@ mod test;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::{Subcommand, ValueEnum};
 
 use crate::adapters::watch::read_stable;
 use crate::config::{Config, Purpose};
+use crate::limit::Limit;
 use crate::policy::{Format, Mode, PolicyDocument, PolicyError, PolicySet, SourceName};
 use crate::server::load::{self, Source};
 
@@ -92,6 +94,8 @@ pub(super) fn run(settings: &SettingsArgs, command: &PolicyCommand) -> anyhow::R
 struct Loaded {
     set: PolicySet,
     sources: Vec<Source>,
+    /// The gateway's own limits, where its configuration was read.
+    limits: Vec<Arc<Limit>>,
 }
 
 /// What became of reading a policy.
@@ -119,13 +123,18 @@ fn read(settings: &SettingsArgs, paths: &[PathBuf], mode: Mode) -> anyhow::Resul
         return read_paths(paths, mode);
     }
     let config: Config = super::load(settings, Purpose::Command)?;
-    match &config.policy {
-        Some(path) => read_paths(std::slice::from_ref(path), config.mode),
-        None => Ok(Read::Good(Loaded {
+    let mut read = match &config.policy {
+        Some(path) => read_paths(std::slice::from_ref(path), config.mode)?,
+        None => Read::Good(Loaded {
             set: load::policy(&config)?,
             sources: Vec::new(),
-        })),
+            limits: Vec::new(),
+        }),
+    };
+    if let Read::Good(loaded) = &mut read {
+        loaded.limits = config.limits.per_owner;
     }
+    Ok(read)
 }
 
 fn read_paths(paths: &[PathBuf], mode: Mode) -> anyhow::Result<Read> {
@@ -149,7 +158,11 @@ fn read_paths(paths: &[PathBuf], mode: Mode) -> anyhow::Result<Read> {
         .map(|source| (source.name.clone(), source.document.clone()))
         .collect();
     match PolicySet::build(documents, mode) {
-        Ok(set) if errors.is_empty() => Ok(Read::Good(Loaded { set, sources })),
+        Ok(set) if errors.is_empty() => Ok(Read::Good(Loaded {
+            set,
+            sources,
+            limits: Vec::new(),
+        })),
         Ok(_) => Ok(Read::Broken(errors)),
         Err(mut found) => {
             for source in &sources {
