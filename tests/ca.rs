@@ -80,6 +80,58 @@ fn new_ca() -> (tempfile::TempDir, PathBuf) {
 }
 
 #[test]
+fn a_key_may_have_a_passphrase() {
+    let temp = tempfile::tempdir().expect("a folder");
+    let folder = temp.path().join("ca");
+    let file = |name: &str, text: &str| {
+        let path = temp.path().join(name);
+        std::fs::write(&path, text).expect("written");
+        path.display().to_string()
+    };
+    let right = file("right", "correct horse battery staple\n");
+    let wrong = file("wrong", "another horse battery staple\n");
+    let short = file("short", "short\n");
+    let init = ["init", "--domain", "example.org", "--passphrase-file"];
+    let refused = ca_raw(&folder, &[&init[..], &[&*short]].concat());
+    assert!(said(&refused).contains("too short"), "{}", said(&refused));
+    assert!(!folder.join("ca.key").exists());
+    ca(&folder, &[&init[..], &[&*right]].concat());
+    let key = std::fs::read_to_string(folder.join("ca.key")).expect("a key");
+    assert!(
+        key.starts_with("-----BEGIN ENCRYPTED PRIVATE KEY-----"),
+        "{key}"
+    );
+    assert_eq!(mode(folder.join("ca.key")), 0o600);
+    let issue = ["issue", "--agent", "bot"];
+    for (case, more, says) in [
+        ("none", &[][..], "--passphrase-file"),
+        (
+            "another",
+            &["--passphrase-file", &*wrong][..],
+            "not that of this key",
+        ),
+    ] {
+        let refused = ca_raw(&folder, &[&issue[..], more].concat());
+        assert!(!refused.status.success(), "{case}");
+        assert!(said(&refused).contains(says), "{case}: {}", said(&refused));
+    }
+    let issued = ca(
+        &folder,
+        &[&issue[..], &["--passphrase-file", &*right]].concat(),
+    );
+    let verdict = verified(&folder, "sslclient", &issued);
+    assert!(verdict.contains(": OK"), "{verdict}");
+    // OpenSSL reads the key by the same passphrase.
+    let place = folder.join("ca.key").display().to_string();
+    let passin = format!("file:{right}");
+    let read = openssl(
+        &["pkey", "-noout", "-check", "-passin", &passin, "-in"],
+        &place,
+    );
+    assert!(read.contains("valid"), "{read}");
+}
+
+#[test]
 fn openssl_finds_what_the_ca_says() {
     let (_temp, folder) = new_ca();
     let path = |name: &str| folder.join(name).display().to_string();

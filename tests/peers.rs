@@ -851,6 +851,49 @@ fn an_endpoint_may_be_a_unix_socket() {
 
 /// A gRPC-like server: it echoes every part of the stream as it comes, and ends
 /// with trailers.
+#[test]
+fn a_caller_may_have_to_bring_its_own_token_as_well() {
+    let (bob, untouched) = (Origin::ok(), Untouched::listen());
+    let start = |port: u16| {
+        let at = format!("127.0.0.1:{port}");
+        Between::start_with(
+            POLICY,
+            &directory("bob", &[at]),
+            &[("peers.require", "both")],
+        )
+    };
+    let closed = start(untouched.port());
+    for (case, fields, status, reason) in [
+        ("none", String::new(), 407, "no_credential"),
+        (
+            "another's",
+            format!("Proxy-Authorization: Bearer {}\r\n", token("mallory")),
+            403,
+            "certificate_mismatch",
+        ),
+        (
+            "for whom it calls",
+            format!("X-AgentPort-Token: {}\r\n", token("alice")),
+            407,
+            "no_credential",
+        ),
+    ] {
+        let (got, text) = closed.call("bob.peers.internal", "/open/x", &fields);
+        assert_eq!(got, status, "{case}: {text}");
+        assert!(text.contains(reason), "{case}: {text}");
+        untouched.check(case);
+    }
+    let open = start(bob.port());
+    let fields = format!("Proxy-Authorization: Bearer {}\r\n", token("alice"));
+    assert_eq!(open.call("bob.peers.internal", "/open/x", &fields).0, 200);
+    assert_eq!(bob.last().field("proxy-authorization"), None);
+    let record = open
+        .gateway
+        .record("the call", |record| record["event"] == "delegation");
+    assert_eq!(record["credential"], "token+certificate", "{record}");
+    assert_eq!(record["agent_id"], "alice", "{record}");
+}
+
 /// Calls bob for events, and reads the first.
 fn listens(between: &Between, who: &Issued) -> Tls {
     let config = between.config(Some(who), "http/1.1");

@@ -318,6 +318,156 @@ fn who_comes_in_with_which_certificate() {
     }
 }
 
+/// `b.test` is for those alone who show both.
+const MORE_FOR_B: &str = r#"
+version: 1
+rules:
+  - name: test-names
+    action: allow
+    agents: any
+    hosts: ["*.test"]
+    addresses: ["127.0.0.0/8"]
+    ports: any
+  - name: both-for-b
+    action: allow
+    agents: any
+    hosts: ["b.test"]
+    addresses: ["127.0.0.0/8"]
+    ports: any
+    require: both
+"#;
+
+#[test]
+fn a_listener_and_a_rule_may_want_certificate_and_token() {
+    let pki = Pki::new("the agents' CA");
+    let server = pki.server("proxy", &["proxy.test"]);
+    let bot = "spiffe://example.org/agent/bot";
+    let good = pki.client("good", 10, &[bot], Valid::Now);
+    let ca = pki.ca().display().to_string();
+    let start_with = |require: &str| {
+        let (gateway, proxy) = start(
+            &server,
+            &[
+                ("tls.clients.certificates", "optional"),
+                ("tls.clients.ca", &ca),
+                ("tls.clients.names", AGENTS),
+                ("tls.clients.require", require),
+            ],
+        );
+        gateway.change_policy(MORE_FOR_B);
+        (gateway, proxy)
+    };
+    let (origin, untouched) = (Origin::ok(), Untouched::listen());
+    let (certificate, key) = (
+        good.certificate.display().to_string(),
+        good.key.display().to_string(),
+    );
+    let ask = |gateway: &Gateway, proxy: SocketAddr, host: &str, shows: &str, passes: bool| {
+        let port = if passes {
+            origin.port()
+        } else {
+            untouched.port()
+        };
+        let url = format!("http://{host}.test:{port}/");
+        let before = gateway.records().len();
+        let auth = bearer(if shows == "another's" { "other" } else { "bot" });
+        let mut more = vec![url.as_str()];
+        if shows != "certificate" {
+            more.extend(["-H", auth.as_str()]);
+        }
+        if shows != "token" {
+            more.extend([
+                "--proxy-cert",
+                certificate.as_str(),
+                "--proxy-key",
+                key.as_str(),
+            ]);
+        }
+        let out = curl(proxy, pki.ca(), &more);
+        let got = text(&out.stdout).starts_with("ok\n");
+        assert_eq!(got, passes, "{host} by {shows}: {out:?}");
+        support::wait_for("a record", || gateway.records().get(before).cloned())
+    };
+    let (gateway, proxy) = start_with("either");
+    for (host, shows, reason, seen) in [
+        ("a", "token", "ok", "token"),
+        ("a", "certificate", "ok", "certificate"),
+        ("b", "token", "credential_required", "token"),
+        ("b", "certificate", "credential_required", "certificate"),
+        ("b", "both", "ok", "token+certificate"),
+        (
+            "b",
+            "another's",
+            "certificate_mismatch",
+            "token+certificate",
+        ),
+    ] {
+        let record = ask(&gateway, proxy, host, shows, reason == "ok");
+        assert_eq!(record["reason"], reason, "{host} by {shows}: {record}");
+        assert_eq!(record["credential"], seen, "{host} by {shows}: {record}");
+        if reason == "credential_required" {
+            assert_eq!(record["rule"], "both-for-b", "{record}");
+        }
+    }
+    // The listener in clear text goes by identity.require, and cannot meet a
+    // rule that wants more.
+    let clear = |gateway: &Gateway, host: &str| {
+        let mut client = gateway.connect();
+        let port = if host == "a" {
+            origin.port()
+        } else {
+            untouched.port()
+        };
+        client.send(format!(
+            "GET http://{host}.test:{port}/ HTTP/1.1\r\nHost: {host}.test:{port}\r\n{}\r\n\r\n",
+            bearer("bot")
+        ));
+        client.response()
+    };
+    assert_eq!(clear(&gateway, "a").status, 200);
+    let refused = clear(&gateway, "b");
+    assert_eq!(refused.status, 403);
+    assert_eq!(refused.refusal(), "credential_required");
+    let told = refused.json()["reason"]
+        .as_str()
+        .expect("a reason")
+        .to_owned();
+    assert!(
+        told.contains("a client certificate and a token of the same agent"),
+        "{told}"
+    );
+
+    let (gateway, proxy) = start_with("both");
+    let record = ask(&gateway, proxy, "a", "token", false);
+    assert_eq!(record["reason"], "no_certificate", "{record}");
+    assert_eq!(record["credential"], "token", "{record}");
+    assert_eq!(record["agent_id"], "bot", "{record}");
+    let record = ask(&gateway, proxy, "a", "certificate", false);
+    assert_eq!(record["reason"], "no_credential", "{record}");
+    assert_eq!(record["credential"], "certificate", "{record}");
+    let record = ask(&gateway, proxy, "a", "both", true);
+    assert_eq!(record["credential"], "token+certificate", "{record}");
+    assert_eq!(clear(&gateway, "a").status, 200);
+
+    let explained = |words: &[&str]| {
+        let out = Command::new(env!("CARGO_BIN_EXE_agentport"))
+            .args(["policy", "explain", "--agent", "bot", "--policy"])
+            .arg(gateway.policy_file())
+            .args(words)
+            .output()
+            .expect("it runs");
+        (out.status.success(), text(&out.stdout))
+    };
+    let question = ["--address", "127.0.0.1", "GET", "http://b.test/"];
+    let (allowed, said) = explained(&question);
+    assert!(
+        !allowed && said.contains("the rule wants a client certificate and a token"),
+        "{said}"
+    );
+    let (allowed, said) = explained(&[&["--credentials", "both"], &question[..]].concat());
+    assert!(allowed && said.contains("both-for-b"), "{said}");
+}
+
 /// The client's side of TLS, trusting this CA.
 fn client_config(ca: &Path, alpn: &[&str]) -> Arc<rustls::ClientConfig> {
     let mut roots = rustls::RootCertStore::empty();
@@ -906,6 +1056,55 @@ fn a_scanner_finds_nothing() {
         .filter(|line| !own.iter().any(|word| line.contains(word)))
         .collect();
     assert!(findings.is_empty(), "{findings:#?}\n{report}");
+    // The other scanner: what is worse than informational, in its words.
+    let folder = tempfile::tempdir().expect("a folder");
+    let found = folder.path().join("found.json");
+    let out = Command::new("testssl")
+        .args([
+            "--quiet",
+            "--warnings",
+            "off",
+            "--color",
+            "0",
+            "--ip",
+            "one",
+        ])
+        .args(["--connect-timeout", "20", "--openssl-timeout", "20"])
+        .args([
+            "-p",
+            "-s",
+            "-f",
+            "-S",
+            "-U",
+            "--severity",
+            "LOW",
+            "--jsonfile",
+        ])
+        .arg(&found)
+        .arg(proxy.to_string())
+        .output()
+        .expect("testssl runs: tests/setup installs it");
+    let report = text(&out.stdout);
+    assert!(report.contains("TLS 1.3"), "{report}");
+    let found = std::fs::read_to_string(&found).expect("a report");
+    let found: Vec<serde_json::Value> = serde_json::from_str(&found).expect("JSON");
+    // As above: the certificate is of nobody's CA and lasts for decades; besides,
+    // it is not for an address, its number is 1, and no DNS says who may issue.
+    let own = [
+        "cert_chain_of_trust",
+        "cert_extlifeSpan",
+        "cert_serialNumberLen",
+        "cert_trust",
+        "cert_validityPeriod",
+        "DNS_CAArecord",
+    ];
+    // What it could not try on a busy machine it calls WARN.
+    let beside: Vec<_> = found
+        .iter()
+        .filter(|one| one["severity"] != "WARN")
+        .filter(|one| !own.iter().any(|id| one["id"] == *id))
+        .collect();
+    assert!(beside.is_empty(), "{beside:#?}");
     // All its bad handshakes are counted, and none has become a request.
     assert!(
         figure(

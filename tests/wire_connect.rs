@@ -588,6 +588,12 @@ rules:
             400,
             "host_mismatch",
         ),
+        (
+            "another host, which the path names as a URL does",
+            inner("GET", "/public/x://b.test/", "b.test"),
+            400,
+            "host_mismatch",
+        ),
         ("another path", inner("GET", "/private", &here), 403, ""),
         ("a way up", inner("GET", "/public/../private", &here), 0, ""),
         (

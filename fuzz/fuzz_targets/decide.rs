@@ -13,7 +13,7 @@ use agentport::egress::{
 };
 use agentport::policy::{
     Action, AgentModes, AnyOr, Decision, Mode, Permit, PolicyDocument, PolicySet, PortEntry,
-    RuleDocument, Verdict,
+    Proven, RuleDocument, Verdict,
 };
 use libfuzzer_sys::arbitrary::{Result, Unstructured};
 use libfuzzer_sys::fuzz_target;
@@ -142,7 +142,8 @@ struct Reading<'a> {
 impl Reading<'_> {
     fn agrees_with(&self, set: &PolicySet) {
         let decision = set.decide(self.who, self.what);
-        self.explained(set, &decision);
+        let by_token = set.decide(self.who, self.what).proven_by(Proven::BY_TOKEN);
+        self.explained(set, &by_token);
         let permit = match (&decision, &self.scopes) {
             (Decision::Allow(_), None) => panic!("a tenant without a document: {:?}", self.what),
             (Decision::Deny(_), None) => return,
@@ -519,6 +520,8 @@ fn rule(from: &mut Unstructured<'_>, at: usize) -> Result<RuleDocument> {
         mode: mode(from)?,
         tls: None,
         sni: None,
+        refusal: None,
+        require: None,
         rpc_methods: None,
         ech: None,
         limits: None,

@@ -26,6 +26,7 @@ use x509_parser::revocation_list::CertificateRevocationList;
 
 use crate::egress::{AgentId, DnsName, Host, TenantId};
 
+use super::ca_key::{self, Passphrase};
 use super::host;
 use super::shared_file;
 
@@ -164,15 +165,16 @@ pub struct Authority {
 
 impl Authority {
     /// Makes one, with an empty list of revoked certificates. `lasts` is for
-    /// its certificate, `list_lasts` for the list.
+    /// its certificate, `list_lasts` for the list. With a passphrase its key is
+    /// encrypted.
     ///
     /// # Errors
     /// [`CaError`]; where there is one already, it is left alone.
     pub fn create(
         folder: &Path,
         domain: &DnsName,
-        lasts: Duration,
-        list_lasts: Duration,
+        (lasts, list_lasts): (Duration, Duration),
+        passphrase: Option<&Passphrase>,
         now: SystemTime,
     ) -> Result<Self, CaError> {
         fs::create_dir_all(folder).map_err(|error| named(folder, &error))?;
@@ -187,6 +189,8 @@ impl Authority {
         params.not_before = date_time_ymd(1970, 1, 1) + (seconds.saturating_sub(BACKDATED));
         params.not_after = date_time_ymd(1970, 1, 1) + seconds.saturating_add(lasts);
         let certificate = params.self_signed(&key)?.pem();
+        let written =
+            ca_key::write(&key, passphrase).map_err(|what| content(&folder.join(KEY), &what))?;
 
         shared_file::change(&index(folder), PRIVATE, |text| {
             for name in [KEY, CERTIFICATE] {
@@ -198,20 +202,24 @@ impl Authority {
             if text.is_some() {
                 return Err(CaError::Exists(index(folder).display().to_string()));
             }
-            shared_file::put(&folder.join(KEY), PRIVATE, &key.serialize_pem())?;
+            shared_file::put(&folder.join(KEY), PRIVATE, &written)?;
             shared_file::put(&folder.join(CERTIFICATE), PUBLIC, &certificate)?;
-            let authority = Self::open(folder, list_lasts)?;
+            let authority = Self::open(folder, list_lasts, passphrase)?;
             authority.write_list(&[], now)?;
             Ok((Some(String::new()), authority))
         })
     }
 
     /// Opens the one in a folder. `list_lasts` is how long the lists hold that
-    /// it writes.
+    /// it writes; the passphrase is that of its key, where it has one.
     ///
     /// # Errors
     /// [`CaError`].
-    pub fn open(folder: &Path, list_lasts: Duration) -> Result<Self, CaError> {
+    pub fn open(
+        folder: &Path,
+        list_lasts: Duration,
+        passphrase: Option<&Passphrase>,
+    ) -> Result<Self, CaError> {
         let place = folder.join(CERTIFICATE);
         let Some(pem) = shared_file::read(&place)? else {
             return Err(CaError::Missing(folder.display().to_string()));
@@ -237,8 +245,7 @@ impl Authority {
         let key_place = folder.join(KEY);
         let pem = shared_file::read(&key_place)?
             .ok_or_else(|| content(&key_place, "the CA's key is missing"))?;
-        let key = KeyPair::from_pem(&pem)
-            .map_err(|_| content(&key_place, "it is no private key in PEM"))?;
+        let key = ca_key::read(&pem, passphrase).map_err(|what| content(&key_place, &what))?;
         let public = certificate.public_key().subject_public_key.data.as_ref();
         if public != key.public_key_raw() {
             return Err(content(

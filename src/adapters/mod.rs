@@ -23,5 +23,6 @@ pub mod revocations;
 pub mod agent_keys;
 pub mod behind;
 pub mod ca;
+pub mod ca_key;
 pub mod acme;
 pub mod host;

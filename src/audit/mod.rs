@@ -64,8 +64,9 @@ pub struct AuditRecord {
         serialize_with = "optional_text"
     )]
     pub on_behalf_of: Option<AgentId>,
-    /// What proved the agent: `token`, `agent_key`, or `peer` for the user id at
-    /// the other end of a Unix socket.
+    /// What proved the agent: `token`, `agent_key`, `certificate`, one of the
+    /// first two with it (`token+certificate`), or `peer` for the user id at the
+    /// other end of a Unix socket.
     pub credential: Option<&'static str>,
     /// The service account to which its token was issued, or that asks for one.
     pub service_account: Option<Arc<str>>,

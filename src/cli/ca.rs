@@ -9,6 +9,7 @@ use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
 
 use crate::adapters::ca::{Authority, Holder, IssuedCertificate, Wanted};
+use crate::adapters::ca_key::Passphrase;
 use crate::audit::Rfc3339;
 use crate::egress::{AgentId, DnsName, Host, TenantId};
 
@@ -48,6 +49,9 @@ pub(super) struct FolderArgs {
     /// How long crl.pem holds from each writing on; past that, gateways let nobody in by it
     #[arg(long, value_name = "TIME", default_value = "30d")]
     crl_for: String,
+    /// A file with the passphrase of ca.key; `init` encrypts the key by it
+    #[arg(long, value_name = "FILE", env = "AGENTPORT_CA_PASSPHRASE_FILE")]
+    passphrase_file: Option<PathBuf>,
 }
 
 #[derive(Args)]
@@ -154,7 +158,23 @@ pub(super) fn run(command: &CaCommand) -> anyhow::Result<ExitCode> {
 }
 
 fn open(args: &FolderArgs) -> anyhow::Result<Authority> {
-    Ok(Authority::open(&args.folder, list_lasts(args)?)?)
+    let passphrase = passphrase(args)?;
+    Ok(Authority::open(
+        &args.folder,
+        list_lasts(args)?,
+        passphrase.as_ref(),
+    )?)
+}
+
+/// Never asked for: who runs this may be a script.
+fn passphrase(args: &FolderArgs) -> anyhow::Result<Option<Passphrase>> {
+    let Some(file) = &args.passphrase_file else {
+        return Ok(None);
+    };
+    let place = || format!("--passphrase-file {}", file.display());
+    let text = std::fs::read_to_string(file).with_context(place)?;
+    let passphrase = Passphrase::new(&text).map_err(anyhow::Error::msg);
+    passphrase.with_context(place).map(Some)
 }
 
 fn list_lasts(args: &FolderArgs) -> anyhow::Result<Duration> {
@@ -173,7 +193,14 @@ fn time(flag: &str, text: &str) -> anyhow::Result<Duration> {
 fn init(args: &InitArgs, domain: &DnsName, now: SystemTime) -> anyhow::Result<()> {
     let lasts = Duration::from_secs(args.days * DAY);
     let lists = list_lasts(&args.folder)?;
-    let authority = Authority::create(&args.folder.folder, domain, lasts, lists, now)?;
+    let passphrase = passphrase(&args.folder)?;
+    let authority = Authority::create(
+        &args.folder.folder,
+        domain,
+        (lasts, lists),
+        passphrase.as_ref(),
+        now,
+    )?;
     super::give(&format!("{}\n", authority.certificate().display()));
     super::say(&format!(
         "tls.clients of gateways: ca {}, crl {}, names spiffe://{domain}/agent/{{agent}}",

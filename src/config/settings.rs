@@ -17,7 +17,7 @@ use crate::policy::Mode;
 use super::acme::{Acme, acme};
 use super::issuer::{self, OtherIssuer};
 use super::load::{Purpose, Reader};
-use super::route::NamedRoute;
+use super::route::{self, NamedRoute};
 use super::upstream::{self, UpstreamProxy, upstream_proxy};
 use super::value::{
     AcmeChallenge, Alpn, AuditPath, AuthFailureStatus, BasicUser, ByteSize, CertificatePair,
@@ -71,6 +71,8 @@ pub struct Config {
     /// Origins that are reached by a path or a host on the gateway; names,
     /// prefixes and hosts are each there once.
     pub routes: Vec<NamedRoute>,
+    /// A watched file with that list instead; `None` for none.
+    pub routes_file: Option<PathBuf>,
     /// Worker threads.
     pub threads: Threads,
     /// Where the process writes its number.
@@ -162,6 +164,9 @@ impl Refusals {
 pub struct TlsClients {
     /// Whether they are asked for.
     pub certificates: ClientCertificates,
+    /// What proves who asks on [`Listen::egress_tls`], where it is not what
+    /// [`Identity::require`] says.
+    pub require: Option<RequiredProof>,
     /// A PEM bundle of those who issue them; there where they are asked for.
     pub ca: Option<PathBuf>,
     /// PEM lists of those revoked.
@@ -182,6 +187,8 @@ pub struct Peers {
     pub crl: Vec<PathBuf>,
     /// How their names are read as agents.
     pub names: Vec<ClientName>,
+    /// What proves who calls: never a token alone.
+    pub require: RequiredProof,
     /// What the hosts of agents end in.
     pub domain: DnsName,
     /// The file that says where agents are.
@@ -198,6 +205,7 @@ impl Config {
             alpn: self.tls.alpn.clone(),
             clients: TlsClients {
                 certificates: ClientCertificates::Required,
+                require: None,
                 ca: self.peers.ca.clone(),
                 crl: self.peers.crl.clone(),
                 names: self.peers.names.clone(),
@@ -511,6 +519,7 @@ pub(super) fn config(read: &mut Reader<'_>, purpose: Purpose) -> Option<Config> 
             ca,
             crl,
             names,
+            require,
             domain,
             agents
         }
@@ -525,6 +534,11 @@ pub(super) fn config(read: &mut Reader<'_>, purpose: Purpose) -> Option<Config> 
     let redis = redis(read);
     let agent = agent(read);
     let routes = routes(read);
+    let routes_file: Option<Option<PathBuf>> = read.value("routes_file");
+    if let (Some(Some(_)), Some([_, ..])) = (&routes_file, routes.as_deref()) {
+        let message = "routes is written too: keep one of them";
+        read.mistake("routes_file", message);
+    }
     let threads = read.value("threads");
     let pid_file = read.value("pid_file");
     let upstream_ca = read.value("upstream_ca");
@@ -551,6 +565,7 @@ pub(super) fn config(read: &mut Reader<'_>, purpose: Purpose) -> Option<Config> 
         redis: redis?,
         agent: agent?,
         routes: routes?,
+        routes_file: routes_file?,
         threads: threads?,
         pid_file: pid_file?,
         upstream_ca: upstream_ca?,
@@ -694,6 +709,7 @@ fn tls(read: &mut Reader<'_>) -> Option<Tls> {
         "tls.clients",
         TlsClients {
             certificates,
+            require,
             ca,
             crl,
             names
@@ -713,6 +729,7 @@ fn tls(read: &mut Reader<'_>) -> Option<Tls> {
     }
     if !asked {
         let unused = [
+            ("tls.clients.require", clients.require.is_some()),
             ("tls.clients.ca", clients.ca.is_some()),
             ("tls.clients.crl", !clients.crl.is_empty()),
             ("tls.clients.names", !clients.names.is_empty()),
@@ -747,17 +764,19 @@ fn tls_fits(read: &mut Reader<'_>, config: &Config) {
             read.mistake("tls.acme.http_listen", message);
         }
     }
-    let wants = matches!(
-        config.identity.require,
-        RequiredProof::Certificate | RequiredProof::Either | RequiredProof::Both
-    );
-    if !wants {
-        return;
-    }
-    if listen.egress_tls.is_empty() || tls.clients.certificates == ClientCertificates::None {
+    let wants = |proof| proof != RequiredProof::Token;
+    let asked = tls.clients.certificates != ClientCertificates::None;
+    let key = match tls.clients.require {
+        // That it has no effect is said elsewhere.
+        Some(_) if !asked => return,
+        Some(proof) if wants(proof) => "tls.clients.require",
+        _ if wants(config.identity.require) => "identity.require",
+        _ => return,
+    };
+    if listen.egress_tls.is_empty() || !asked {
         let message = "nobody can show a certificate: write listen.egress_tls and \
                        tls.clients.certificates, or token here";
-        read.mistake("identity.require", message);
+        read.mistake(key, message);
     } else if tls.clients.names.is_empty() {
         let message = "no certificate names an agent: write patterns such as \
                        spiffe://example.org/agent/{agent}";
@@ -793,6 +812,13 @@ fn peers_fit(read: &mut Reader<'_>, config: &Config) {
         ("peers.names", !peers.names.is_empty()),
         ("peers.agents", peers.agents.is_some()),
     ];
+    if !matches!(
+        peers.require,
+        RequiredProof::Certificate | RequiredProof::Both
+    ) {
+        let message = "no agent is called without a certificate: write certificate or both";
+        read.mistake("peers.require", message);
+    }
     if config.listen.peers.is_none() {
         for (key, _) in written.into_iter().filter(|(_, written)| *written) {
             read.mistake(key, "has no effect: write listen.peers: 0.0.0.0:8443");
@@ -1119,26 +1145,8 @@ fn agent(read: &mut Reader<'_>) -> Option<Agent> {
 
 fn routes(read: &mut Reader<'_>) -> Option<Vec<NamedRoute>> {
     let routes: Vec<NamedRoute> = read.value("routes")?;
-    for (at, named) in routes.iter().enumerate() {
-        let route = &named.route;
-        let twice = |other: &NamedRoute| {
-            let other = &other.route;
-            let host = route
-                .hosts()
-                .iter()
-                .find(|host| other.hosts().contains(host));
-            if other.name() == route.name() {
-                Some(format!("the name {:?}", route.name()))
-            } else if other.prefix() == route.prefix() {
-                Some(format!("the prefix {:?}", route.prefix()))
-            } else {
-                host.map(|host| format!("the host {host}"))
-            }
-        };
-        if let Some(what) = routes[..at].iter().find_map(twice) {
-            let message = format!("{what} is that of an earlier route: write another");
-            read.mistake_at("routes", format!("routes[{at}]"), message);
-        }
+    for (at, message) in route::twice(&routes) {
+        read.mistake_at("routes", format!("routes[{at}]"), message);
     }
     Some(routes)
 }

@@ -505,6 +505,18 @@ fn mistakes_in_the_file() {
              listen.egress_tls and tls.clients.certificates, or token here",
         ),
         (
+            "the same for one listener",
+            "tls: {clients: {require: both}}",
+            "config.yaml:1:26: tls.clients.require: has no effect: write tls.clients.certificates: \
+             optional, or required",
+        ),
+        (
+            "a token alone between agents",
+            "peers: {require: token}",
+            "config.yaml:1:18: peers.require: no agent is called without a certificate: write \
+             certificate or both",
+        ),
+        (
             "a balancer that is no range of addresses",
             "listen: {proxy_protocol: [10.0.0.1/8]}",
             "config.yaml:1:27: listen.proxy_protocol[0]: \"10.0.0.1/8\": write 10.0.0.0/8",
@@ -1000,6 +1012,40 @@ fn redis_is_named_without_its_password() {
         assert!(said.contains(expected), "{file}: {said}");
         assert!(!said.contains("hunter2"), "{file}: {said}");
     }
+}
+
+#[test]
+fn a_file_of_routes_is_one_list() {
+    let good = "routes: [{name: a, to: \"https://a.test\"}]";
+    let read = crate::config::parse_routes("routes.yaml", good).expect("a route");
+    assert_eq!(read[0].route.prefix(), "/routes/a");
+    assert_eq!(
+        crate::config::parse_routes("r", "routes: []"),
+        Ok(Vec::new())
+    );
+    for (text, expected) in [
+        (
+            "",
+            "r:1:1: write routes: and a list as in routes; [] for none",
+        ),
+        ("routes:", "write routes: and a list"),
+        ("route: []", "unknown key: write routes:"),
+        ("routes: [{name: a}]", "routes[0]: to is missing: write it"),
+        (
+            "routes: [{name: a, to: \"https://a.test\"}, {name: a, to: \"https://b.test\"}]",
+            "routes[1]: the name \"a\" is that of an earlier route: write another",
+        ),
+    ] {
+        let said = messages(crate::config::parse_routes("r", text).map(|_| from_file("")));
+        let said = said.join("\n");
+        assert!(said.contains(expected), "{text}: {said}");
+    }
+    let both = "routes_file: /f\nroutes: [{name: a, to: \"https://a.test\"}]";
+    let said = messages(load(both, &[], &[], Purpose::Command)).join("\n");
+    assert!(
+        said.contains("routes_file: routes is written too: keep one of them"),
+        "{said}"
+    );
 }
 
 #[test]

@@ -28,7 +28,7 @@ use crate::identity::{
     Principal, RevocationSet, RevokedKind,
 };
 use crate::limit::{Ledger, Limit};
-use crate::policy::{Calls, Decision, DenyReason, Permit, PolicySet, Reach};
+use crate::policy::{Calls, Decision, DenyReason, Permit, PolicySet, Proven, Reach};
 
 use ports::{
     AgentKeySource, AuditSink, Clock, Elsewhere, IssuerKeys, KeyNews, Observation, Observe,
@@ -183,6 +183,8 @@ pub struct GateParts {
     pub agent_keys: Arc<dyn AgentKeySource>,
     /// What proves who asks.
     pub proof: Proof,
+    /// Listeners, by name, on which something else does.
+    pub proof_on: Vec<(&'static str, Proof)>,
     /// Whom clients' certificates are trusted from; `None` where no listener
     /// asks for them.
     pub certificates: Option<Arc<dyn TrustsCertificates>>,
@@ -225,6 +227,7 @@ pub struct Gate {
     tokens: Arc<CachedVerifier>,
     agent_keys: Arc<dyn AgentKeySource>,
     proof: Proof,
+    proof_on: Vec<(&'static str, Proof)>,
     certificates: Option<Arc<dyn TrustsCertificates>>,
     issuers: Option<Arc<dyn IssuerKeys>>,
     revocations: Arc<dyn RevocationSource>,
@@ -247,6 +250,7 @@ impl Gate {
             tokens: parts.tokens,
             agent_keys: parts.agent_keys,
             proof: parts.proof,
+            proof_on: parts.proof_on,
             certificates: parts.certificates,
             issuers: parts.issuers,
             revocations: parts.revocations,
@@ -415,7 +419,12 @@ impl Gate {
             // Under whatever proof is asked for: its handshake would fail now.
             holds(self.certificates.as_deref(), &shown.certificate, self.now())?;
         }
-        match (self.proof, certified) {
+        let own = self
+            .proof_on
+            .iter()
+            .find(|(name, _)| *name == trail.listener());
+        let proof = own.map_or(self.proof, |(_, proof)| *proof);
+        match (proof, certified) {
             (Proof::Token, _) => self.by_token(credential, peer, trail).await,
             (Proof::Certificate, shown) => self.by_certificate(shown, trail),
             (Proof::Either, Some(shown)) if credential.is_none() && shown.who.is_ok() => {
@@ -426,7 +435,11 @@ impl Gate {
             }
             (Proof::Either, _) => self.by_token(credential, peer, trail).await,
             (Proof::Both, Some(shown)) => self.by_both(shown, credential, trail).await,
-            (Proof::Both, None) => Err(bad_certificate("no_certificate")),
+            (Proof::Both, None) => {
+                // For the record, which says who came with half of it.
+                let _ = self.by_token(credential, None, trail).await;
+                Err(bad_certificate("no_certificate"))
+            }
         }
     }
 
@@ -453,6 +466,8 @@ impl Gate {
     ) -> Result<Arc<Principal>, Denial> {
         let named = self.by_certificate(Some(shown), trail)?;
         let who = self.by_token(credential, None, trail).await?;
+        let both = who.with_certificate(&shown.certificate);
+        trail.principal(&both);
         let tenants_fit = match (named.tenant(), who.tenant()) {
             (Some(named), tenant) => tenant == Some(named),
             (None, _) => true,
@@ -461,7 +476,7 @@ impl Gate {
             let detail = format!("the certificate is that of {}", named.agent());
             return Err(bad_certificate("certificate_mismatch").detail(detail));
         }
-        Ok(Arc::new(who.with_certificate(&shown.certificate)))
+        Ok(Arc::new(both))
     }
 
     async fn by_token(
@@ -779,7 +794,8 @@ impl Gate {
         }
         let policy = self.policy.current();
         trail.policy(policy.digest());
-        let verdict = match policy.decide_calls(&who.subject(), request, calls) {
+        let decision = policy.decide_calls(&who.subject(), request, calls);
+        let verdict = match decision.proven_by(proven(who)) {
             Decision::Allow(permit) => Ok(permit),
             Decision::Deny(denied) => {
                 let denial = Denial::of_policy(&denied).towards(&request.authority);
@@ -983,12 +999,12 @@ impl Judge {
         calls: Option<&[String]>,
         dialled: Option<IpAddr>,
     ) -> Result<(), TunnelEnd> {
-        let proven = match who.kind() {
+        let holds_still = match who.kind() {
             CredentialKind::Token => self.keys.trusts(who, self.now),
             CredentialKind::AgentKey => self.agent_keys.still_proves(who, self.now),
             CredentialKind::Certificate | CredentialKind::Peer => true,
         };
-        if !proven {
+        if !holds_still {
             return Err(TunnelEnd::CredentialEnded);
         }
         if let Some(certificate) = who.certificate() {
@@ -1010,13 +1026,22 @@ impl Judge {
             }
         }
         let calls = calls.map_or(Calls::Unseen, Calls::Seen);
-        match self.policy.decide_calls(&who.subject(), request, calls) {
+        let decision = self.policy.decide_calls(&who.subject(), request, calls);
+        match decision.proven_by(proven(who)) {
             Decision::Allow(permit) => match dialled.map(|address| permit.address(address)) {
                 None | Some(Ok(_)) => Ok(()),
                 Some(Err(_)) => Err(TunnelEnd::PolicyChanged),
             },
             Decision::Deny(_) => Err(TunnelEnd::PolicyChanged),
         }
+    }
+}
+
+/// What policy may want to have proven an agent.
+fn proven(who: &Principal) -> Proven {
+    Proven {
+        token: matches!(who.kind(), CredentialKind::Token | CredentialKind::AgentKey),
+        certificate: who.certificate().is_some(),
     }
 }
 

@@ -100,6 +100,11 @@ impl AuditTrail {
         }
     }
 
+    /// The listener that took the connection.
+    pub(super) fn listener(&self) -> &str {
+        self.record.as_ref().map_or("", |record| &record.listener)
+    }
+
     /// The address that the request came from.
     pub(super) fn source(&self) -> Option<IpAddr> {
         let client = self.record.as_ref()?.client?;
@@ -184,7 +189,7 @@ impl AuditTrail {
             record.agent_id = Some(who.agent().clone());
             record.tenant = who.tenant().cloned();
             record.token_jti = who.jti().cloned();
-            record.credential = Some(who.kind().as_str());
+            record.credential = Some(who.credentials());
             record.act = who.act().cloned();
             record.service_account = who.client().cloned();
         });

@@ -147,7 +147,8 @@ impl Credential {
     /// A Bearer token has the characters of `token68` (RFC 6750, 2.1): a comma
     /// or a blank begins something else.
     fn bare_text(text: &str) -> Result<Self, CredentialError> {
-        if text.contains([',', ' ', '\t']) {
+        // For every request, so many bytes at once.
+        if memchr::memchr3(b',', b' ', b'\t', text.as_bytes()).is_some() {
             return Err(CredentialError::Several);
         }
         if text.is_empty() {

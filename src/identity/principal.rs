@@ -129,6 +129,16 @@ impl Principal {
         self.certificate.as_ref()
     }
 
+    /// All that proves it, as records say it.
+    #[must_use]
+    pub fn credentials(&self) -> &'static str {
+        match (self.kind, &self.certificate) {
+            (CredentialKind::Token, Some(_)) => "token+certificate",
+            (CredentialKind::AgentKey, Some(_)) => "agent_key+certificate",
+            (kind, _) => kind.as_str(),
+        }
+    }
+
     /// Whether a token proves it.
     #[must_use]
     pub fn has_token(&self) -> bool {

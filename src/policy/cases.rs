@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::document::{Format, Mode, present};
 use super::explain::{Explanation, RuleRef, Verdict};
 use super::finding::{Finding, PolicyError, Problem, SourceName};
+use super::proven::{Proven, Requirement};
 use super::rule::Calls;
 use super::schema::cases_schema;
 use super::set::PolicySet;
@@ -116,6 +117,14 @@ pub struct Case {
         skip_serializing_if = "Option::is_none"
     )]
     pub rpc_methods: Option<Vec<String>>,
+    /// What has proven the agent: `token`, `certificate` or `both`. Without it,
+    /// a token.
+    #[serde(
+        default,
+        deserialize_with = "present",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub credentials: Option<Requirement>,
     /// The addresses that the name has. Without them addresses are not tried.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub addresses: Vec<IpAddr>,
@@ -274,6 +283,8 @@ pub struct Question {
     pub request: EgressRequest,
     /// What its body calls by JSON-RPC, where that is told.
     pub calls: Option<Vec<String>>,
+    /// What has proven the agent.
+    pub proven: Proven,
 }
 
 impl Question {
@@ -329,6 +340,7 @@ impl Question {
             destinations: case.allowed_destinations.as_ref().map(|_| destinations),
             request,
             calls,
+            proven: case.credentials.map_or(Proven::BY_TOKEN, Proven::from),
         })
     }
 
@@ -406,7 +418,7 @@ impl Question {
             Some(methods) => Calls::Seen(methods),
             None => Calls::Unseen,
         };
-        set.explain_calls(&subject, &self.request, calls, addresses)
+        set.explain_proven(&subject, &self.request, calls, self.proven, addresses)
     }
 }
 
@@ -451,6 +463,7 @@ rules:
   - {name: models, action: allow, agents: [bot], hosts: [api.example.com], ports: [443]}
   - {name: files, action: allow, agents: any, hosts: [files.example], paths: [/pub/**]}
   - {name: never, action: deny, agents: any, hosts: [bad.example]}
+  - {name: both, action: allow, agents: any, hosts: [both.example], ports: [443], require: both}
   - {name: trial, action: deny, mode: audit, agents: any, hosts: [api.example.com]}
 ";
 
@@ -470,6 +483,8 @@ rules:
         let file = parse(
             "cases:
   - {name: holds, agent: bot, url: \"http://files.example/pub/a\", expect: allow, rule: files}
+  - {name: by both, agent: bot, connect: \"both.example:443\", credentials: both, expect: allow, rule: both}
+  - {name: by one, agent: bot, connect: \"both.example:443\", expect: deny, reason: credential_required, rule: both}
   - {name: a trial, agent: bot, connect: \"api.example.com:443\", expect: audit, rule: trial}
   - {name: refused, agent: cat, connect: \"x.example:443\", expect: deny, reason: no_rule}
   - {name: seen, agent: a, url: \"https://files.example/pub/\", inside: true, expect: allow}
@@ -504,7 +519,7 @@ rules:
         assert_eq!(untouched, ["models", "never"]);
         assert_eq!(
             (coverage.touched, coverage.rules, coverage.percent()),
-            (2, 4, 50)
+            (3, 5, 60)
         );
     }
 

@@ -1,6 +1,7 @@
 //! Whether what one rule speaks of holds all that another speaks of. Where it
 //! cannot be told, the answer is no.
 
+use super::proven::Requirement;
 use super::rule::{Agents, Ports, Rule};
 use crate::egress::{Host, HostPattern, PathGlob, RpcPattern};
 
@@ -23,6 +24,7 @@ pub(super) fn covers_but_hosts(wide: &Rule, narrow: &Rule) -> bool {
         && all_or(&wide.methods, &narrow.methods, |a, b| a == b)
         && all_or(&wide.paths, &narrow.paths, path)
         && all_or(&wide.rpc_methods, &narrow.rpc_methods, RpcPattern::covers)
+        && Requirement::covers(wide.require, narrow.require)
 }
 
 /// Whether a pattern holds every host that another holds.

@@ -235,7 +235,7 @@ impl Denied {
         }
     }
 
-    fn by(reason: DenyReason, id: RuleId, rules: &Rules, agent: &AgentId) -> Self {
+    pub(super) fn by(reason: DenyReason, id: RuleId, rules: &Rules, agent: &AgentId) -> Self {
         Self {
             reason,
             rule: Some(rules.rule(id).name.clone()),

@@ -8,6 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::document::Mode;
+use super::proven::Requirement;
 use super::set::{RuleId, Rules};
 use crate::egress::{AddressClass, AddressRange, AgentId};
 
@@ -80,6 +81,8 @@ pub enum DenyReason {
     /// The rules for it are about methods or paths, or about clear text, and
     /// the inside of the tunnel is not seen.
     NotInspectable,
+    /// The rule that allows it wants more to have proven who asks.
+    CredentialRequired(Requirement),
 }
 
 /// What an allowed tunnel may carry.
@@ -162,6 +165,11 @@ impl Permit {
         self.audited.as_ref()
     }
 
+    /// What must have proven who asks, by the rule that allows it.
+    pub(super) fn requirement(&self) -> Option<Requirement> {
+        self.rules.rule(self.rule?).require
+    }
+
     /// Whether bytes whose inside is not seen, such as TLS, may pass. Where
     /// they may not, the tunnel is for clear-text requests that are each judged
     /// on their own. Clear text is judged so in every tunnel.
@@ -236,6 +244,9 @@ impl Denied {
             DenyReason::NotInspectable => {
                 "Use a route of the gateway or clear-text HTTP, so that it sees method and path; or ask the operator for a rule without `methods` and `paths`."
             }
+            DenyReason::CredentialRequired(_) => {
+                "Do not retry with the same credentials. Show what the rule wants, certificate and token of the same agent."
+            }
         }
     }
 }
@@ -269,6 +280,7 @@ impl DenyReason {
             Self::AddressNotAllowed => "address_not_allowed",
             Self::AddressDenied => "address_denied",
             Self::NotInspectable => "not_inspectable",
+            Self::CredentialRequired(_) => "credential_required",
         }
     }
 }
@@ -309,6 +321,9 @@ impl fmt::Display for Denied {
                 f,
                 "rule \"{rule}\" depends on what is inside the connection, which a tunnel hides"
             ),
+            DenyReason::CredentialRequired(wanted) => {
+                write!(f, "rule \"{rule}\" wants {}", wanted.words())
+            }
         }
     }
 }

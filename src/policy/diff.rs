@@ -18,6 +18,7 @@ use super::document::Action;
 use super::explain::Verdict;
 use super::limits;
 use super::lint::meaning;
+use super::proven::{Proven, Requirement};
 use super::record::{Recorded, RecordedEvent};
 use super::rule::{Agents, Calls, Ports, Rule};
 use super::set::{Document, PolicySet};
@@ -689,6 +690,7 @@ struct State {
     level: u8,
     audit: bool,
     tls: TlsRule,
+    require: Option<Requirement>,
     admitted: Vec<String>,
     /// The limits of the rule that allows it.
     limits: Vec<Arc<Limit>>,
@@ -711,6 +713,7 @@ impl State {
                     level: 0,
                     audit: false,
                     tls: TlsRule::default(),
+                    require: None,
                     admitted: Vec::new(),
                     limits: Vec::new(),
                     words: format!("refused{rule} ({})", denied.reason()),
@@ -743,6 +746,7 @@ impl State {
             level,
             audit: audited.is_some(),
             tls: permit.tls(),
+            require: permit.requirement(),
             admitted,
             limits: permit.rule_limits().to_vec(),
             words,
@@ -782,6 +786,21 @@ impl State {
                 format!("{} with {}", self.words, tls_words(self.tls)),
                 format!("{} with {}", after.words, tls_words(after.tls)),
             ));
+        }
+        if self.require != after.require {
+            let words = |side: &Self| match side.require {
+                None => side.words.clone(),
+                Some(wanted) => format!("{} for {}", side.words, wanted.words()),
+            };
+            let direction = match (
+                Requirement::covers(self.require, after.require),
+                Requirement::covers(after.require, self.require),
+            ) {
+                (true, _) => Direction::Narrows,
+                (_, true) => Direction::Widens,
+                _ => Direction::Differs,
+            };
+            return Some((direction, words(self), words(after)));
         }
         let limited = limits::all_in_words(&self.limits);
         let limited_after = limits::all_in_words(&after.limits);
@@ -1078,7 +1097,8 @@ impl<'a> Replay<'a> {
             destinations: None,
             audiences: None,
         };
-        let asked = (request, record.seen());
+        let proven = record.proven.unwrap_or(Proven::BY_TOKEN);
+        let asked = (request, record.seen(), proven);
         let (before, _) = verdict(self.old, &who, asked, record.address);
         let (after, why) = verdict(self.new, &who, asked, record.address);
         if before == after {
@@ -1124,10 +1144,10 @@ impl<'a> Replay<'a> {
 fn verdict(
     set: &PolicySet,
     who: &Subject<'_>,
-    (what, calls): (&EgressRequest, Calls<'_>),
+    (what, calls, proven): (&EgressRequest, Calls<'_>, Proven),
     address: Option<IpAddr>,
 ) -> (Verdict, String) {
-    let permit = match set.decide_calls(who, what, calls) {
+    let permit = match set.decide_calls(who, what, calls).proven_by(proven) {
         Decision::Deny(denied) => return (Verdict::Deny, denied.to_string()),
         Decision::Allow(permit) => permit,
     };

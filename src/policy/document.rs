@@ -15,6 +15,7 @@ use super::decision::{EchRule, RefusalForm, SniRule, TlsUse};
 use super::finding::{Finding, Location, PolicyError, Problem, SourceName};
 use super::limits::{DocumentLimits, LimitsDocument};
 use super::locate;
+use super::proven::Requirement;
 use crate::egress::{AddressRange, Destination, TenantId};
 
 /// The most bytes the text of one document may have.
@@ -223,6 +224,15 @@ pub struct RuleDocument {
         skip_serializing_if = "Option::is_none"
     )]
     pub limits: Option<LimitsDocument>,
+    /// What must have proven the agent: `token`, `certificate`, or `both`, of
+    /// the same agent. Without it, what the listener asks of everybody
+    /// (`identity.require`). For allow rules.
+    #[serde(
+        default,
+        deserialize_with = "present",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub require: Option<Requirement>,
 }
 
 /// What a rule does.
@@ -401,6 +411,7 @@ impl PolicyDocument {
             ech: None,
             refusal: None,
             limits: None,
+            require: None,
         };
         let mut rules = Vec::new();
         if !hosts.is_empty() {

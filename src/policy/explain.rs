@@ -13,6 +13,7 @@ use super::document::{Action, Mode};
 use super::finding::{Location, SourceName};
 use super::limits::LimitShown;
 use super::locate::locate;
+use super::proven::Proven;
 use super::rule::{Agents, Calls, Fit, Ports, Rule};
 use super::set::{PolicySet, RuleId, Rules};
 use crate::egress::{Ask, EgressRequest, Host, HostPattern, Subject};
@@ -54,8 +55,8 @@ pub enum Verdict {
 /// One check.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Check {
-    /// `tenant`, `rpc`, `denylist`, `deny_rules`, `allow_rules`, `token`,
-    /// `address`.
+    /// `tenant`, `rpc`, `denylist`, `deny_rules`, `allow_rules`, `credential`,
+    /// `token`, `address`.
     pub step: &'static str,
     /// How it ended.
     pub outcome: CheckOutcome,
@@ -135,15 +136,40 @@ impl PolicySet {
         calls: Calls<'_>,
         addresses: &[IpAddr],
     ) -> Explanation {
+        self.explain_proven(who, what, calls, Proven::BY_TOKEN, addresses)
+    }
+
+    /// The same as [`PolicySet::explain_calls`] for an agent that is proven by
+    /// this.
+    #[must_use]
+    pub fn explain_proven(
+        &self,
+        who: &Subject<'_>,
+        what: &EgressRequest,
+        calls: Calls<'_>,
+        proven: Proven,
+        addresses: &[IpAddr],
+    ) -> Explanation {
         let rules = &*self.rules;
         let mut checks = Vec::new();
-        let decision = self.decide_calls(who, what, calls);
+        let decision = self.decide_calls(who, what, calls).proven_by(proven);
         if let Some(judge) = tenant_check(rules, who, what, &mut checks) {
             let judge = judge.seeing(calls);
             if self.asks_for_calls(who, what) {
                 checks.push(calls_check(calls));
             }
             rule_checks(&judge, &mut checks);
+        }
+        if let Some((enough, detail)) = decision.asks_for(proven) {
+            checks.push(Check {
+                step: "credential",
+                outcome: match (enough, &decision) {
+                    (true, _) => CheckOutcome::Passed,
+                    (false, Decision::Allow(_)) => CheckOutcome::WouldRefuse,
+                    (false, Decision::Deny(_)) => CheckOutcome::Refused,
+                },
+                detail,
+            });
         }
         let (mut verdict, mut denied, rule) = match &decision {
             Decision::Deny(denied) => (Verdict::Deny, Some(denied.clone()), denied.rule_id),
@@ -453,7 +479,8 @@ fn wants_nearest(reason: DenyReason) -> bool {
         | DenyReason::TenantAudience
         | DenyReason::Address(_)
         | DenyReason::AddressNotAllowed
-        | DenyReason::AddressDenied => false,
+        | DenyReason::AddressDenied
+        | DenyReason::CredentialRequired(_) => false,
     }
 }
 

@@ -278,7 +278,7 @@ pub(super) fn meaning(rule: &Rule) -> String {
             (rule.action, rule.mode, rule.tls),
             (&rule.agents, &rule.hosts, rule.ranges.list(), &rule.ports),
             (rule.http, rule.https, &rule.methods, &rule.paths),
-            &rule.rpc_methods,
+            (&rule.rpc_methods, rule.require),
         )
     )
 }

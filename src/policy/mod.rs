@@ -37,6 +37,7 @@ mod limits;
 mod lint;
 mod locate;
 mod modes;
+mod proven;
 mod range;
 mod reach;
 mod record;
@@ -62,6 +63,7 @@ pub use finding::{Concern, Finding, Location, PolicyError, PolicyWarning, Proble
 pub use learn::{LearnError, LearnOptions, Learned, LearnedRule, Learner, LeftOut};
 pub use limits::{DocumentLimits, LimitShown, LimitsDocument};
 pub use locate::locate;
+pub use proven::{Proven, Requirement};
 pub use reach::{Reach, ReachRule};
 pub use record::{MAX_RECORD_BYTES, Recorded, RecordedEvent};
 pub use rule::Calls;

@@ -9,6 +9,7 @@ use serde::Serialize;
 use super::decision::DenyReason;
 use super::document::{Action, Mode};
 use super::limits;
+use super::proven::Requirement;
 use super::range::RangeSet;
 use super::rule::{Ports, Rule};
 use super::set::{PolicySet, RuleId};
@@ -79,6 +80,9 @@ pub struct ReachRule {
     /// rule allows, and none among those that one refuses.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub rpc_methods: Vec<String>,
+    /// `token`, `certificate` or `both`: what must have proven the agent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub require: Option<&'static str>,
     /// How much of it: `requests 100/m per agent`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub limits: Vec<String>,
@@ -324,6 +328,7 @@ impl Room {
             methods: rule.methods.iter().map(ToString::to_string).collect(),
             paths,
             rpc_methods,
+            require: rule.require.map(Requirement::as_str),
             limits: rule
                 .limits
                 .iter()
@@ -413,6 +418,9 @@ impl fmt::Display for ReachRule {
         write!(line, " port {}", self.ports.join(", "))?;
         if !self.paths.is_empty() {
             write!(line, " path {}", self.paths.join(", "))?;
+        }
+        if let Some(wanted) = self.require {
+            write!(line, " proven by {wanted}")?;
         }
         if !self.rpc_methods.is_empty() {
             write!(line, " calling {}", self.rpc_methods.join(", "))?;

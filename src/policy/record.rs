@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use http::Method;
 use serde::Deserialize;
 
+use super::proven::Proven;
 use super::rule::Calls;
 use crate::egress::{AgentId, Ask, Authority, EgressRequest, Host, RequestPath, Scheme, TenantId};
 
@@ -30,6 +31,8 @@ pub struct Recorded {
     pub request: Option<EgressRequest>,
     /// What its body called by JSON-RPC, where that was recorded.
     pub calls: Option<Vec<String>>,
+    /// What had proven the agent, where that was recorded.
+    pub proven: Option<Proven>,
     /// The address that was dialled or refused.
     pub address: Option<IpAddr>,
     /// Whether it passed.
@@ -75,6 +78,7 @@ struct Line {
     destination_ip: Option<IpAddr>,
     path: Option<String>,
     rpc_methods: Option<Vec<String>>,
+    credential: Option<String>,
     action_allowed: bool,
     reason: String,
     would_deny: Option<String>,
@@ -131,6 +135,7 @@ impl Recorded {
             agent,
             tenant,
             calls: line.rpc_methods,
+            proven: line.credential.as_deref().map(Proven::recorded),
             address: line.destination_ip,
             allowed: line.action_allowed,
             reason: line.reason,

@@ -10,6 +10,7 @@ use super::decision::{RefusalForm, TlsRule};
 use super::document::{Action, AnyOr, Mode, PortEntry, RuleDocument};
 use super::finding::{Finding, PolicyError, Problem, SourceName};
 use super::limits;
+use super::proven::Requirement;
 use super::range::{RangeSet, class_of};
 use crate::egress::{
     AddressClass, AddressRange, AgentId, Ask, Host, HostPattern, PathGlob, RpcPattern, Scheme,
@@ -44,6 +45,8 @@ pub(super) struct Rule {
     pub(super) tls: TlsRule,
     pub(super) refusal: RefusalForm,
     pub(super) limits: Vec<Arc<Limit>>,
+    /// What must have proven who asks.
+    pub(super) require: Option<Requirement>,
 }
 
 #[derive(Clone, Debug)]
@@ -268,6 +271,7 @@ pub(super) fn compile(
         },
         refusal: written.refusal.unwrap_or_default(),
         limits,
+        require: written.require,
     }
 }
 
@@ -377,6 +381,7 @@ impl Reader<'_> {
             ("sni", written.sni.is_some()),
             ("ech", written.ech.is_some()),
             ("limits", written.limits.is_some()),
+            ("require", written.require.is_some()),
         ];
         for (member, _) in members.into_iter().filter(|(_, written)| *written) {
             self.report(member, Problem::AllowOnly(member));

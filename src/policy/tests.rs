@@ -1472,6 +1472,7 @@ fn a_rule() -> impl Strategy<Value = RuleDocument> {
                 ech: None,
                 refusal: None,
                 limits: None,
+                require: None,
             },
         )
 }

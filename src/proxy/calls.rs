@@ -44,14 +44,14 @@ impl Calling {
 }
 
 impl Forward {
-    /// A request to another agent: who calls is in the certificate, and there
-    /// alone.
+    /// A request to another agent: who calls is in the certificate, and where
+    /// `peers.require` says so in a token as well.
     pub(super) async fn look_at_call(
         &self,
         session: &mut Session,
         exchange: &mut Exchange,
         connection: &Connection,
-        call: Option<Call>,
+        (call, credential): (Option<Call>, Option<Vec<u8>>),
     ) -> Result<Verdict, Denial> {
         let Some(trail) = exchange.trail.as_mut() else {
             return Err(Denial::new(Cause::Internal));
@@ -61,9 +61,13 @@ impl Forward {
         let source = connection.client.map(|client| client.ip());
         let certified = connection.certified.as_ref();
         let who = gate
-            .authenticate(certified, None, None, source, trail)
+            .authenticate(certified, credential.as_deref(), None, source, trail)
             .await
-            .map_err(Denial::at_origin)?;
+            .map_err(|denial| match denial.cause {
+                // It is the field of a proxy that is missing.
+                Cause::NoCredential => denial,
+                _ => denial.at_origin(),
+            })?;
         let Some(call) = call else {
             return Err(
                 Denial::new(Cause::NotFound).detail("neither the host nor the path names an agent")

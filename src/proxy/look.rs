@@ -63,7 +63,7 @@ impl Forward {
         };
         if connection.tunnel.is_none() && self.shared.peers.is_none() {
             let head = session.req_header();
-            let chosen = self.shared.routes.choose(
+            let chosen = self.shared.routes.load().choose(
                 &current.target,
                 head.headers.get(header::HOST),
                 head.version == http::Version::HTTP_2,
@@ -88,7 +88,8 @@ impl Forward {
                 let looking = self.look_local(session, exchange, connection, path, None);
                 return Box::pin(looking).await;
             }
-            let looking = self.look_at_call(session, exchange, &connection, call);
+            let credential = current.credential;
+            let looking = self.look_at_call(session, exchange, &connection, (call, credential));
             return Box::pin(looking).await;
         }
         let target = connection.own_target(current.target);

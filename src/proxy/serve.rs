@@ -332,7 +332,10 @@ fn prepare(wire: &Wire, io: &ConnIo, head: &Head<'_>) -> Result<PreparedRequest,
         None => io.connection().own_target(target),
         Some(_) => target,
     };
-    let host = host_field(head).map_err(refuse)?;
+    let host = match &target {
+        RequestTarget::Absolute { .. } if is_host_the_targets(head) => None,
+        _ => host_field(head).map_err(refuse)?,
+    };
     let tunnel = io.connection().tunnel.as_ref();
     let authority = match (&target, tunnel) {
         (RequestTarget::Absolute { .. }, Some(_)) => {
@@ -379,6 +382,17 @@ fn prepare(wire: &Wire, io: &ConnIo, head: &Head<'_>) -> Result<PreparedRequest,
             last_hop: canonical.last_hop,
         },
     })
+}
+
+/// Whether `Host` is written as the authority of an absolute target is, which is
+/// what nearly all clients send: then it names the same, and parsing it again
+/// would tell nothing.
+fn is_host_the_targets(head: &Head<'_>) -> bool {
+    let Some((_, rest)) = head.target.split_once("://") else {
+        return false;
+    };
+    let end = rest.find(['/', '?']).unwrap_or(rest.len());
+    head.field("host") == Some(&rest.as_bytes()[..end])
 }
 
 fn host_field(head: &Head<'_>) -> Result<Option<(Host, Option<u16>)>, Denial> {

@@ -26,7 +26,7 @@ def checks(agentport: Path):
         yield f"chart with {name}: valid, restricted, and AgentPort runs with it", lambda values=values: rendered(agentport, values)
     yield "chart: allowedDestinations as list, as string, and by --set as documented", destinations
     yield "chart: what is wrong is refused, with what to write", refusals
-    yield "chart: each tenant's policy is a ConfigMap of its own", tenants
+    yield "chart: each tenant's policy is a ConfigMap of its own, from a values file of its own", lambda: tenants(agentport)
     yield "chart with peers: the network lets in agents alone, and a CA to its challenge", peers_network
     yield "chart with peers: as rendered, a certificate opens the port, and nothing else", lambda: peers_run(agentport)
     yield "chart with an upstream proxy: the gateway goes there, and nowhere else", upstream_proxy
@@ -186,6 +186,10 @@ def refusals() -> None:
         ("no secret", ["--set", "keys.existingSecret="], "write keys.existingSecret or keys.csi"),
         ("a policy without its version", ["--set", "tenants.blue.mode=audit"], "tenants.blue"),
         ("a tenant by two names", ["--set", "tenants.blue.version=1,tenants.blue.tenant=green"], "write the same"),
+        ("a namespace of no tenant", ["--set", "tenantNamespaces.blue={b}"], "write tenants.blue"),
+        ("a namespace of two tenants", ["--set", "tenants.blue.version=1,tenants.green.version=1,tenantNamespaces.blue={b},tenantNamespaces.green={b}"],
+         "a namespace is of one tenant"),
+        ("agents beside the keys", ["--namespace", "agents", "--set", "createNamespaces=true"], "may not share the namespace"),
         ("agents in a namespace that is not confined", ["--set", "openclaw.enabled=true,openclaw.namespace=elsewhere"], "networkPolicy.agentNamespaces"),
         ("ACME without its server", ["--set", "acme.enabled=true,acme.domains={a.example}"], "write acme.directory"),
         ("ACME without names", ["--set", "acme.enabled=true,acme.directory=https://ca.example/"], "write acme.domains"),
@@ -209,11 +213,26 @@ def refusals() -> None:
             raise Broken(f"{what}: ended with {done.returncode}, and did not say {wanted!r}: {done.stderr}")
 
 
-def tenants() -> None:
+def tenants(agentport: Path) -> None:
     objects = template(VALUES / "everything.yaml")
     names = {o["metadata"]["name"] for o in objects if o["kind"] == "ConfigMap"}
     if not {"agentport-tenant-blue", "agentport-tenant-green", "agentport-policy"} <= names:
         raise Broken(f"the ConfigMaps are {names}")
+    # From a values file for each, which know nothing of each other.
+    blue, green = VALUES / "tenants/blue.yaml", VALUES / "tenants/green.yaml"
+    objects = template(blue, "--values", str(green), "--set", "createNamespaces=true")
+    validate(objects)
+    runs(agentport, objects)
+    made = {o["metadata"]["name"]: o["metadata"]["labels"] for o in objects if o["kind"] == "Namespace"}
+    wanted = {"agents": None, "blue-agents": "blue", "blue-batch": "blue", "green-agents": "green"}
+    if {name: labels.get("agentport.io/tenant") for name, labels in made.items()} != wanted:
+        raise Broken(f"the namespaces are {made}")
+    for name, labels in made.items():
+        if labels["agentport.io/agents"] != "true" or labels["pod-security.kubernetes.io/enforce"] != "restricted":
+            raise Broken(f"{name} has the labels {labels}")
+        held = {o["metadata"]["name"] for o in objects if o["kind"] == "NetworkPolicy" and o["metadata"]["namespace"] == name}
+        if held != {"default-deny-egress", "agent-egress-only"}:
+            raise Broken(f"{name} is held by {held}")
 
 
 def peers_network() -> None:
@@ -339,6 +358,11 @@ def policies() -> None:
     for path in sorted((ROOT / "deploy/network-policies").glob("*.yaml")):
         objects = documents(path.read_text())
         validate(objects)
+        # Where namespaces are selected by the label, the shipped one has it.
+        if "agentport.io/agents" in path.read_text():
+            shipped = documents((ROOT / "deploy/manifests/namespaces.yaml").read_text())
+            if [n["metadata"]["name"] for n in shipped if n["metadata"]["labels"].get("agentport.io/agents") == "true"] != ["agents"]:
+                raise Broken(f"{path.name} selects no namespace of manifests/namespaces.yaml")
         # The gateway is selected by labels that its pods have.
         for label in ("app.kubernetes.io/name", "app.kubernetes.io/component"):
             if f"{label}: {labels[label]}" not in path.read_text() and f'{label} == "{labels[label]}"' not in path.read_text():

@@ -40,6 +40,19 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | quote }}
 {{- end -}}
 {{- end }}
 
+{{/* Every namespace of agents, as a list in JSON. */}}
+{{- define "agentport.agentNamespaces" -}}
+{{- $all := default list .Values.networkPolicy.agentNamespaces -}}
+{{- range $tenant, $own := .Values.tenantNamespaces -}}
+{{- if not (hasKey $.Values.tenants $tenant) -}}{{- fail (printf "tenantNamespaces.%s: no such tenant: write tenants.%s, its policy" $tenant $tenant) -}}{{- end -}}
+{{- range $own -}}
+{{- if has . $all -}}{{- fail (printf "tenantNamespaces.%s: %s is another's too: a namespace is of one tenant" $tenant .) -}}{{- end -}}
+{{- $all = append $all . -}}
+{{- end -}}
+{{- end -}}
+{{- $all | toJson -}}
+{{- end }}
+
 {{/* An image by its digest, where there is one. */}}
 {{- define "agentport.image" -}}
 {{- $tag := default .appVersion .image.tag -}}

@@ -10,7 +10,7 @@ use clap::Args;
 use super::super::{SettingsArgs, give};
 use super::{Found, Loaded, ModeArg, Output, give_json, log, read, read_paths, text_of};
 use crate::egress::{AgentId, Destination, EgressRequest, TenantId};
-use crate::policy::{Mode, Question, Recorded, Verdict};
+use crate::policy::{Mode, Proven, Question, Recorded, Requirement, Verdict};
 
 #[derive(Args)]
 pub(in crate::cli) struct ExplainArgs {
@@ -54,6 +54,9 @@ pub(in crate::cli) struct ExplainArgs {
     /// What the body calls by JSON-RPC; may be given again, for a batch
     #[arg(long, value_name = "METHOD", value_delimiter = ',')]
     rpc_method: Vec<String>,
+    /// What has proven the agent [default: a token, or what was recorded]
+    #[arg(long, value_enum, value_name = "WHAT")]
+    credentials: Option<CredentialsArg>,
     /// The gateway sees inside TLS, as on a named route
     #[arg(long)]
     inside: bool,
@@ -66,6 +69,24 @@ pub(in crate::cli) struct ExplainArgs {
     /// The URL, or host:port for CONNECT. An https URL is what goes through a tunnel: ask for CONNECT
     #[arg(required_unless_present = "from_audit")]
     url: Option<String>,
+}
+
+/// What has proven an agent.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum CredentialsArg {
+    Token,
+    Certificate,
+    Both,
+}
+
+impl From<CredentialsArg> for Proven {
+    fn from(credentials: CredentialsArg) -> Self {
+        Self::from(match credentials {
+            CredentialsArg::Token => Requirement::Token,
+            CredentialsArg::Certificate => Requirement::Certificate,
+            CredentialsArg::Both => Requirement::Both,
+        })
+    }
 }
 
 /// What is to be explained.
@@ -123,6 +144,7 @@ fn asked(args: &ExplainArgs) -> anyhow::Result<Asked> {
             destinations: destinations(args)?,
             request,
             calls,
+            proven: args.credentials.map_or(Proven::BY_TOKEN, Proven::from),
         },
         addresses: args.address.clone(),
         version: None,
@@ -168,6 +190,9 @@ fn recorded(args: &ExplainArgs, id: &str, file: &Path) -> anyhow::Result<Asked> 
             destinations: destinations(args)?,
             request,
             calls,
+            proven: (args.credentials.map(Proven::from))
+                .or(record.proven)
+                .unwrap_or(Proven::BY_TOKEN),
         },
         addresses: record.address.into_iter().collect(),
         version: record.policy_version,
