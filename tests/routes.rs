@@ -17,7 +17,7 @@ use support::conn::Response as Answer;
 use support::front::{TlsFront, runtime};
 use support::gateway::{Gateway, token};
 use support::origin::{Origin, Untouched};
-use support::pki::{Pki, Valid};
+use support::pki::{Pki, Valid, replace};
 use support::wait_for;
 
 /// What every agent may do here: chat, streams, and calls of one service.
@@ -751,4 +751,81 @@ fn the_body_that_was_judged_is_the_body_that_goes_on() {
     client.send(body);
     let answer = client.response();
     assert_eq!(answer.body, body.as_bytes());
+}
+
+#[test]
+fn routes_and_their_bundles_change_while_it_serves() {
+    let (old, new) = (Pki::new("the old CA"), Pki::new("the new CA"));
+    let origin = Origin::ok();
+    let before = TlsFront::before(origin.address(), &old.server("a", &["a.test"]), &[]);
+    let after = TlsFront::before(origin.address(), &new.server("a", &["a.test"]), &[]);
+    let folder = tempfile::tempdir().expect("a folder");
+    let (list, bundle) = (
+        folder.path().join("routes.yaml"),
+        folder.path().join("ca.pem"),
+    );
+    std::fs::copy(old.ca(), &bundle).expect("copied");
+    let text = |name: &str, port: u16| {
+        format!(
+            "routes:\n- {{name: {name}, to: \"https://a.test:{port}\", ca: {}}}\n",
+            bundle.display()
+        )
+    };
+    std::fs::write(&list, "routes: []\n").expect("written");
+    let file = list.display().to_string();
+    let gateway = Gateway::start(POLICY, &[("routes_file", &file)]);
+    let get = |name: &str| {
+        let answer = ask(
+            &gateway,
+            &format!("GET /routes/{name}/v1/x"),
+            &bearer("bot"),
+        );
+        (answer.status, answer.refusal().to_owned())
+    };
+    let in_force = || gateway.lines("new routes are in force").len();
+    let changed = |path: &std::path::Path, bytes: &[u8]| {
+        let count = in_force();
+        replace(path, bytes);
+        wait_for("the new routes", || (in_force() > count).then_some(()));
+    };
+    assert_eq!(get("first"), (404, "not_found".to_owned()));
+    changed(&list, text("first", before.port()).as_bytes());
+    assert_eq!(get("first").0, 200);
+
+    // Another origin and another name, whose CA is not trusted yet.
+    changed(&list, text("second", after.port()).as_bytes());
+    assert_eq!(get("first"), (404, "not_found".to_owned()));
+    assert_eq!(get("second"), (502, "upstream_certificate".to_owned()));
+    changed(&bundle, &std::fs::read(new.ca()).expect("a bundle"));
+    assert_eq!(get("second").0, 200);
+
+    // A connection that the new CA has vouched for is not the old one's.
+    changed(&bundle, &std::fs::read(old.ca()).expect("a bundle"));
+    assert_eq!(get("second"), (502, "upstream_certificate".to_owned()));
+    changed(&bundle, &std::fs::read(new.ca()).expect("a bundle"));
+
+    // A mistake changes nothing, and is told.
+    for wrong in ["routes: [{name: x}]\n", "", "routes:\n", "other: []\n"] {
+        replace(&list, wrong.as_bytes());
+        let refused = wait_for("the refusal", || {
+            let ready = gateway.ask_admin("/ready").json();
+            ready["routes"]["refused"].as_str().map(str::to_owned)
+        });
+        assert!(refused.contains("routes_file"), "{refused}");
+        assert_eq!(get("second").0, 200, "{wrong:?}");
+        replace(&list, text("second", after.port()).as_bytes());
+        wait_for("the mistake to be over", || {
+            let ready = gateway.ask_admin("/ready").json();
+            ready["routes"]["refused"].is_null().then_some(())
+        });
+    }
+    let metrics = gateway.metrics();
+    for line in [
+        "agentport_route_requests_total{route=\"first\",decision=\"allow\"} 1",
+        "agentport_route_requests_total{route=\"second\",decision=\"allow\"} 7",
+    ] {
+        assert!(metrics.contains(line), "{line}\n{metrics}");
+    }
+    let record = gateway.record("of a route", |record| record["route"] == "second");
+    assert_eq!(record["path"], "/v1/x");
 }

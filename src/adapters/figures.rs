@@ -2,11 +2,12 @@
 //! counting and the OpenMetrics text are `prometheus-client`'s.
 //!
 //! Labels take their values from bounded sets only: codes of the program, names
-//! of listeners and certificates from the configuration, and a hundred tenants
-//! that have a policy. Agents, hosts and paths stand in records, never here. Who may read the figures is `admin`'s
+//! of listeners and certificates from the configuration, a hundred of its routes,
+//! and a hundred tenants that have a policy. Agents, hosts and paths stand in records, never here. Who may read the figures is `admin`'s
 //! business.
 
 mod exemplar;
+mod routes;
 mod state;
 mod tenants;
 
@@ -32,6 +33,7 @@ use super::clock::SystemClock;
 use super::records::AuditLog;
 use super::redis::Redis;
 use exemplar::Exemplar;
+use routes::Routes;
 use state::State;
 use tenants::Tenants;
 
@@ -76,6 +78,7 @@ pub struct Figures {
     acme_issued: Counter,
     acme_failed: Counter,
     tenants: Tenants,
+    routes: Routes,
     state: Arc<State>,
 }
 
@@ -339,6 +342,7 @@ impl Figures {
             Info::new([("version", version.to_owned())]),
         );
         let tenants = Tenants::enter(&mut to);
+        let routes = Routes::enter(&mut to);
         let state = Arc::new(State::new());
         to.register_collector(Box::new(Arc::clone(&state)));
 
@@ -380,6 +384,7 @@ impl Figures {
             tunnel_duration_seconds,
             certificate_expiry,
             tenants,
+            routes,
             issuer_refreshes,
             issuer_keys,
             revocations_restored,
@@ -561,6 +566,9 @@ impl Figures {
             }
         };
         self.tenants.finished(record, decision);
+        if let Some(route) = &record.route {
+            self.routes.finished(route, decision, record.count);
+        }
         if let Some(seconds) = took {
             let exemplar = record
                 .trace_id

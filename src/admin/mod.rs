@@ -41,6 +41,7 @@ pub struct Readiness {
     agent_keys: Mutex<Option<String>>,
     peers: Mutex<[Option<String>; 2]>,
     upstream_proxy: Mutex<Option<String>>,
+    routes: Mutex<Option<String>>,
     draining: AtomicBool,
 }
 
@@ -104,6 +105,18 @@ impl Readiness {
             .upstream_proxy
             .lock()
             .unwrap_or_else(PoisonError::into_inner) = outcome.err();
+    }
+
+    /// How the last reading of the named routes went.
+    pub fn routes_are(&self, outcome: Result<(), String>) {
+        *self.routes.lock().unwrap_or_else(PoisonError::into_inner) = outcome.err();
+    }
+
+    fn routes(&self) -> Option<String> {
+        self.routes
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     fn upstream_proxy(&self) -> Option<String> {
@@ -371,6 +384,7 @@ impl Admin {
             "certificates": { "refused": self.readiness.certificates() },
             "acme": self.readiness.acme(),
             "peers": { "refused": self.readiness.peers() },
+            "routes": { "refused": self.readiness.routes() },
             "upstream_proxy": { "refused": self.readiness.upstream_proxy() },
             "revocations": { "failing": revocations },
             "audit": { "failing": state.failing, "queue": state.depth },

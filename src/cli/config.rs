@@ -27,6 +27,7 @@ pub(super) fn run(settings: &SettingsArgs, command: &ConfigCommand) -> anyhow::R
             }
             crate::server::load::keys(&config, &crate::server::load::issuers(&config)?)?;
             crate::server::load::policy(&config)?;
+            crate::server::routes::read(&config)?;
             if let Some(proxy) = &config.upstream_proxy {
                 crate::adapters::parent::access(proxy).map_err(anyhow::Error::msg)?;
             }

@@ -7,8 +7,9 @@ use std::time::Duration;
 use crate::egress::{AddressRange, HttpsUrl};
 use crate::identity::{AgentClaim, Algorithm, Naming, TrustedIssuer};
 
-use super::error::{ConfigError, Place, nearest};
-use super::tree::{self, Entry, Node, Value};
+use super::error::{ConfigError, nearest};
+use super::list;
+use super::tree::{Entry, Node, Value};
 use super::value::{FromText, Setting, push};
 
 /// An issuer whose tokens are accepted beside AgentPort's own.
@@ -92,51 +93,9 @@ pub fn parse_issuers(
     own: &str,
 ) -> Result<Vec<OtherIssuer>, Vec<ConfigError>> {
     const SHAPE: &str = "write issuers: and a list as in identity.issuers; [] for none";
-    let mut errors = Vec::new();
-    let root = match tree::parse(name, text, &mut errors) {
-        Ok(root) => root,
-        Err(error) => {
-            errors.push(error);
-            return Err(errors);
-        }
-    };
-    let place = root.as_ref().map_or_else(
-        || Place::File {
-            name: name.into(),
-            line: 1,
-            column: 1,
-        },
-        |root| root.place.clone(),
-    );
-    let entries = match root.map(|root| root.value) {
-        Some(Value::Map(entries)) => entries,
-        _ => Vec::new(),
-    };
-    let mut list = None;
-    for entry in &entries {
-        if entry.key != LIST {
-            errors.push(ConfigError {
-                place: entry.place.clone(),
-                key: Some(entry.key.clone()),
-                message: format!("unknown key: {SHAPE}"),
-            });
-        } else if matches!(entry.node.value, Value::List(_)) {
-            list = Some(&entry.node);
-        }
-    }
-    let Some(list) = list else {
-        errors.push(ConfigError {
-            place,
-            key: None,
-            message: SHAPE.to_owned(),
-        });
-        return Err(errors);
-    };
-    let issuers = Vec::<OtherIssuer>::read(list, LIST, &mut errors).unwrap_or_default();
-    for (at, message) in same_names(&issuers, own) {
-        push(&mut errors, list, &format!("{LIST}[{at}]"), message);
-    }
-    errors.is_empty().then_some(issuers).ok_or(errors)
+    list::parse(name, text, LIST, SHAPE, |issuers: &[OtherIssuer]| {
+        same_names(issuers, own)
+    })
 }
 
 /// The one key of a file of issuers.

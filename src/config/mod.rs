@@ -12,6 +12,7 @@
 mod error;
 mod tree;
 mod value;
+mod list;
 mod issuer;
 mod acme;
 mod route;
@@ -25,7 +26,7 @@ pub use error::{ConfigError, Place};
 pub use issuer::{KeySource, OtherIssuer, parse_issuers};
 pub use load::{Override, Purpose, Sources};
 pub use peers::{CalleeTlsFiles, HealthCheck, MAX_CALLEES, PeerAgent, PeerDirectory, PeersError};
-pub use route::{AuthorizationOwner, NamedRoute, UpstreamHttp2};
+pub use route::{AuthorizationOwner, NamedRoute, UpstreamHttp2, parse_routes};
 pub use settings::{
     Agent, Audit, Config, Identity, Limits, Listen, Log, Peers, Redis, Refusals, Resolver,
     ResolverCache, Timeouts, Tls, TlsClients, TokenCache, TunnelDefaults,

@@ -1,4 +1,4 @@
-//! Named routes, as `routes` writes them.
+//! Named routes, as `routes` writes them, or the file that `routes_file` names.
 
 use std::path::PathBuf;
 
@@ -6,6 +6,7 @@ use crate::egress::{DnsName, Route, RouteTarget, Scheme, is_plain_path};
 
 use super::error::{ConfigError, nearest};
 use super::issuer::Fields;
+use super::list;
 use super::tree::{Node, Value};
 use super::value::{FromText, Setting, push};
 
@@ -41,6 +42,43 @@ pub enum AuthorizationOwner {
     Gateway,
     /// The origin's, always.
     Origin,
+}
+
+/// Reads a file of routes: `routes:` and the list, YAML or JSON.
+///
+/// # Errors
+/// Every mistake, at least one, with its place in the file called `name`. A file
+/// without a list is one; that there is no route is `routes: []`.
+pub fn parse_routes(name: &str, text: &str) -> Result<Vec<NamedRoute>, Vec<ConfigError>> {
+    const SHAPE: &str = "write routes: and a list as in routes; [] for none";
+    list::parse(name, text, "routes", SHAPE, twice)
+}
+
+/// The routes that have something of an earlier one, and what to write.
+pub(super) fn twice(routes: &[NamedRoute]) -> Vec<(usize, String)> {
+    let mut found = Vec::new();
+    for (at, named) in routes.iter().enumerate() {
+        let route = &named.route;
+        let same = |other: &NamedRoute| {
+            let other = &other.route;
+            let host = route
+                .hosts()
+                .iter()
+                .find(|host| other.hosts().contains(host));
+            if other.name() == route.name() {
+                Some(format!("the name {:?}", route.name()))
+            } else if other.prefix() == route.prefix() {
+                Some(format!("the prefix {:?}", route.prefix()))
+            } else {
+                host.map(|host| format!("the host {host}"))
+            }
+        };
+        if let Some(what) = routes[..at].iter().find_map(same) {
+            let message = format!("{what} is that of an earlier route: write another");
+            found.push((at, message));
+        }
+    }
+    found
 }
 
 impl FromText for UpstreamHttp2 {

@@ -17,7 +17,7 @@ use crate::policy::Mode;
 use super::acme::{Acme, acme};
 use super::issuer::{self, OtherIssuer};
 use super::load::{Purpose, Reader};
-use super::route::NamedRoute;
+use super::route::{self, NamedRoute};
 use super::upstream::{self, UpstreamProxy, upstream_proxy};
 use super::value::{
     AcmeChallenge, Alpn, AuditPath, AuthFailureStatus, BasicUser, ByteSize, CertificatePair,
@@ -71,6 +71,8 @@ pub struct Config {
     /// Origins that are reached by a path or a host on the gateway; names,
     /// prefixes and hosts are each there once.
     pub routes: Vec<NamedRoute>,
+    /// A watched file with that list instead; `None` for none.
+    pub routes_file: Option<PathBuf>,
     /// Worker threads.
     pub threads: Threads,
     /// Where the process writes its number.
@@ -532,6 +534,11 @@ pub(super) fn config(read: &mut Reader<'_>, purpose: Purpose) -> Option<Config> 
     let redis = redis(read);
     let agent = agent(read);
     let routes = routes(read);
+    let routes_file: Option<Option<PathBuf>> = read.value("routes_file");
+    if let (Some(Some(_)), Some([_, ..])) = (&routes_file, routes.as_deref()) {
+        let message = "routes is written too: keep one of them";
+        read.mistake("routes_file", message);
+    }
     let threads = read.value("threads");
     let pid_file = read.value("pid_file");
     let upstream_ca = read.value("upstream_ca");
@@ -558,6 +565,7 @@ pub(super) fn config(read: &mut Reader<'_>, purpose: Purpose) -> Option<Config> 
         redis: redis?,
         agent: agent?,
         routes: routes?,
+        routes_file: routes_file?,
         threads: threads?,
         pid_file: pid_file?,
         upstream_ca: upstream_ca?,
@@ -1137,26 +1145,8 @@ fn agent(read: &mut Reader<'_>) -> Option<Agent> {
 
 fn routes(read: &mut Reader<'_>) -> Option<Vec<NamedRoute>> {
     let routes: Vec<NamedRoute> = read.value("routes")?;
-    for (at, named) in routes.iter().enumerate() {
-        let route = &named.route;
-        let twice = |other: &NamedRoute| {
-            let other = &other.route;
-            let host = route
-                .hosts()
-                .iter()
-                .find(|host| other.hosts().contains(host));
-            if other.name() == route.name() {
-                Some(format!("the name {:?}", route.name()))
-            } else if other.prefix() == route.prefix() {
-                Some(format!("the prefix {:?}", route.prefix()))
-            } else {
-                host.map(|host| format!("the host {host}"))
-            }
-        };
-        if let Some(what) = routes[..at].iter().find_map(twice) {
-            let message = format!("{what} is that of an earlier route: write another");
-            read.mistake_at("routes", format!("routes[{at}]"), message);
-        }
+    for (at, message) in route::twice(&routes) {
+        read.mistake_at("routes", format!("routes[{at}]"), message);
     }
     Some(routes)
 }

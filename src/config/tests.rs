@@ -1015,6 +1015,40 @@ fn redis_is_named_without_its_password() {
 }
 
 #[test]
+fn a_file_of_routes_is_one_list() {
+    let good = "routes: [{name: a, to: \"https://a.test\"}]";
+    let read = crate::config::parse_routes("routes.yaml", good).expect("a route");
+    assert_eq!(read[0].route.prefix(), "/routes/a");
+    assert_eq!(
+        crate::config::parse_routes("r", "routes: []"),
+        Ok(Vec::new())
+    );
+    for (text, expected) in [
+        (
+            "",
+            "r:1:1: write routes: and a list as in routes; [] for none",
+        ),
+        ("routes:", "write routes: and a list"),
+        ("route: []", "unknown key: write routes:"),
+        ("routes: [{name: a}]", "routes[0]: to is missing: write it"),
+        (
+            "routes: [{name: a, to: \"https://a.test\"}, {name: a, to: \"https://b.test\"}]",
+            "routes[1]: the name \"a\" is that of an earlier route: write another",
+        ),
+    ] {
+        let said = messages(crate::config::parse_routes("r", text).map(|_| from_file("")));
+        let said = said.join("\n");
+        assert!(said.contains(expected), "{text}: {said}");
+    }
+    let both = "routes_file: /f\nroutes: [{name: a, to: \"https://a.test\"}]";
+    let said = messages(load(both, &[], &[], Purpose::Command)).join("\n");
+    assert!(
+        said.contains("routes_file: routes is written too: keep one of them"),
+        "{said}"
+    );
+}
+
+#[test]
 fn a_parent_proxy_is_named_without_its_credentials() {
     for (url, shown) in [
         ("http://proxy.internal:3128", "http://proxy.internal:3128"),

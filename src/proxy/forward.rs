@@ -197,9 +197,8 @@ impl ProxyHttp for Forward {
             }
         };
         let who = admission.who();
-        // Two routes to one origin may trust different CAs.
         let route = exchange.route.as_ref();
-        let route = route.map(|(chosen, _)| chosen.route.route.name());
+        let route = route.map(|(chosen, _)| chosen.made_by());
         let call = exchange.call.as_ref();
         let called_tls = call.and_then(|call| call.callee.tls.clone());
         peer.group_key = self.shared.pool_key.hash_one((

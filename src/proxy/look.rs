@@ -63,7 +63,7 @@ impl Forward {
         };
         if connection.tunnel.is_none() && self.shared.peers.is_none() {
             let head = session.req_header();
-            let chosen = self.shared.routes.choose(
+            let chosen = self.shared.routes.load().choose(
                 &current.target,
                 head.headers.get(header::HOST),
                 head.version == http::Version::HTTP_2,

@@ -38,6 +38,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use pingora::apps::HttpServerOptions;
 use pingora::protocols::http::v2::server::H2Options;
 use pingora::proxy::HttpProxy;
@@ -185,7 +186,7 @@ pub enum AgentEndpoint {
 pub struct Shared {
     gate: Gate,
     settings: Settings,
-    routes: routes::Routes,
+    routes: ArcSwap<routes::Routes>,
     tunnels: OpenTunnels,
     in_flight: Arc<Semaphore>,
     tunnel_slots: Arc<Semaphore>,
@@ -295,7 +296,7 @@ impl Wire {
             tunnel_slots: Arc::new(Semaphore::new(settings.tunnels)),
             tunnels: OpenTunnels::new(settings.tunnels_outlive_tokens),
             gate,
-            routes: routes::Routes::new(&settings.routes),
+            routes: ArcSwap::from_pointee(routes::Routes::new(&settings.routes)),
             settings,
             pages,
             peers,
@@ -335,6 +336,12 @@ impl Wire {
     #[must_use]
     pub fn tunnels(&self) -> &OpenTunnels {
         &self.shared.tunnels
+    }
+
+    /// Puts other routes in force. What is under way goes on by its own.
+    pub fn replace_routes(&self, routes: &[NamedRoute]) {
+        let routes = Arc::new(routes::Routes::new(routes));
+        self.shared.routes.store(routes);
     }
 
     /// The gate that all pass.

@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use http::HeaderMap;
 use http::header::{self, HeaderName, HeaderValue};
@@ -88,6 +89,7 @@ impl fmt::Debug for UpstreamRoots {
 #[derive(Clone)]
 pub(super) struct Chosen {
     pub(super) route: Arc<NamedRoute>,
+    generation: u64,
     found: Found,
     /// The path on the gateway, and the query.
     path: RequestPath,
@@ -95,14 +97,22 @@ pub(super) struct Chosen {
 }
 
 /// All routes.
-pub(super) struct Routes(Vec<Arc<NamedRoute>>);
+pub(super) struct Routes {
+    all: Vec<Arc<NamedRoute>>,
+    /// What tells these from those before them.
+    generation: u64,
+}
 
 impl Routes {
     pub(super) fn new(routes: &[NamedRoute]) -> Self {
-        let mut routes: Vec<_> = routes.iter().cloned().map(Arc::new).collect();
+        static GENERATIONS: AtomicU64 = AtomicU64::new(0);
+        let mut all: Vec<_> = routes.iter().cloned().map(Arc::new).collect();
         // Of two prefixes, one below the other, the longer one is meant.
-        routes.sort_by_key(|named| std::cmp::Reverse(named.route.prefix().len()));
-        Self(routes)
+        all.sort_by_key(|named| std::cmp::Reverse(named.route.prefix().len()));
+        Self {
+            all,
+            generation: GENERATIONS.fetch_add(1, Ordering::Relaxed),
+        }
     }
 
     /// The route that a request outside any tunnel is meant for.
@@ -118,7 +128,7 @@ impl Routes {
         http2: bool,
         gate: &Gate,
     ) -> Option<Chosen> {
-        if self.0.is_empty() {
+        if self.all.is_empty() {
             return None;
         }
         let (host, path, query, is_gateways) = match target {
@@ -140,7 +150,7 @@ impl Routes {
         };
         let name = host.as_ref().and_then(Host::name);
         let by_host = name.and_then(|name| {
-            self.0
+            self.all
                 .iter()
                 .find(|named| named.route.hosts().contains(name))
         });
@@ -148,12 +158,13 @@ impl Routes {
             Some(route) => (route, Found::Host),
             None if is_gateways => {
                 let below = |named: &&Arc<NamedRoute>| named.route.has_prefix_of(path);
-                (self.0.iter().find(below)?, Found::Prefix)
+                (self.all.iter().find(below)?, Found::Prefix)
             }
             None => return None,
         };
         Some(Chosen {
             route: Arc::clone(route),
+            generation: self.generation,
             found,
             path: path.clone(),
             query: query.clone(),
@@ -165,6 +176,12 @@ impl Chosen {
     /// What it is called.
     pub(super) fn name(&self) -> &Arc<str> {
         self.route.route.name()
+    }
+
+    /// What a kept connection must have been made by: other routes to one origin
+    /// may trust other CAs, and so may those of the same name after a reload.
+    pub(super) fn made_by(&self) -> (&str, u64) {
+        (self.name(), self.generation)
     }
 
     /// Where it leads.
@@ -302,6 +319,7 @@ mod tests {
                 http2: UpstreamHttp2::Auto,
                 authorization_is_origins,
             }),
+            generation: 0,
             found: Found::Prefix,
             path: RequestPath::parse("/routes/a/x").expect("a path"),
             query: None,

@@ -11,7 +11,7 @@ pub mod load;
 mod refusals;
 mod reload;
 mod revocation;
-mod routes;
+pub mod routes;
 mod tokens;
 
 use std::net::SocketAddr;
@@ -59,6 +59,7 @@ use parent::ParentKeeper;
 use peers::PeersKeeper;
 use reload::{PolicyInForce, Reloader};
 use revocation::{RevocationsInForce, Revoking};
+use routes::RouteKeeper;
 
 pub(crate) use revocation::store as revocation_store;
 
@@ -82,6 +83,7 @@ pub struct Gateway {
     acme: Option<acme::AcmeKeeper>,
     peers: Option<PeersKeeper>,
     parent: Option<ParentKeeper>,
+    routes: Option<RouteKeeper>,
     revoking: Option<Revoking>,
     agent_keys: Option<(AgentKeyFile, Arc<agent_keys::AgentKeysInForce>)>,
     readiness: Arc<Readiness>,
@@ -356,7 +358,7 @@ impl Gateway {
             Gate::new(parts(None)),
             settings(
                 &config,
-                routes,
+                routes.routes()?,
                 parent.as_ref().map(|(parent, _)| Arc::clone(parent)),
             ),
             Arc::new(admin.clone()),
@@ -374,6 +376,15 @@ impl Gateway {
         if let Some((parent, _)) = &parent {
             parent::locate(parent, &names, wire.gate()).await?;
         }
+        // Without a file there is nothing to keep up with.
+        let has_files =
+            config.routes_file.is_some() || config.routes.iter().any(|route| route.ca.is_some());
+        let routes = has_files.then(|| RouteKeeper {
+            config: Arc::clone(&config),
+            in_force: routes,
+            wire: Arc::clone(&wire),
+            readiness: Arc::clone(&readiness),
+        });
         let parent = parent.map(|(parent, written)| ParentKeeper {
             parent,
             written,
@@ -448,6 +459,7 @@ impl Gateway {
             acme,
             peers,
             parent,
+            routes,
             revoking,
             agent_keys: agent_key_file.map(|file| (file, agent_keys)),
             readiness,
@@ -496,6 +508,7 @@ impl Gateway {
             acme,
             peers,
             parent,
+            routes,
             revoking,
             agent_keys,
             readiness,
@@ -519,6 +532,9 @@ impl Gateway {
                 background.spawn(tokens::run(Arc::clone(&config), Arc::clone(endpoint))?);
             }
             background.spawn(admin.serve(listener));
+        }
+        if let Some(routes) = routes {
+            background.spawn(routes.run()?);
         }
         if let Some(parent) = parent {
             background.spawn(parent.run(Arc::clone(&readiness))?);

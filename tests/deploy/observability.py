@@ -466,6 +466,8 @@ def origin(port: int, address: str = "127.0.0.1"):
 
     server = ThreadingHTTPServer((address, port), Handler)
     server.daemon_threads = True
+    # Whoever only looks whether it is there leaves before the answer.
+    server.handle_error = lambda *_: None
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield
