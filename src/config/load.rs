@@ -516,7 +516,7 @@ fn no_proxy(variables: &[(OsString, OsString)]) -> Option<Node> {
     let (name, value) = named("no_proxy").or_else(|| named("NO_PROXY"))?;
     let entries: Vec<&str> = value.split(',').map(str::trim).collect();
     let entries: Vec<&str> = entries.into_iter().filter(|one| !one.is_empty()).collect();
-    (!entries.is_empty()).then(|| Node::scalar(&entries.join(","), Place::Environment(name)))
+    (!entries.is_empty()).then(|| Node::scalar(entries.join(","), Place::Environment(name)))
 }
 
 /// The key that a variable sets.
