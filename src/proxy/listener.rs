@@ -282,6 +282,9 @@ struct Arrival {
 impl Arrival {
     /// Finds out whose it is, shakes hands where the listener speaks TLS, and
     /// serves it.
+    ///
+    /// What is over before it is served is boxed: the room for it would stay
+    /// with an idle tunnel for as long as that lives.
     async fn settle(
         self,
         mut accepted: Accepted,
@@ -290,7 +293,7 @@ impl Arrival {
     ) {
         // Without a place not even the header is read.
         let Some(slot) = slot else {
-            return self.too_many(accepted, client).await;
+            return Box::pin(self.too_many(accepted, client)).await;
         };
         if let (Accepted::Tcp(tcp), Some(peer)) = (&mut accepted, client)
             && self.is_proxy(peer.ip())
@@ -314,9 +317,10 @@ impl Arrival {
             _ => Ok(None),
         };
         let Ok(place) = place else {
-            return self.too_many(accepted, client).await;
+            return Box::pin(self.too_many(accepted, client)).await;
         };
-        let Some((transport, certified, name)) = self.secure(accepted, client).await else {
+        let secured = Box::pin(self.secure(accepted, client)).await;
+        let Some((transport, certified, name)) = secured else {
             return;
         };
         let connection = |ending| {

@@ -392,7 +392,7 @@ fn is_host_the_targets(head: &Head<'_>) -> bool {
         return false;
     };
     let end = rest.find(['/', '?']).unwrap_or(rest.len());
-    head.field("host") == Some(rest[..end].as_bytes())
+    head.field("host") == Some(&rest.as_bytes()[..end])
 }
 
 fn host_field(head: &Head<'_>) -> Result<Option<(Host, Option<u16>)>, Denial> {
