@@ -11,7 +11,7 @@ use std::time::Duration;
 use agentport::egress::{AgentId, Ask, Authority, EgressRequest, Subject};
 use agentport::limit::{Amount, Ledger, Limit, Measure, Owner, Per, Quota, Shared, WhenAway};
 use agentport::policy::{
-    CheckedDocument, Decision, Format, Mode, PolicyDocument, PolicySet, SourceName,
+    CheckedDocument, Decision, Format, KnownRules, Mode, PolicyDocument, PolicySet, SourceName,
 };
 use criterion::{Criterion, criterion_group, criterion_main};
 
@@ -105,6 +105,19 @@ fn reload(c: &mut Criterion) {
     group.sample_size(10);
     group.bench_function("parse", |b| b.iter(|| parse(black_box(&text))));
     group.bench_function("build", |b| b.iter(|| build(black_box(document.clone()))));
+    // As the gateway does when one rule of the file changes.
+    let source = SourceName::from("bench");
+    let mut known = KnownRules::default();
+    let mut number = 0;
+    group.bench_function("one rule changes", |b| {
+        b.iter(|| {
+            number += 1;
+            let host = format!("changed{number}.example.com");
+            let changed = text.replace("api5000.example.com", &host);
+            let document = PolicyDocument::parse_again(&source, Format::Yaml, &changed, &mut known);
+            build(document.expect("a document"))
+        });
+    });
     group.finish();
 }
 

@@ -263,7 +263,7 @@ fn get(gateway: &Gateway, agent: &str, url: &str) -> Response {
 }
 
 /// Asks for a tunnel; gives the connection with it where it was given.
-fn tunnel(gateway: &Gateway, to: &str) -> Result<Conn, Response> {
+fn tunnel(gateway: &Gateway, to: &str) -> Result<Conn, Box<Response>> {
     let mut client = gateway.connect();
     client.send(format!(
         "CONNECT {to} HTTP/1.1\r\nHost: {to}\r\nProxy-Authorization: Bearer {}\r\n\r\n",
@@ -273,14 +273,14 @@ fn tunnel(gateway: &Gateway, to: &str) -> Result<Conn, Response> {
     if answer.status == 200 {
         Ok(client)
     } else {
-        Err(answer)
+        Err(Box::new(answer))
     }
 }
 
-fn refused(result: Result<Conn, Response>) -> Response {
+fn refused(result: Result<Conn, Box<Response>>) -> Response {
     match result {
         Ok(_) => panic!("a tunnel was given"),
-        Err(answer) => answer,
+        Err(answer) => *answer,
     }
 }
 

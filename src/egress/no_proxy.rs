@@ -237,7 +237,7 @@ mod tests {
         }
         assert!(
             NoProxyEntry::parse("10.1.2.3/8")
-                .unwrap_err()
+                .expect_err("host bits")
                 .contains("10.0.0.0/8")
         );
     }

@@ -115,7 +115,9 @@ impl Quota {
     pub fn of_bytes(&self) -> String {
         let written = |count: u64| {
             let units = [(1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
-            let whole = units.into_iter().find(|(unit, _)| count % unit == 0);
+            let whole = units
+                .into_iter()
+                .find(|(unit, _)| count.is_multiple_of(*unit));
             whole.map_or_else(
                 || count.to_string(),
                 |(unit, name)| format!("{}{name}", count / unit),

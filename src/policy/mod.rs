@@ -22,6 +22,7 @@
 //! enforcing would have done; 1 and 4 bind always, and so do the classes of
 //! addresses unless the document says `audit_addresses: true`.
 
+mod again;
 mod cases;
 mod cover;
 mod decide;
@@ -47,6 +48,7 @@ mod shape;
 #[cfg(test)]
 mod tests;
 
+pub use again::KnownRules;
 pub use cases::{Case, CaseFile, CaseOutcome, Coverage, Expectation, Question};
 pub use decision::{
     Decision, Denied, DenyReason, EchRule, Permit, RefusalForm, SniRule, TlsRule, TlsUse,

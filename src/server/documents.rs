@@ -16,7 +16,9 @@ use serde::Serialize;
 
 use crate::config::Config;
 use crate::egress::TenantId;
-use crate::policy::{CheckedDocument, Mode, PolicyDocument, PolicyError, PolicySet, SourceName};
+use crate::policy::{
+    CheckedDocument, KnownRules, Mode, PolicyDocument, PolicyError, PolicySet, SourceName,
+};
 
 use super::load::{LoadError, format_of, policy_files, read_text, short_form};
 
@@ -43,6 +45,8 @@ struct Known {
     hash: Option<[u8; 32]>,
     /// What it last said without a mistake.
     good: Option<CheckedDocument>,
+    /// Its rules as they were read, where they are many.
+    rules: KnownRules,
     /// What is wrong with the text that was looked at last.
     mistake: Option<Mistake>,
 }
@@ -165,7 +169,7 @@ impl Known {
         }
         self.hash = Some(hash);
         let source = SourceName::from(path.display().to_string());
-        let checked = PolicyDocument::parse(&source, format, &text)
+        let checked = PolicyDocument::parse_again(&source, format, &text, &mut self.rules)
             .map_err(|error| vec![error])
             .and_then(|written| CheckedDocument::check(&source, &written, mode));
         match checked {

@@ -311,8 +311,8 @@ def prometheus(world: "Running"):
     text = (HOME / "prometheus.yml").read_text()
     changes = {
         "/etc/prometheus/alerts.yml": str(ALERTS),
-        "172.30.241.10:9090": f"127.0.0.1:{world.admin}",
-        "172.30.241.10:8080": f"127.0.0.1:{world.egress}",
+        "10.213.241.10:9090": f"127.0.0.1:{world.admin}",
+        "10.213.241.10:8080": f"127.0.0.1:{world.egress}",
         "/run/secrets/prometheus_token": str(world.home / "prometheus_token"),
         "_interval: 15s": "_interval: 1s",
     }

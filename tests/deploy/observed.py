@@ -15,7 +15,7 @@ def checks(engine: Engine):
 
 def observed(engine: Engine) -> None:
     # As compose/observability makes it.
-    engine.docker("network", "create", "--internal", "--subnet", "172.30.241.0/24", "agentport-monitor")
+    engine.docker("network", "create", "--internal", "--subnet", "10.213.241.0/24", "agentport-monitor")
     received = engine.home / "syslog.ndjson"
     sink = "import socket,sys,threading\ns=socket.create_server(('127.0.0.1',5140))\nf=open(sys.argv[1],'ab',0)\n" \
            "def r(c):\n  while True:\n    d=c.recv(65536)\n    if not d: break\n    f.write(d)\n" \
@@ -31,16 +31,16 @@ def observed(engine: Engine) -> None:
                 return engine.docker("run", "--rm", "--network", "agentport-monitor", "--entrypoint", "curl", "openclaw/openclaw:0.1.0",
                                      "-s", "-m", "10", "-w", "\n%{http_code}", *more, url)
 
-            figures = scrape("http://172.30.241.10:9090/metrics")
+            figures = scrape("http://10.213.241.10:9090/metrics")
             if "agentport_policy_info" not in figures:
                 raise Broken(f"no metrics of the gateway: {figures}")
-            agents = scrape("http://172.30.241.10:8080/metrics", "-H", f"Authorization: Bearer {token}")
+            agents = scrape("http://10.213.241.10:8080/metrics", "-H", f"Authorization: Bearer {token}")
             if "openclaw_skills_running" not in agents:
                 raise Broken(f"no metrics of the agent: {agents}")
-            expect("without a token", scrape("http://172.30.241.10:8080/metrics").rsplit("\n", 1)[1], "401")
+            expect("without a token", scrape("http://10.213.241.10:8080/metrics").rsplit("\n", 1)[1], "401")
             # The agent's API is not Prometheus': its rule has one path.
-            expect("another path", scrape("http://172.30.241.10:8080/v1/skills", "-H", f"Authorization: Bearer {token}").rsplit("\n", 1)[1], "403")
-            ways = attack_ways(stack, [("172.30.241.1", 5140), ("172.30.241.10", 9090)])
+            expect("another path", scrape("http://10.213.241.10:8080/v1/skills", "-H", f"Authorization: Bearer {token}").rsplit("\n", 1)[1], "403")
+            ways = attack_ways(stack, [("10.213.241.1", 5140), ("10.213.241.10", 9090)])
             engine.on_host("nft", "-f", str(stack.tree / "deploy/nftables/sidecar-host.nft"))
             try:
                 contained(engine, stack, ways)

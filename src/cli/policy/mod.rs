@@ -29,7 +29,7 @@ pub(super) enum PolicyCommand {
     /// Check policy files; every mistake is named with its line and what to write
     Check(check::CheckArgs),
     /// Say whether a request may go, by which rule, and if not what was nearest
-    Explain(explain::ExplainArgs),
+    Explain(Box<explain::ExplainArgs>),
     /// Try a policy on its files of cases
     Test(test::TestArgs),
     /// Say in words what becomes reachable and what stops
