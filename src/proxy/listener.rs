@@ -81,7 +81,8 @@ pub async fn bind(address: &ListenAddress) -> Result<Bound, String> {
 /// left behind. Nobody whom the mode keeps out can connect in between.
 ///
 /// # Errors
-/// As [`remove_stale`], or where the socket cannot be made.
+/// Where the path holds anything but a socket that nobody listens on, or the
+/// socket cannot be made.
 pub fn bind_unix(path: &std::path::Path, mode: u32) -> io::Result<UnixListener> {
     remove_stale(path)?;
     let before = umask(Mode::from_bits_truncate(0o177));
