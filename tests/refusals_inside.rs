@@ -253,6 +253,9 @@ fn another_ca_comes_into_force_and_a_broken_one_does_not() {
         (!lines.is_empty()).then_some(())
     });
     assert!(said(&curl(&gateway, &kept, url, &[])).ends_with("\n200 403"));
+    let told = || gateway.ask_admin("/ready").json()["refusals"]["refused"].clone();
+    let refused = wait_for("/ready to say so", || told().as_str().map(str::to_owned));
+    assert!(refused.contains("ca.pem"), "{refused}");
     replace(&key, &std::fs::read(&other_key).expect("a key"));
     replace(&certificate, &std::fs::read(&other).expect("a file"));
     wait_for("the other CA", || {
@@ -260,5 +263,6 @@ fn another_ca_comes_into_force_and_a_broken_one_does_not() {
         (!lines.is_empty()).then_some(())
     });
     assert!(said(&curl(&gateway, &other, url, &[])).ends_with("\n200 403"));
+    wait_for("/ready to be content", || told().is_null().then_some(()));
     assert_eq!(curl(&gateway, &kept, url, &[]).status.code(), Some(60));
 }

@@ -42,6 +42,7 @@ pub struct Readiness {
     peers: Mutex<[Option<String>; 2]>,
     upstream_proxy: Mutex<Option<String>>,
     routes: Mutex<Option<String>>,
+    refusals: Mutex<Option<String>>,
     draining: AtomicBool,
 }
 
@@ -110,6 +111,18 @@ impl Readiness {
     /// How the last reading of the named routes went.
     pub fn routes_are(&self, outcome: Result<(), String>) {
         *self.routes.lock().unwrap_or_else(PoisonError::into_inner) = outcome.err();
+    }
+
+    /// How the last reading of the CA for refusals went.
+    pub fn refusals_are(&self, outcome: Result<(), String>) {
+        *self.refusals.lock().unwrap_or_else(PoisonError::into_inner) = outcome.err();
+    }
+
+    fn refusals(&self) -> Option<String> {
+        self.refusals
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     fn routes(&self) -> Option<String> {
@@ -385,6 +398,7 @@ impl Admin {
             "acme": self.readiness.acme(),
             "peers": { "refused": self.readiness.peers() },
             "routes": { "refused": self.readiness.routes() },
+            "refusals": { "refused": self.readiness.refusals() },
             "upstream_proxy": { "refused": self.readiness.upstream_proxy() },
             "revocations": { "failing": revocations },
             "audit": { "failing": state.failing, "queue": state.depth },

@@ -31,6 +31,11 @@ pub(super) fn run(settings: &SettingsArgs, command: &ConfigCommand) -> anyhow::R
             if let Some(proxy) = &config.upstream_proxy {
                 crate::adapters::parent::access(proxy).map_err(anyhow::Error::msg)?;
             }
+            if let Some(pair) = config.refusals.authority() {
+                let clock = std::sync::Arc::new(crate::adapters::clock::SystemClock::new());
+                crate::adapters::refusals::RefusalAuthority::open(pair, clock)
+                    .map_err(|error| anyhow::anyhow!("refusals: {error}"))?;
+            }
             super::say("the configuration is valid");
         }
         ConfigCommand::Show => super::give(super::load(settings, Purpose::Command)?.show()),

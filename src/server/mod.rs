@@ -559,7 +559,7 @@ impl Gateway {
             background.spawn(certificates.run()?);
         }
         if let Some((authority, figures)) = refusals {
-            background.spawn(refusals::keep(authority, figures)?);
+            background.spawn(refusals::keep(authority, figures, Arc::clone(&readiness))?);
         }
         let connections = config.limits.connections;
         let mut room = Vec::new();

@@ -8,6 +8,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::adapters::figures::Figures;
 use crate::adapters::refusals::RefusalAuthority;
 use crate::adapters::watch::Watch;
+use crate::admin::Readiness;
 use crate::config::Config;
 use crate::gate::ports::Clock;
 
@@ -38,6 +39,7 @@ pub(super) fn open(
 pub(super) fn keep(
     authority: Arc<RefusalAuthority>,
     figures: Arc<Figures>,
+    readiness: Arc<Readiness>,
 ) -> anyhow::Result<impl Future<Output = ()> + Send + 'static> {
     let mut watch = Watch::start(authority.files()).context("cannot watch refusals.certificate")?;
     let mut hangup = signal(SignalKind::hangup())?;
@@ -45,9 +47,11 @@ pub(super) fn keep(
         loop {
             // What has changed since the first reading was not watched yet.
             let reading = Arc::clone(&authority);
-            match tokio::task::spawn_blocking(move || reading.reload()).await {
-                Ok(Ok(false)) => {}
-                Ok(Ok(true)) => {
+            let read = tokio::task::spawn_blocking(move || reading.reload()).await;
+            let read = read.unwrap_or_else(|error| Err(format!("reading it failed: {error}")));
+            match &read {
+                Ok(false) => {}
+                Ok(true) => {
                     figures.certificates_loaded();
                     if let Some(file) = authority.files().first() {
                         let name = file.display().to_string();
@@ -55,12 +59,12 @@ pub(super) fn keep(
                     }
                     tracing::info!("another CA for refusals is in force");
                 }
-                Ok(Err(error)) => {
+                Err(error) => {
                     figures.certificates_refused();
                     tracing::error!(%error, "the new CA for refusals is refused; the old one stays in force");
                 }
-                Err(error) => tracing::error!(%error, "reading the CA for refusals failed"),
             }
+            readiness.refusals_are(read.map(|_| ()));
             tokio::select! {
                 Some(()) = watch.changed() => {}
                 Some(()) = hangup.recv() => {}
