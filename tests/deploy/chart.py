@@ -146,6 +146,16 @@ def runs(agentport: Path, objects: list[dict]) -> None:
             (root / "peers").mkdir()
             for name, text in maps[volumes["peers"]["configMap"]["name"]].items():
                 (root / "peers" / name).write_text(text)
+        if "files-refusals" in volumes:
+            folder = root / "files" / "refusals"
+            run([str(agentport), "ca", "init", "--domain", "example.org", "--folder", str(folder)])
+        if "files-routes" in volumes:
+            (root / "files/routes").mkdir()
+            (root / "files/routes/routes.yaml").write_text("routes: [{name: api, to: \"https://api.example.com\"}]\n")
+        mounts = deployment["spec"]["template"]["spec"]["containers"][0]["volumeMounts"]
+        for name in volumes:
+            if name.startswith("files-") and {"name": name, "mountPath": f"/etc/agentport/files/{name[6:]}", "readOnly": True} not in mounts:
+                raise Broken(f"{name} is mounted nowhere: {mounts}")
         for source in volumes["policies"]["projected"]["sources"]:
             for name, text in maps[source["configMap"]["name"]].items():
                 if (root / "policies" / name).exists():
@@ -191,6 +201,8 @@ def refusals() -> None:
          "a namespace is of one tenant"),
         ("agents beside the keys", ["--namespace", "agents", "--set", "createNamespaces=true"], "may not share the namespace"),
         ("agents in a namespace that is not confined", ["--set", "openclaw.enabled=true,openclaw.namespace=elsewhere"], "networkPolicy.agentNamespaces"),
+        ("files of nowhere", ["--set", "files[0].name=a"], "files"),
+        ("files of two places", ["--set", "files[0].name=a,files[0].secret=s,files[0].configMap=c"], "files"),
         ("ACME without its server", ["--set", "acme.enabled=true,acme.domains={a.example}"], "write acme.directory"),
         ("ACME without names", ["--set", "acme.enabled=true,acme.directory=https://ca.example/"], "write acme.domains"),
         ("ACME by clear text", ["--set", "acme.enabled=true,acme.directory=http://ca.example/"], "acme.directory"),
