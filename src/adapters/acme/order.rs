@@ -4,6 +4,7 @@
 use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use base64::Engine as _;
@@ -19,6 +20,7 @@ use rustls::pki_types::Der;
 use rustls::pki_types::pem::PemObject;
 
 use crate::adapters::watch::POLL;
+use crate::adapters::way_out::WayOut;
 use crate::config::{Acme, AcmeChallenge};
 use crate::egress::DnsName;
 
@@ -79,11 +81,11 @@ impl From<std::io::Error> for Failure {
 pub async fn order(
     acme: &Acme,
     folder: &AcmeFolder,
-    replaces: Option<&Ordered>,
-    now: SystemTime,
+    (replaces, now): (Option<&Ordered>, SystemTime),
     answer: &(dyn Fn() + Sync),
+    way: &Arc<WayOut>,
 ) -> Result<(), Failure> {
-    let client = client(acme)?;
+    let client = client(acme, way)?;
     let mut answers = Answers {
         files: Vec::new(),
         answer,
@@ -280,7 +282,7 @@ pub(super) fn identifier(ordered: &Ordered) -> Option<CertificateIdentifier<'sta
     Some(id.into_owned())
 }
 
-pub(super) fn client(acme: &Acme) -> Result<Client, Failure> {
+pub(super) fn client(acme: &Acme, way: &Arc<WayOut>) -> Result<Client, Failure> {
     let mut roots = RootCertStore::empty();
     match &acme.ca {
         Some(file) => {
@@ -299,5 +301,5 @@ pub(super) fn client(acme: &Acme) -> Result<Client, Failure> {
             roots.add_parsable_certificates(found.certs);
         }
     }
-    Client::new(roots).map_err(Failure::of)
+    Client::new(roots, Arc::clone(way)).map_err(Failure::of)
 }
