@@ -151,11 +151,8 @@ fn an_answer_that_lasts_ends_when_its_agent_is_revoked_and_no_other_does() {
         assert_eq!(record["status"], 200, "{case}: {record}");
         assert!(record["bytes_down"].as_u64() > Some(8), "{case}: {record}");
     }
-    for (case, client) in others {
-        client.stream().set_nonblocking(true).expect("set");
-        let silent = client.stream().peek(&mut [0; 1]);
-        let kind = silent.map_err(|error| error.kind());
-        assert_eq!(kind, Err(std::io::ErrorKind::WouldBlock), "{case}");
+    for (case, mut client) in others {
+        assert!(client.is_open(), "{case}");
     }
 }
 
@@ -283,16 +280,14 @@ rules:
         client.until(FIRST.as_bytes());
         client
     };
-    let (lists, calls) = (call("lister", "tools.list"), call("caller", "tools.call"));
+    let (mut lists, calls) = (call("lister", "tools.list"), call("caller", "tools.call"));
     // What the body called is judged again, as it was then.
     gateway.change_policy(&CALLS.replace("name: calls", "name: the-same"));
     gateway.change_policy(&CALLS.replace(", tools.call", ""));
     is_cut(calls, "it is not allowed any more");
     let record = ended(&gateway, "caller");
     assert_eq!(record["reason"], "policy_changed", "{record}");
-    lists.stream().set_nonblocking(true).expect("set");
-    let silent = lists.stream().peek(&mut [0; 1]);
-    assert!(silent.is_err(), "it is still allowed");
+    assert!(lists.is_open(), "it is still allowed");
     assert!(
         gateway
             .records()

@@ -437,6 +437,10 @@ fn nothing_but_a_certificate_of_the_agents_ca_opens_it() {
 
 /// A token of this agent, for whom these act.
 fn delegated(agent: &str, actors: &[&str]) -> String {
+    delegated_for(agent, actors, Duration::from_secs(3600))
+}
+
+fn delegated_for(agent: &str, actors: &[&str], lifetime: Duration) -> String {
     let now = SystemTime::now()
         .duration_since(SystemTime::UNIX_EPOCH)
         .expect("after 1970");
@@ -444,7 +448,7 @@ fn delegated(agent: &str, actors: &[&str]) -> String {
         agent: AgentId::parse(agent).expect("an agent"),
         tenant: None,
         destinations: None,
-        lifetime: Duration::from_secs(3600),
+        lifetime,
         audience: None,
         jti: 77,
         actors: actors.iter().map(|actor| (*actor).to_owned()).collect(),
@@ -896,10 +900,14 @@ fn a_caller_may_have_to_bring_its_own_token_as_well() {
 
 /// Calls bob for events, and reads the first.
 fn listens(between: &Between, who: &Issued) -> Tls {
+    listens_with(between, who, "")
+}
+
+fn listens_with(between: &Between, who: &Issued, fields: &str) -> Tls {
     let config = between.config(Some(who), "http/1.1");
     let mut tls = between.connect(&config);
-    tls.write_all(b"GET /open/events HTTP/1.1\r\nHost: bob.peers.internal\r\n\r\n")
-        .expect("sent");
+    let head = format!("GET /open/events HTTP/1.1\r\nHost: bob.peers.internal\r\n{fields}\r\n");
+    tls.write_all(head.as_bytes()).expect("sent");
     let mut seen = Vec::new();
     while !seen.ends_with(b"data: 1\n\n\r\n") {
         let mut byte = [0; 1];
@@ -911,15 +919,7 @@ fn listens(between: &Between, who: &Issued) -> Tls {
 
 #[test]
 fn an_answer_that_lasts_ends_with_the_certificate_of_its_caller() {
-    let bob = Origin::serve(|mut conn, _| {
-        if conn.head().is_some() {
-            conn.send(
-                "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\
-                 Transfer-Encoding: chunked\r\n\r\n9\r\ndata: 1\n\n\r\n",
-            );
-            let _ = conn.closes();
-        }
-    });
+    let bob = with_events();
     // Its path in the CA's folder is not known before.
     let lists = tempfile::tempdir().expect("a folder");
     let list = lists.path().join("list.crl");
@@ -964,6 +964,143 @@ fn an_answer_that_lasts_ends_with_the_certificate_of_its_caller() {
         (delegations.count() == 2).then_some(())
     });
     assert_eq!(ends(tls, "credential_ended"), 2);
+}
+
+/// An agent that answers with one event, and then nothing.
+fn with_events() -> Origin {
+    Origin::serve(|mut conn, _| {
+        if conn.head().is_some() {
+            conn.send_lossy(
+                "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\
+                 Transfer-Encoding: chunked\r\n\r\n9\r\ndata: 1\n\n\r\n",
+            );
+            let _ = conn.closes();
+        }
+    })
+}
+
+#[test]
+fn a_call_that_lasts_ends_with_the_token_that_it_was_made_on_behalf_of() {
+    let bob = with_events();
+    let folder = tempfile::tempdir().expect("a folder");
+    let list = folder.path().join("revoked.jsonl").display().to_string();
+    let between = Between::start_with(
+        POLICY,
+        &directory("bob", &[bob.address().to_string()]),
+        &[
+            ("identity.revocations.file", &list),
+            ("identity.leeway", "0s"),
+            ("tunnel.outlive_token", "false"),
+        ],
+    );
+    let listens_for = |whom: &str, lifetime: u64| {
+        let token = delegated_for(whom, &["alice"], Duration::from_secs(lifetime));
+        listens_with(
+            &between,
+            &between.alice,
+            &format!("X-AgentPort-Token: {token}\r\n"),
+        )
+    };
+    let ends = |mut tls: Tls, whom: &str, reason: &str| {
+        let mut rest = Vec::new();
+        let _ = tls.read_to_end(&mut rest);
+        assert_eq!(rest, b"", "{whom}");
+        let record = between.gateway.record(whom, |record| {
+            record["event"] == "delegation" && record["on_behalf_of"] == whom
+        });
+        assert_eq!(record["reason"], reason, "{record}");
+        assert_eq!(record["agent_id"], "alice", "{record}");
+        assert_eq!(record["status"], 200, "{record}");
+        let detail = record["detail"].as_str().expect("a detail");
+        assert!(detail.contains("on whose behalf"), "{detail}");
+    };
+    // Alice's calls for others, and for herself, go on.
+    let mut others = [listens_for("dave", 3600), listens(&between, &between.alice)];
+    let carols = listens_for("carol", 3600);
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_agentport"))
+        .args(["revoke", "--agent", "carol", "--set"])
+        .arg(format!("identity.revocations.file={list}"))
+        .output()
+        .expect("it runs");
+    assert!(output.status.success(), "{output:?}");
+    ends(carols, "carol", "revoked");
+    ends(listens_for("erin", 3), "erin", "credential_ended");
+    for other in &mut others {
+        other.sock.set_nonblocking(true).expect("set");
+        let silent = other.read(&mut [0; 1]).map_err(|error| error.kind());
+        assert_eq!(silent, Err(std::io::ErrorKind::WouldBlock));
+    }
+}
+
+#[test]
+fn what_the_parent_proxy_carries_to_a_name_ends_when_that_becomes_an_agents() {
+    let greets = Origin::serve(|mut conn, _| {
+        conn.send_lossy("ready\r\n");
+        conn.rest();
+    });
+    // It takes every name to this machine.
+    let parent = Origin::serve(|mut conn, _| {
+        let Some(head) = conn.head() else { return };
+        let (_, port) = head.asks().1.rsplit_once(':').expect("a port");
+        let port = port.parse().expect("a port");
+        let there = TcpStream::connect(("127.0.0.1", port)).expect("the origin listens");
+        conn.send("HTTP/1.1 200 OK\r\n\r\n");
+        let (_, here) = conn.into_parts();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let _ = std::io::copy(&mut &here, &mut &there);
+                let _ = there.shutdown(std::net::Shutdown::Write);
+            });
+            let _ = std::io::copy(&mut &there, &mut &here);
+            let _ = here.shutdown(std::net::Shutdown::Write);
+        });
+    });
+    let bob = Origin::ok();
+    let policy = r#"
+version: 1
+rules:
+  - name: corp
+    action: allow
+    agents: any
+    hosts: ["*.corp"]
+    ports: any
+    tls: any
+"#;
+    let agents = |more: &[String]| {
+        let endpoints = [&[bob.address().to_string()], more].concat();
+        directory("bob", &endpoints)
+    };
+    let between = Between::start_with(
+        policy,
+        &agents(&[]),
+        &[
+            (
+                "upstream_proxy.url",
+                &format!("http://{}", parent.address()),
+            ),
+            ("upstream_proxy.address", "unchecked"),
+        ],
+    );
+    let open = |host: &str| {
+        let mut client = between.gateway.connect();
+        let to = format!("{host}:{}", greets.port());
+        client.send(format!(
+            "CONNECT {to} HTTP/1.1\r\nHost: {to}\r\nProxy-Authorization: Bearer {}\r\n\r\n",
+            token("bot")
+        ));
+        assert_eq!(client.head().expect("an answer").status(), 200);
+        assert_eq!(client.line().as_deref(), Some("ready"));
+        client
+    };
+    let (mut bobs, others) = (open("bob.corp"), open("other.corp"));
+    between.change(&agents(&[format!("bob.corp:{}", greets.port())]));
+    assert_eq!(bobs.rest(), b"");
+    let record = between.gateway.record("the end", |record| {
+        record["event"] == "tunnel_closed" && record["destination_host"] == "bob.corp"
+    });
+    assert_eq!(record["reason"], "policy_changed", "{record}");
+    others.stream().set_nonblocking(true).expect("set");
+    assert!(others.stream().peek(&mut [0; 1]).is_err(), "it goes on");
 }
 
 /// TLS before an origin that speaks in clear: who shows no certificate of this

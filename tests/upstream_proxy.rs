@@ -13,9 +13,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 use support::conn::{Conn, Head, Response};
 use support::front::TlsFront;
 use support::gateway::{Gateway, LOOPBACK_POLICY, token};
+use support::grpc::{GrpcOrigin, echoes};
 use support::names::Names;
 use support::origin::{Origin, Untouched};
 use support::pki::{Pki, replace};
@@ -904,4 +907,259 @@ fn a_large_body_passes_whole() {
         &url,
     );
     assert_eq!(std::fs::read(&got).expect("an answer"), body);
+}
+
+/// Agents may go to `*.test`, at these addresses where there are any, and
+/// whatever else this says.
+fn going(addresses: &str, more: &str) -> String {
+    let addresses = match addresses {
+        "" => String::new(),
+        some => format!("    addresses: [{some:?}]\n"),
+    };
+    format!(
+        "version: 1\nrules:\n  - name: going\n    action: allow\n    agents: any\n    hosts: [\"*.test\"]\n{addresses}    ports: any\n    tls: any\n{more}"
+    )
+}
+
+#[test]
+fn what_goes_by_a_name_is_judged_again() {
+    const HERE: &str = "127.0.0.0/8";
+    const BY_ADDRESS: &str = "  - name: not-there\n    action: deny\n    agents: any\n    addresses: [\"127.0.0.1\"]\n    ports: any\n";
+    const BY_NAME: &str = "  - name: not-there\n    action: deny\n    agents: any\n    hosts: [\"a.test\"]\n    ports: any\n";
+    // Says every line again.
+    let lines = Origin::serve(|mut conn, _| {
+        conn.send_lossy("ready\r\n");
+        while let Some(line) = conn.line() {
+            conn.send_lossy(format!("{line}\r\n"));
+        }
+    });
+    // Answers with one event, and then nothing.
+    let events = Origin::serve(|mut conn, _| {
+        if conn.head().is_some() {
+            conn.send_lossy(
+                "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n9\r\ndata: 1\n\n\r\n",
+            );
+            let _ = conn.closes();
+        }
+    });
+    for (case, asks, before, after) in [
+        (
+            "its addresses are to be checked from now on",
+            "unchecked",
+            going("", ""),
+            going(HERE, ""),
+        ),
+        (
+            "its name is refused from now on",
+            "unchecked",
+            going("", ""),
+            going("", BY_NAME),
+        ),
+        (
+            "it is allowed at other addresses",
+            "name",
+            going(HERE, ""),
+            going("127.0.0.9", ""),
+        ),
+        (
+            "one that it may have is refused",
+            "name",
+            going(HERE, ""),
+            going(HERE, BY_ADDRESS),
+        ),
+    ] {
+        let parent = ByHand::relaying();
+        let gateway = Gateway::start(
+            &before,
+            &[
+                ("upstream_proxy.url", &parent.url()),
+                ("upstream_proxy.address", asks),
+            ],
+        );
+        let mut tunnel = tunnel(&gateway, &format!("a.test:{}", lines.port())).expect("a tunnel");
+        assert_eq!(tunnel.line().as_deref(), Some("ready"), "{case}");
+        let host = format!("a.test:{}", events.port());
+        let mut exchange = gateway.connect();
+        exchange.send(format!(
+            "GET http://{host}/ HTTP/1.1\r\nHost: {host}\r\nProxy-Authorization: Bearer {}\r\n\r\n",
+            token("bot")
+        ));
+        assert_eq!(exchange.head().expect("a head").status(), 200, "{case}");
+        exchange.until(b"data: 1\n\n\r\n");
+        assert_eq!(
+            parent.targets(),
+            [format!("a.test:{}", lines.port()), host.clone()],
+            "{case}"
+        );
+
+        // The same policy by another name ends nothing.
+        gateway.change_policy(&before.replace("name: going", "name: still-going"));
+        tunnel.send("hello\r\n");
+        assert_eq!(tunnel.line().as_deref(), Some("hello"), "{case}");
+        gateway.change_policy(&after);
+        assert_eq!(tunnel.rest(), b"", "{case}");
+        assert_eq!(exchange.rest(), b"", "{case}: cut, and without an end");
+        for event in ["tunnel_closed", "request"] {
+            let record = gateway.record(case, |record| record["event"] == event);
+            assert_eq!(record["reason"], "policy_changed", "{case}: {record}");
+            assert_eq!(record["destination_ip"], serde_json::Value::Null, "{case}");
+        }
+    }
+}
+
+#[test]
+fn every_address_of_a_name_that_the_parent_is_given_must_pass() {
+    let parent = ByHand::relaying();
+    let origin = Origin::ok();
+    let names = Names::serve();
+    names.set("both.test", &["127.0.0.1", "10.0.0.1"]);
+    names.set("near.test", &["127.0.0.1", "10.0.0.1"]);
+    let url = parent.url();
+    for (asks, host, status) in [
+        ("name", "both.test", 403),
+        // Nobody chooses for what is reached without it, or by an address.
+        ("name", "near.test", 200),
+        ("resolved", "both.test", 200),
+    ] {
+        let gateway = Gateway::start(
+            LOOPBACK_POLICY,
+            &[
+                ("upstream_proxy.url", &url),
+                ("upstream_proxy.address", asks),
+                ("upstream_proxy.no_proxy", "near.test"),
+                ("resolver.servers", &names.address().to_string()),
+            ],
+        );
+        let answer = get(
+            &gateway,
+            "bot",
+            &format!("http://{host}:{}/", origin.port()),
+        );
+        assert_eq!(answer.status, status, "{asks} {host}");
+        if status == 403 {
+            assert_eq!(answer.refusal(), "address_private");
+            let record = gateway.record_of(&answer);
+            assert_eq!(record["destination_ip"], "10.0.0.1", "{record}");
+            let detail = record["detail"].as_str().expect("a detail");
+            assert!(detail.contains("by this name"), "{detail}");
+            assert_eq!(parent.front.connections(), 0);
+        }
+    }
+}
+
+#[test]
+fn grpc_goes_by_squid_in_tunnels_and_by_routes() {
+    let squid = RealParent::squid();
+    let pki = Pki::new("the origin's CA");
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = credentials(folder.path(), "gateway:hunter2\n");
+    let origin = GrpcOrigin::serve();
+    let front = TlsFront::before(origin.address(), &pki.server("a", &["a.test"]), &["h2"]);
+    let routes = format!(
+        "[{{name: api, to: \"https://a.test:{}\", ca: {}, http2: only}}]",
+        front.port(),
+        pki.ca().display()
+    );
+    let gateway = behind(
+        &squid.url(),
+        &[
+            (
+                "upstream_proxy.credentials_file",
+                &file.display().to_string(),
+            ),
+            ("routes", &routes),
+        ],
+    );
+    let talk = async {
+        // HTTP/2 that the agent speaks with the origin itself, inside TLS.
+        let client = tunnel(&gateway, &format!("a.test:{}", front.port())).expect("a tunnel");
+        let (unread, stream) = client.into_parts();
+        assert!(unread.is_empty());
+        stream.set_nonblocking(true).expect("set");
+        let stream = tokio::net::TcpStream::from_std(stream).expect("a stream");
+        let tls = tokio_rustls::TlsConnector::from(trusting(&pki, b"h2"))
+            .connect("a.test".try_into().expect("a name"), stream)
+            .await
+            .expect("a handshake");
+        let url = format!("https://a.test:{}/Echo", front.port());
+        echoes(tls, &url, &[]).await;
+        // And HTTP/2 that the gateway speaks with it.
+        let tcp = tokio::net::TcpStream::connect(gateway.egress())
+            .await
+            .expect("the gateway listens");
+        let bearer = format!("Bearer {}", token("bot"));
+        let url = format!("http://{}/routes/api/Echo", gateway.egress());
+        echoes(tcp, &url, &[("authorization", &bearer)]).await;
+    };
+    within_deadline(talk);
+    let said = (Some("a.test".to_owned()), Some(b"h2".to_vec()));
+    assert_eq!(front.handshakes(), [said.clone(), said]);
+    let record = gateway.record("the route's", |record| record["path"] == "/Echo");
+    assert_eq!(record["reason"], "ok", "{record}");
+    assert_eq!(record["via_proxy"], format!("127.0.0.1:{}", squid.port));
+    // It writes down what has ended.
+    drop(gateway);
+    squid.logged(2, &format!("CONNECT 127.0.0.1:{}", front.port()));
+}
+
+#[test]
+fn http2_in_clear_goes_by_tinyproxy_as_http1() {
+    let tinyproxy = RealParent::tinyproxy();
+    let origin = Origin::ok();
+    let gateway = behind(&tinyproxy.url(), &[]);
+    let talk = async {
+        let tcp = tokio::net::TcpStream::connect(gateway.egress())
+            .await
+            .expect("the gateway listens");
+        let (mut sender, connection) = h2::client::handshake(tcp).await.expect("HTTP/2");
+        tokio::spawn(connection);
+        // Streams of one connection, each with a request of its own.
+        for path in ["one", "two"] {
+            let request = http::Request::get(format!("http://a.test:{}/{path}", origin.port()))
+                .header("proxy-authorization", format!("Bearer {}", token("bot")))
+                .body(())
+                .expect("a request");
+            sender = sender.ready().await.expect("ready");
+            let (answer, _) = sender.send_request(request, true).expect("sent");
+            let answer = answer.await.expect("an answer");
+            assert_eq!(answer.status(), 200);
+            let body = answer.into_body().data().await.expect("a body");
+            assert_eq!(body.expect("read"), &b"ok"[..]);
+        }
+    };
+    within_deadline(talk);
+    let seen: Vec<_> = origin
+        .requests()
+        .into_iter()
+        .map(|(head, _)| head)
+        .collect();
+    let starts: Vec<_> = seen.iter().map(|head| head.start.as_str()).collect();
+    assert_eq!(starts, ["GET /one HTTP/1.1", "GET /two HTTP/1.1"]);
+    assert!(
+        seen.iter()
+            .all(|head| head.field("proxy-authorization").is_none())
+    );
+    tinyproxy.logged(1, &format!("127.0.0.1:{}", origin.port()));
+}
+
+/// TLS that trusts this CA and speaks this protocol.
+fn trusting(pki: &Pki, alpn: &[u8]) -> Arc<rustls::ClientConfig> {
+    let mut roots = rustls::RootCertStore::empty();
+    for der in CertificateDer::pem_file_iter(pki.ca()).expect("a CA") {
+        roots.add(der.expect("a certificate")).expect("an issuer");
+    }
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = vec![alpn.to_vec()];
+    Arc::new(config)
+}
+
+fn within_deadline(talk: impl Future<Output = ()>) {
+    let runtime = support::front::runtime();
+    let talk = async { tokio::time::timeout(support::DEADLINE, talk).await };
+    runtime.block_on(talk).expect("in time");
 }

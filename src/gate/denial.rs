@@ -163,6 +163,12 @@ pub enum TunnelEnd {
     Budget,
     /// The token, or what it stands for, was revoked.
     Revoked,
+    /// The token that a call was made on behalf of has expired or is no longer
+    /// good.
+    OriginalEnded,
+    /// The token that a call was made on behalf of, or what it stands for, was
+    /// revoked.
+    OriginalRevoked,
     /// The gateway is going down.
     Drained,
     /// The client is gone before anything came of it.
@@ -185,11 +191,33 @@ impl TunnelEnd {
             Self::BadHello => "client_hello_malformed",
             Self::NotInspectable => "not_inspectable",
             Self::PolicyChanged => "policy_changed",
-            Self::CredentialEnded => "credential_ended",
+            Self::CredentialEnded | Self::OriginalEnded => "credential_ended",
             Self::Budget => "byte_budget",
-            Self::Revoked => "revoked",
+            Self::Revoked | Self::OriginalRevoked => "revoked",
             Self::Drained => "drained",
             Self::Aborted => "aborted",
+        }
+    }
+
+    /// For the operator, where the code does not say all.
+    #[must_use]
+    pub fn detail(self) -> Option<&'static str> {
+        match self {
+            Self::OriginalEnded | Self::OriginalRevoked => {
+                Some("that of the agent on whose behalf it was called")
+            }
+            _ => None,
+        }
+    }
+
+    /// The same, where it is not the caller's own credential that has ended but
+    /// that of the agent on whose behalf it calls.
+    #[must_use]
+    pub fn of_original(self) -> Self {
+        match self {
+            Self::CredentialEnded => Self::OriginalEnded,
+            Self::Revoked => Self::OriginalRevoked,
+            other => other,
         }
     }
 
@@ -199,6 +227,7 @@ impl TunnelEnd {
         match self {
             Self::Closed | Self::Reset | Self::Idle | Self::Drained | Self::Aborted => true,
             Self::PolicyChanged | Self::CredentialEnded | Self::Revoked | Self::Budget => true,
+            Self::OriginalEnded | Self::OriginalRevoked => true,
             Self::NoFirstBytes
             | Self::NoServerName
             | Self::OtherServerName

@@ -6,6 +6,7 @@
 //! [`Admission`]; nothing dials without one, and nobody else can make one.
 
 mod denial;
+mod judge;
 pub mod ports;
 mod quota;
 mod standing;
@@ -18,17 +19,17 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 pub use denial::{Cause, Denial, POLICY_PATH, PSEUDONYM, TunnelEnd};
+pub use judge::{Judge, Leads};
 pub use quota::{Budget, Standing, Way};
 pub use storm::StormSettings;
 pub use trail::{AuditTrail, Opening};
 
 use crate::egress::{AgentId, Authority, EgressRequest, Host};
 use crate::identity::{
-    self, AgentKeys, CachedVerifier, Certified, CredentialKind, KeysNow, PeerCertificate,
-    Principal, RevocationSet, RevokedKind,
+    self, CachedVerifier, Certified, CredentialKind, PeerCertificate, Principal, RevokedKind,
 };
 use crate::limit::{Ledger, Limit};
-use crate::policy::{Calls, Decision, DenyReason, Permit, PolicySet, Proven, Reach};
+use crate::policy::{Calls, Decision, DenyReason, Permit, Proven, Reach};
 
 use ports::{
     AgentKeySource, AuditSink, Clock, Elsewhere, IssuerKeys, KeyNews, Observation, Observe,
@@ -917,6 +918,8 @@ impl Gate {
             };
         }
         let found = self.resolve(authority).await?;
+        // Whichever of its addresses is reached then, nobody here chooses it.
+        let all = elsewhere.is_some_and(|elsewhere| elsewhere.resolves_again(authority));
         let mut passed = Vec::with_capacity(found.len());
         let mut refused = None;
         for address in found.iter() {
@@ -937,7 +940,7 @@ impl Gate {
                 }
             }
         }
-        if passed.is_empty() {
+        if passed.is_empty() || (all && refused.is_some()) {
             let (address, denial) = match refused {
                 Some((address, denial)) => (Some(address), denial),
                 None => (None, Denial::new(Cause::NameNotFound)),
@@ -947,93 +950,15 @@ impl Gate {
             }
             trail.not_admitted();
             return Err(denial.towards(authority).detail(match address {
+                Some(address) if all => format!(
+                    "{address} is not allowed, and the parent proxy may reach it by this name"
+                ),
                 Some(address) => format!("{address} is not allowed"),
                 None => "the resolver gave no address".to_owned(),
             }));
         }
         trail.dialled(passed[0].ip());
         Ok(passed)
-    }
-
-    /// The policy, the keys and the revocations of this moment, to put to what
-    /// is open.
-    #[must_use]
-    pub fn judge(&self) -> Judge {
-        Judge {
-            policy: self.policy.current(),
-            agent_keys: self.agent_keys.current(),
-            revocations: self.revocations.current(),
-            keys: self.tokens.keys_now(),
-            now: trail::unix_seconds(self.ports.clock.wall()),
-            certificates: self.certificates.clone(),
-            wall: self.now(),
-            own: Arc::clone(&self.own),
-            off_limits: Arc::clone(&self.off_limits),
-        }
-    }
-}
-
-/// The policy, the keys and the revocations of one moment.
-pub struct Judge {
-    policy: Arc<PolicySet>,
-    agent_keys: Arc<AgentKeys>,
-    revocations: Arc<RevocationSet>,
-    keys: KeysNow,
-    now: u64,
-    certificates: Option<Arc<dyn TrustsCertificates>>,
-    wall: std::time::SystemTime,
-    own: Arc<OwnListeners>,
-    off_limits: Arc<[Arc<dyn OffLimits>]>,
-}
-
-impl Judge {
-    /// Whether what was admitted would still be. `calls` is what its body was
-    /// seen to call, `dialled` the judged address that it goes to.
-    ///
-    /// # Errors
-    /// How it must end.
-    pub fn still(
-        &self,
-        who: &Principal,
-        request: &EgressRequest,
-        calls: Option<&[String]>,
-        dialled: Option<IpAddr>,
-    ) -> Result<(), TunnelEnd> {
-        let holds_still = match who.kind() {
-            CredentialKind::Token => self.keys.trusts(who, self.now),
-            CredentialKind::AgentKey => self.agent_keys.still_proves(who, self.now),
-            CredentialKind::Certificate | CredentialKind::Peer => true,
-        };
-        if !holds_still {
-            return Err(TunnelEnd::CredentialEnded);
-        }
-        if let Some(certificate) = who.certificate() {
-            holds(self.certificates.as_deref(), certificate, self.wall)
-                .map_err(|_| TunnelEnd::CredentialEnded)?;
-        }
-        if self.revocations.revokes(who, self.now).is_some() {
-            return Err(TunnelEnd::Revoked);
-        }
-        // What goes to a service behind the gateway has dialled nothing that was
-        // judged, and may name what is off limits elsewhere.
-        if let Some(address) = dialled {
-            let at = SocketAddr::new(address, request.authority.port);
-            if off_limits(&self.off_limits, &request.authority).is_some()
-                || self.own.contains(at)
-                || is_off_limits_at(&self.off_limits, &self.own, at)
-            {
-                return Err(TunnelEnd::PolicyChanged);
-            }
-        }
-        let calls = calls.map_or(Calls::Unseen, Calls::Seen);
-        let decision = self.policy.decide_calls(&who.subject(), request, calls);
-        match decision.proven_by(proven(who)) {
-            Decision::Allow(permit) => match dialled.map(|address| permit.address(address)) {
-                None | Some(Ok(_)) => Ok(()),
-                Some(Err(_)) => Err(TunnelEnd::PolicyChanged),
-            },
-            Decision::Deny(_) => Err(TunnelEnd::PolicyChanged),
-        }
     }
 }
 

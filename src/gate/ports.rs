@@ -124,11 +124,16 @@ pub enum KeyNews {
     Unavailable,
 }
 
-/// Names that a parent proxy resolves, because nobody here can.
+/// Names that a parent proxy resolves. None of them where the host is an
+/// address.
 pub trait Elsewhere: Send + Sync {
-    /// Whether this destination's name is resolved there and not here. Never so
-    /// where the host is an address.
+    /// Whether this destination's name is resolved there and not here, because
+    /// nobody here can.
     fn resolves(&self, authority: &Authority) -> bool;
+
+    /// Whether it is resolved there once more, after it was here: which of its
+    /// addresses is reached, that one chooses.
+    fn resolves_again(&self, authority: &Authority) -> bool;
 }
 
 /// What agents reach by another way alone, whatever a rule says: agents that

@@ -176,10 +176,12 @@ pub(super) struct Ending {
 }
 
 /// The ends that come from outside; the index is the code in [`Ending`].
-const OUTSIDE: [TunnelEnd; 5] = [
+const OUTSIDE: [TunnelEnd; 7] = [
     TunnelEnd::PolicyChanged,
     TunnelEnd::CredentialEnded,
     TunnelEnd::Revoked,
+    TunnelEnd::OriginalEnded,
+    TunnelEnd::OriginalRevoked,
     TunnelEnd::Drained,
     TunnelEnd::Aborted,
 ];

@@ -5,7 +5,7 @@
 //! A rejected CONNECT closes the connection, and what came behind it is not
 //! looked at (RFC 9931).
 
-use std::net::IpAddr;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use pingora::http::{RequestHeader, ResponseHeader};
@@ -15,7 +15,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use crate::egress::head::Head;
 use crate::egress::hello::{self, HelloError, HelloProgress};
 use crate::egress::{Ask, Authority, EgressRequest, Host, RequestTarget};
-use crate::gate::{Admission, AuditTrail, Cause, Denial, TunnelEnd};
+use crate::gate::{Admission, AuditTrail, Cause, Denial, Leads, TunnelEnd};
 use crate::policy::{EchRule, Mode, SniRule, TlsRule, TlsUse};
 
 use super::conn::{ConnIo, Connection, Ending, InTunnel};
@@ -102,7 +102,7 @@ struct Ready {
     admission: Admission,
     request: EgressRequest,
     upstream: Upstream,
-    dialled: Option<IpAddr>,
+    leads: Leads,
     /// Held for as long as the tunnel is open.
     _place: OwnedSemaphorePermit,
 }
@@ -130,15 +130,21 @@ async fn prepare(
     if let Some(parent) = by {
         trail.by_proxy(parent.shown());
     }
-    match address {
-        Some(address) => trail.dialled(address),
-        None => trail.dialled_a_name(),
-    }
+    let leads = match address {
+        Some(address) => {
+            trail.dialled(address);
+            Leads::To(address)
+        }
+        None => {
+            trail.dialled_a_name();
+            Leads::ToName(admission.addresses().iter().map(SocketAddr::ip).collect())
+        }
+    };
     Ok(Ready {
         admission,
         request,
         upstream,
-        dialled: address,
+        leads,
         _place: slot,
     })
 }
@@ -210,15 +216,14 @@ async fn open(wire: Arc<Wire>, mut io: ConnIo, ready: Ready, mut trail: AuditTra
         admission,
         request,
         mut upstream,
-        dialled,
+        leads,
         _place,
     } = ready;
     let ending = Arc::new(Ending::default());
     let _registered = wire.shared.tunnels.register(
         &wire.shared.gate,
         &admission,
-        request,
-        dialled,
+        (request, leads, None),
         (OpenKind::Tunnel, &ending),
     );
     let first = tokio::select! {

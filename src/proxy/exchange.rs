@@ -9,7 +9,7 @@ use pingora::{Error, ErrorType};
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::egress::{EgressRequest, Scheme};
-use crate::gate::{Admission, AuditTrail, Budget, Way};
+use crate::gate::{Admission, AuditTrail, Budget, Leads, Way};
 
 use super::Shared;
 use super::calls::Calling;
@@ -71,7 +71,7 @@ impl Drop for Exchange {
         let ended = self.ending.as_ref().and_then(|ending| ending.reason());
         if let (Some(mut trail), Some(why)) = (self.trail.take(), ended) {
             trail.bytes(self.body, self.sent);
-            trail.broke_off(why.code(), None);
+            trail.broke_off(why.code(), why.detail().map(str::to_owned));
         }
     }
 }
@@ -96,14 +96,17 @@ impl Exchange {
         else {
             return;
         };
-        let dialled = self
-            .addresses
-            .get(self.attempt)
-            .map(SocketAddr::ip)
-            .filter(|_| self.agent_host.is_none() && self.call.is_none());
-        let (tunnels, request) = (&shared.tunnels, request.clone());
+        let by_name = (self.hop.as_ref()).is_some_and(|hop| hop.address.is_none());
+        let leads = match self.addresses.get(self.attempt) {
+            _ if self.agent_host.is_some() || self.call.is_some() => Leads::Behind,
+            Some(address) if !by_name => Leads::To(address.ip()),
+            _ => Leads::ToName(self.addresses.iter().map(SocketAddr::ip).collect()),
+        };
+        let call = self.call.as_ref();
+        let original = call.and_then(|call| call.on_behalf_of.clone());
+        let asks = (request.clone(), leads, original);
         let open = (kind, ending);
-        let registered = tunnels.register(&shared.gate, admission, request, dialled, open);
+        let registered = shared.tunnels.register(&shared.gate, admission, asks, open);
         self.registered = Some(registered);
     }
 

@@ -416,6 +416,11 @@ impl Elsewhere for Parent {
         let local = name.as_str() == "localhost" || name.as_str().ends_with(".localhost");
         self.asks == ParentAsks::UnresolvedName && !local && self.takes(to, None)
     }
+
+    fn resolves_again(&self, to: &Authority) -> bool {
+        let is_given_it = self.asks != ParentAsks::Address && to.host.name().is_some();
+        is_given_it && !self.resolves(to) && self.takes(to, None)
+    }
 }
 
 impl OffLimits for Parent {

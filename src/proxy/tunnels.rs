@@ -2,12 +2,11 @@
 //! a new policy can be put to them, and those that it refuses be ended.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::egress::EgressRequest;
-use crate::gate::{Admission, Gate, Judge, TunnelEnd};
+use crate::gate::{Admission, Gate, Judge, Leads, TunnelEnd};
 use crate::identity::Principal;
 
 use super::conn::Ending;
@@ -27,7 +26,9 @@ struct Open {
     who: Arc<Principal>,
     request: EgressRequest,
     calls: Option<Arc<[String]>>,
-    dialled: Option<IpAddr>,
+    leads: Leads,
+    /// On whose behalf an agent calls another.
+    original: Option<Arc<Principal>>,
     kind: OpenKind,
     ending: Arc<Ending>,
 }
@@ -58,13 +59,13 @@ impl OpenTunnels {
     }
 
     /// Takes a place among the open. What came into force while it was being
-    /// dialled is put to it here: before this, a reload could not see it.
+    /// dialled is put to it here: before this, a reload could not see it. `original`
+    /// is on whose behalf an agent calls another.
     pub(super) fn register(
         &self,
         gate: &Gate,
         admission: &Admission,
-        request: EgressRequest,
-        dialled: Option<IpAddr>,
+        (request, leads, original): (EgressRequest, Leads, Option<Arc<Principal>>),
         (kind, ending): (OpenKind, &Arc<Ending>),
     ) -> Registered {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
@@ -72,7 +73,8 @@ impl OpenTunnels {
             who: Arc::clone(admission.who()),
             request,
             calls: admission.calls().cloned(),
-            dialled,
+            leads,
+            original,
             kind,
             ending: Arc::clone(ending),
         });
@@ -110,8 +112,12 @@ impl OpenTunnels {
     /// expired, where its end is to be that of its tunnels too.
     pub(super) fn end_overdue(&self, gate: &Gate) -> usize {
         self.end_where(|one| {
-            let over = gate.is_overdue(&one.who, !self.outlive);
-            over.then_some(TunnelEnd::CredentialEnded)
+            let is_over = |who: &Principal| gate.is_overdue(who, !self.outlive);
+            match &one.original {
+                _ if is_over(&one.who) => Some(TunnelEnd::CredentialEnded),
+                Some(original) if is_over(original) => Some(TunnelEnd::OriginalEnded),
+                _ => None,
+            }
         })
     }
 
@@ -147,12 +153,11 @@ impl OpenTunnels {
 
 impl Open {
     fn put_to(&self, judge: &Judge) -> Result<(), TunnelEnd> {
-        judge.still(
-            &self.who,
-            &self.request,
-            self.calls.as_deref(),
-            self.dialled,
-        )
+        judge.still(&self.who, &self.request, self.calls.as_deref(), &self.leads)?;
+        match &self.original {
+            Some(original) => judge.stands(original).map_err(TunnelEnd::of_original),
+            None => Ok(()),
+        }
     }
 }
 

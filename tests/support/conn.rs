@@ -143,6 +143,22 @@ impl Conn {
         std::mem::take(&mut self.unread)
     }
 
+    /// Whether the other side has closed neither way, as far as is known here by
+    /// now. What has come meanwhile is kept.
+    pub(crate) fn is_open(&mut self) -> bool {
+        self.stream.set_nonblocking(true).expect("set");
+        let mut part = [0; 1024];
+        let end = loop {
+            match self.stream.read(&mut part) {
+                Ok(0) => break false,
+                Ok(count) => self.unread.extend_from_slice(&part[..count]),
+                Err(error) => break error.kind() == ErrorKind::WouldBlock,
+            }
+        };
+        self.stream.set_nonblocking(false).expect("set");
+        end
+    }
+
     /// Whatever comes until the other side closes.
     pub(crate) fn rest(&mut self) -> Vec<u8> {
         while self.more() {}

@@ -8,6 +8,7 @@
 pub(crate) mod conn;
 pub(crate) mod front;
 pub(crate) mod gateway;
+pub(crate) mod grpc;
 pub(crate) mod names;
 pub(crate) mod origin;
 pub(crate) mod pebble;
