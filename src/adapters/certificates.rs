@@ -140,7 +140,7 @@ type Identity = (
 
 fn identity(pair: &CertificatePair, now: SystemTime) -> Result<Identity, String> {
     let place = pair.certificate.display();
-    let chain = certificates(&pair.certificate)?;
+    let chain = in_file(&pair.certificate)?;
     let mut expires = None;
     for (at, der) in chain.iter().enumerate() {
         let which = if at == 0 { "the" } else { "an issuer's" };
@@ -240,7 +240,7 @@ fn trusted(
     now: SystemTime,
 ) -> Result<(Vec<CertificateDer<'static>>, SystemTime), String> {
     let place = file.display();
-    let all = certificates(file)?;
+    let all = in_file(file)?;
     let mut last = Err(format!("{place}: there is no certificate in it"));
     for der in &all {
         match (valid(der, now), &last) {
@@ -253,13 +253,17 @@ fn trusted(
     last.map(|until| (all, until))
 }
 
-fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+/// Every certificate in a file, of which there is at least one, in its order.
+///
+/// # Errors
+/// With the file, and what to write.
+pub fn in_file(file: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
     let found: Vec<_> = CertificateDer::pem_slice_iter(&read(file)?)
         .collect::<Result<_, _>>()
         .map_err(|error| format!("{}: {}", file.display(), of_pem(&error)))?;
     if found.is_empty() {
         return Err(format!(
-            "{}: there is no certificate in it: write PEM, -----BEGIN CERTIFICATE-----",
+            "{}: there is no PEM certificate in it: write PEM, -----BEGIN CERTIFICATE-----",
             file.display()
         ));
     }

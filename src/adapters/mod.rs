@@ -5,6 +5,7 @@
 //! decides whether a request may pass.
 
 pub mod certificates;
+pub mod trust;
 pub mod clock;
 pub mod names;
 pub mod peers;

@@ -1,20 +1,16 @@
 //! What the gateway shows its parent proxy, and what it trusts of it: the
 //! files that `upstream_proxy` names.
 
-use std::fmt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
-use rustls::{ClientConfig, RootCertStore};
 
 use crate::config::UpstreamProxy;
 use crate::proxy::ParentAccess;
 
+use super::trust;
 use super::watch::read_stable;
 
 /// The longest credentials.
@@ -41,7 +37,10 @@ pub fn access(written: &UpstreamProxy) -> Result<ParentAccess, String> {
     };
     let tls = match written.url.tls {
         false => None,
-        true => Some(tls(written.ca.as_deref())?),
+        true => Some(
+            trust::client(written.ca.as_deref())
+                .map_err(|error| format!("upstream_proxy.ca: {error}"))?,
+        ),
     };
     Ok(ParentAccess { authorization, tls })
 }
@@ -78,41 +77,11 @@ fn authorization(file: &Path) -> Result<String, String> {
     Ok(format!("Basic {}", STANDARD.encode(line)))
 }
 
-fn tls(ca: Option<&Path>) -> Result<Arc<ClientConfig>, String> {
-    let mut roots = RootCertStore::empty();
-    match ca {
-        Some(file) => {
-            let wrong = |error: &dyn fmt::Display| {
-                format!("upstream_proxy.ca: {}: {error}", file.display())
-            };
-            let pem = read_stable(file).map_err(|error| wrong(&error))?;
-            for der in CertificateDer::pem_slice_iter(&pem) {
-                let der = der.map_err(|error| wrong(&error))?;
-                roots.add(der).map_err(|error| wrong(&error))?;
-            }
-            if roots.is_empty() {
-                return Err(wrong(&"there is no PEM certificate in it"));
-            }
-        }
-        None => {
-            let found = rustls_native_certs::load_native_certs();
-            roots.add_parsable_certificates(found.certs);
-        }
-    }
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let mut config = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|error| error.to_string())?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    // The tunnel is asked for by HTTP/1.1.
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    Ok(Arc::new(config))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::{AskFor, ProxyUrl};
+    use crate::egress::NoProxy;
     use std::os::unix::fs::PermissionsExt;
 
     #[test]
@@ -173,15 +142,27 @@ mod tests {
     }
 
     #[test]
-    fn a_bundle_must_hold_certificates() {
+    fn what_is_wrong_with_the_bundle_names_its_key() {
         let folder = tempfile::tempdir().expect("a folder");
         let file = folder.path().join("ca.pem");
         std::fs::write(&file, "nothing").expect("written");
-        let error = tls(Some(&file)).expect_err("no bundle");
+        let authority = "proxy.example:3128".parse().expect("an authority");
+        let mut written = UpstreamProxy {
+            url: ProxyUrl {
+                tls: true,
+                authority,
+            },
+            credentials_file: None,
+            ca: Some(file),
+            address: AskFor::Resolved,
+            no_proxy: NoProxy::default(),
+        };
+        let error = access(&written).err().expect("no bundle");
         assert!(
             error.contains("upstream_proxy.ca") && error.contains("no PEM"),
             "{error}"
         );
-        assert!(tls(None).is_ok());
+        written.ca = None;
+        assert!(access(&written).is_ok_and(|access| access.tls.is_some()));
     }
 }

@@ -3,7 +3,6 @@
 use std::fmt;
 use std::path::PathBuf;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -11,11 +10,11 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper_util::rt::TokioIo;
 use nix::sys::socket::{setsockopt, sockopt};
 use rustls::pki_types::ServerName;
-use rustls::pki_types::pem::PemObject;
-use rustls::{ClientConfig, RootCertStore};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsConnector;
+
+use crate::adapters::trust;
 
 /// How long a connection may take, its handshake included.
 const CONNECT: Duration = Duration::from_secs(10);
@@ -111,39 +110,8 @@ impl Dialler {
     /// # Errors
     /// A bundle that cannot be read, or has nothing in it.
     pub(super) fn new(ca: Option<&std::path::Path>) -> Result<Self, String> {
-        let mut roots = RootCertStore::empty();
-        match ca {
-            Some(path) => {
-                let text =
-                    std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()))?;
-                for certificate in rustls::pki_types::CertificateDer::pem_slice_iter(&text) {
-                    certificate
-                        .map_err(|error| error.to_string())
-                        .and_then(|one| roots.add(one).map_err(|error| error.to_string()))
-                        .map_err(|error| format!("{}: {error}", path.display()))?;
-                }
-                if roots.is_empty() {
-                    return Err(format!(
-                        "{}: there is no PEM certificate in it",
-                        path.display()
-                    ));
-                }
-            }
-            None => {
-                // Roots that cannot be read are missed when they are needed.
-                let found = rustls_native_certs::load_native_certs();
-                roots.add_parsable_certificates(found.certs);
-            }
-        }
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let mut config = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .map_err(|error| error.to_string())?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        config.alpn_protocols = vec![b"http/1.1".to_vec()];
         Ok(Self {
-            tls: TlsConnector::from(Arc::new(config)),
+            tls: TlsConnector::from(trust::client(ca)?),
         })
     }
 

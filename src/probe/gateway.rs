@@ -3,16 +3,15 @@
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
+use rustls::pki_types::ServerName;
+use rustls::{ClientConnection, StreamOwned};
 
 use super::wire::{self, Answer};
 use super::{Evidence, GatewayPlan, Job, Seen, Verdict, Way, attempt};
+use crate::adapters::trust;
 use crate::connect::Address;
 
 /// The metadata service that is asked for by the gateway.
@@ -289,9 +288,9 @@ impl Client {
             }
             Address::Tls { host, port } => {
                 let name = ServerName::try_from(host.clone()).map_err(|error| error.to_string())?;
-                let config = trusting(self.plan.ca.as_deref())?;
-                let session = ClientConnection::new(Arc::new(config), name)
-                    .map_err(|error| error.to_string())?;
+                let config = trust::client(self.plan.ca.as_deref())?;
+                let session =
+                    ClientConnection::new(config, name).map_err(|error| error.to_string())?;
                 let mut stream = StreamOwned::new(session, tcp(host, *port)?);
                 while stream.conn.is_handshaking() {
                     stream.conn.complete_io(&mut stream.sock).map_err(failed)?;
@@ -310,38 +309,6 @@ fn resolve(target: &str) -> Result<SocketAddr, String> {
     found
         .next()
         .ok_or_else(|| format!("{target} has no address"))
-}
-
-fn trusting(ca: Option<&Path>) -> Result<ClientConfig, String> {
-    let mut roots = RootCertStore::empty();
-    match ca {
-        Some(path) => {
-            let said = |error: String| format!("{}: {error}", path.display());
-            for certificate in
-                CertificateDer::pem_file_iter(path).map_err(|error| said(error.to_string()))?
-            {
-                certificate
-                    .map_err(|error| error.to_string())
-                    .and_then(|one| roots.add(one).map_err(|error| error.to_string()))
-                    .map_err(said)?;
-            }
-            if roots.is_empty() {
-                return Err(said("there is no PEM certificate in it".into()));
-            }
-        }
-        None => {
-            let found = rustls_native_certs::load_native_certs();
-            roots.add_parsable_certificates(found.certs);
-        }
-    }
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let mut config = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|error| error.to_string())?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    Ok(config)
 }
 
 /// Reads byte by byte, so that nothing of what follows is taken.

@@ -1,9 +1,12 @@
 //! The few bytes that a probe sends, and what is read of the answers. No
 //! sockets: only bytes.
 
-use rustls::pki_types::ServerName;
-use rustls::{ClientConfig, ClientConnection, RootCertStore};
 use std::sync::Arc;
+
+use rustls::pki_types::ServerName;
+use rustls::{ClientConnection, RootCertStore};
+
+use crate::adapters::trust;
 
 /// The most bytes of a response's head.
 pub(super) const MAX_HEAD: usize = 16 * 1024;
@@ -115,15 +118,9 @@ fn checksum(bytes: &[u8]) -> u16 {
 /// What is wrong with the name.
 pub(super) fn client_hello(server: &str) -> Result<Vec<u8>, String> {
     let name = ServerName::try_from(server.to_owned()).map_err(|error| error.to_string())?;
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
     // It trusts nobody, which does not matter: no handshake gets so far.
-    let config = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|error| error.to_string())?
-        .with_root_certificates(RootCertStore::empty())
-        .with_no_client_auth();
-    let mut connection =
-        ClientConnection::new(Arc::new(config), name).map_err(|error| error.to_string())?;
+    let config = trust::with_roots(Arc::new(RootCertStore::empty()))?;
+    let mut connection = ClientConnection::new(config, name).map_err(|error| error.to_string())?;
     let mut hello = Vec::new();
     while connection.wants_write() {
         connection

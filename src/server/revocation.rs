@@ -151,11 +151,12 @@ impl Revoking {
                         "Redis has lost revocations, or changes to them, and has been given what this gateway held: what was taken back meanwhile may be revoked again"
                     );
                 }
-                self.readiness.revocations_are(Ok(()));
-                self.figures.revocations_are(Some(entries.len()));
                 if before.entries() != entries {
                     self.put_in_force(entries);
                 }
+                // Not before it is so: who sees the figure relies on it.
+                self.figures.revocations_are(Some(entries.len()));
+                self.readiness.revocations_are(Ok(()));
                 Ok(())
             }
             Err(error) => {

@@ -5,11 +5,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Context;
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::adapters::watch::{Watch, read_stable};
+use crate::adapters::certificates;
+use crate::adapters::watch::Watch;
 use crate::admin::Readiness;
 use crate::config::{
     self, AuthorizationOwner, Config, NamedRoute as WrittenRoute, UpstreamHttp2 as Written,
@@ -49,16 +48,15 @@ pub fn read(config: &Config) -> anyhow::Result<Read> {
             bundles.push(None);
             continue;
         };
-        let place = || format!("{list}[{at}].ca: {}", file.display());
-        let pem = read_stable(file).with_context(place)?;
-        let certificates: Vec<_> = CertificateDer::pem_slice_iter(&pem)
-            .map(|found| found.map(|der| der.to_vec()))
-            .collect::<Result<_, _>>()
+        let place = || format!("{list}[{at}].ca");
+        let found = certificates::in_file(file)
+            .map_err(anyhow::Error::msg)
             .with_context(place)?;
+        let certificates: Vec<_> = found.iter().map(|der| der.to_vec()).collect();
         // What is no good is said here, with its place.
         UpstreamRoots::new(certificates.clone())
             .map_err(anyhow::Error::msg)
-            .with_context(place)?;
+            .with_context(|| format!("{list}[{at}].ca: {}", file.display()))?;
         bundles.push(Some(certificates));
     }
     Ok(Read { written, bundles })

@@ -11,8 +11,8 @@ use http::{Request, Response, Uri};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper_util::rt::TokioIo;
 use instant_acme::{BodyWrapper, BytesResponse, Error, HttpClient};
+use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
-use rustls::{ClientConfig, RootCertStore};
 use tokio_rustls::TlsConnector;
 
 use crate::adapters::way_out::{Allowed, WayOut};
@@ -34,18 +34,13 @@ pub(super) struct Client {
 }
 
 impl Client {
-    /// One that trusts servers of these roots.
-    pub(super) fn new(roots: RootCertStore, way: Arc<WayOut>) -> Result<Self, rustls::Error> {
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let config = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        Ok(Self {
-            tls: TlsConnector::from(Arc::new(config)),
+    /// One that speaks TLS so, trusts whom it says, and goes out this way.
+    pub(super) fn new(tls: Arc<ClientConfig>, way: Arc<WayOut>) -> Self {
+        Self {
+            tls: TlsConnector::from(tls),
             way,
             retry_after: Arc::default(),
-        })
+        }
     }
 
     /// How long the server wants to be left alone, if the last answer that was

@@ -14,11 +14,9 @@ use instant_acme::{
     Identifier, NewAccount, NewOrder, Order, OrderStatus, RetryPolicy,
 };
 use rcgen::{CertificateParams, DistinguishedName, KeyPair};
-use rustls::RootCertStore;
-use rustls::pki_types::CertificateDer;
 use rustls::pki_types::Der;
-use rustls::pki_types::pem::PemObject;
 
+use crate::adapters::trust;
 use crate::adapters::watch::POLL;
 use crate::adapters::way_out::WayOut;
 use crate::config::{Acme, AcmeChallenge};
@@ -283,23 +281,6 @@ pub(super) fn identifier(ordered: &Ordered) -> Option<CertificateIdentifier<'sta
 }
 
 pub(super) fn client(acme: &Acme, way: &Arc<WayOut>) -> Result<Client, Failure> {
-    let mut roots = RootCertStore::empty();
-    match &acme.ca {
-        Some(file) => {
-            let place = file.display();
-            let wrong = |error: &dyn fmt::Display| Failure::of(format!("{place}: {error}"));
-            for der in CertificateDer::pem_file_iter(file).map_err(|error| wrong(&error))? {
-                let der = der.map_err(|error| wrong(&error))?;
-                roots.add(der).map_err(|error| wrong(&error))?;
-            }
-            if roots.is_empty() {
-                return Err(wrong(&"there is no certificate in it"));
-            }
-        }
-        None => {
-            let found = rustls_native_certs::load_native_certs();
-            roots.add_parsable_certificates(found.certs);
-        }
-    }
-    Client::new(roots, Arc::clone(way)).map_err(Failure::of)
+    let tls = trust::client(acme.ca.as_deref()).map_err(Failure::of)?;
+    Ok(Client::new(tls, Arc::clone(way)))
 }

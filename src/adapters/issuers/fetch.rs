@@ -2,18 +2,18 @@
 //! a bounded answer in a bounded time. No redirect is followed: an issuer's
 //! keys are where its operator or its metadata says.
 
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper_util::rt::TokioIo;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::{ClientConfig, RootCertStore};
+use rustls::RootCertStore;
+use rustls::pki_types::ServerName;
 use tokio_rustls::TlsConnector;
 
+use crate::adapters::trust;
 use crate::adapters::way_out::{Allowed, WayOut};
 use crate::config::{KeySource, OtherIssuer};
 use crate::egress::{Host, HttpsUrl};
@@ -30,7 +30,7 @@ const MAX_BYTES: usize = 64 * 1024;
 /// What went wrong, in a sentence for the operator.
 pub(super) async fn key_set(issuer: &OtherIssuer, way: &WayOut) -> Result<Vec<u8>, String> {
     let fetched = tokio::time::timeout(LONGEST, async {
-        let connector = connector(issuer.ca.as_deref()).await?;
+        let connector = connector(issuer.ca.clone()).await?;
         let get = |url: HttpsUrl, token: Option<String>| {
             let connector = connector.clone();
             async move {
@@ -126,39 +126,18 @@ async fn get(
 
 /// TLS with the issuer's own CA, or the system's roots. The file is read each
 /// time, since it may be replaced.
-async fn connector(ca: Option<&Path>) -> Result<TlsConnector, String> {
+async fn connector(ca: Option<PathBuf>) -> Result<TlsConnector, String> {
     static SYSTEM: OnceLock<Arc<RootCertStore>> = OnceLock::new();
-    let roots = match ca {
-        Some(file) => {
-            let shown = file.display();
-            let pem = tokio::fs::read(file)
-                .await
-                .map_err(|error| format!("ca: {shown}: {error}"))?;
-            let mut roots = RootCertStore::empty();
-            for certificate in CertificateDer::pem_slice_iter(&pem) {
-                let added = certificate
-                    .map_err(|error| error.to_string())
-                    .and_then(|der| roots.add(der).map_err(|error| error.to_string()));
-                added.map_err(|error| format!("ca: {shown}: {error}"))?;
-            }
-            if roots.is_empty() {
-                return Err(format!("ca: {shown}: there is no PEM certificate in it"));
-            }
-            Arc::new(roots)
-        }
-        None => Arc::clone(SYSTEM.get_or_init(|| {
-            let mut roots = RootCertStore::empty();
-            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-            Arc::new(roots)
-        })),
-    };
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|error| error.to_string())?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    Ok(TlsConnector::from(Arc::new(config)))
+    // Files are read off the threads that serve.
+    let config = tokio::task::spawn_blocking(|| {
+        let roots = match ca {
+            Some(file) => Arc::new(trust::in_file(&file).map_err(|error| format!("ca: {error}"))?),
+            None => Arc::clone(SYSTEM.get_or_init(|| Arc::new(trust::of_the_system()))),
+        };
+        trust::with_roots(roots)
+    });
+    let config = config.await.map_err(|error| error.to_string())?;
+    Ok(TlsConnector::from(config?))
 }
 
 /// The token for the issuer's server. Read each time: in a pod it is replaced
