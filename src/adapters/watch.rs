@@ -18,7 +18,7 @@ use std::io::{self, Read};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use nix::libc::O_NONBLOCK;
 use notify::event::{AccessKind, AccessMode, ModifyKind, RenameMode};
@@ -33,10 +33,21 @@ pub const MAX_FILE_BYTES: u64 = 16 * 1024 * 1024;
 /// a change is noticed within a second in any case.
 pub const POLL: Duration = Duration::from_millis(400);
 
+/// What a [`Watch`] tells of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// Something has changed, and more may be about to. What is read now may
+    /// be what [`Change::Settled`] will find, or half of it.
+    Stirred,
+    /// Something has changed, and has come to rest.
+    Settled,
+}
+
 /// Watches files and directories of files. Ends when it is dropped.
 #[derive(Debug)]
 pub struct Watch {
     changes: mpsc::Receiver<()>,
+    stirs: mpsc::Receiver<()>,
     thread: Sender<Signal>,
 }
 
@@ -57,10 +68,12 @@ impl Watch {
             .collect::<io::Result<_>>()?;
         // One is enough: whoever reads it reads everything anew.
         let (tell, changes) = mpsc::channel(1);
+        let (stir, stirs) = mpsc::channel(1);
         let (signals, incoming) = channel();
         let mut watcher = Watcher {
             paths,
             tell,
+            stir,
             signals: signals.clone(),
             armed: Armed::default(),
             pending: Pending::default(),
@@ -73,6 +86,7 @@ impl Watch {
             .spawn(move || watcher.run(&incoming))?;
         Ok(Self {
             changes,
+            stirs,
             thread: signals,
         })
     }
@@ -83,6 +97,20 @@ impl Watch {
     /// May be dropped and called again without a loss.
     pub async fn changed(&mut self) -> Option<()> {
         self.changes.recv().await
+    }
+
+    /// As [`Watch::changed`], and also comes back as soon as something stirs,
+    /// for whoever can do a part of his work before it has come to rest.
+    pub async fn stirred_or_changed(&mut self) -> Option<Change> {
+        tokio::select! {
+            biased;
+            settled = self.changes.recv() => {
+                // What stirred before is at rest now.
+                let _ = self.stirs.try_recv();
+                settled.map(|()| Change::Settled)
+            }
+            Some(()) = self.stirs.recv() => Some(Change::Stirred),
+        }
     }
 }
 
@@ -100,6 +128,14 @@ impl Drop for Watch {
 /// `FileTooLarge` over [`MAX_FILE_BYTES`], and `ResourceBusy` where it changed
 /// while it was read: a writer is at work, and its end will be noticed.
 pub fn read_stable(path: &Path) -> io::Result<Vec<u8>> {
+    read_version(path).map(|(bytes, _)| bytes)
+}
+
+/// As [`read_stable`], with what tells this version of the file from others.
+///
+/// # Errors
+/// As [`read_stable`].
+pub fn read_version(path: &Path) -> io::Result<(Vec<u8>, Version)> {
     let explain = |kind, what: &str| io::Error::new(kind, format!("{}: {what}", path.display()));
     let named = |error: io::Error| explain(error.kind(), &error.to_string());
     let mut file = OpenOptions::new()
@@ -127,25 +163,62 @@ pub fn read_stable(path: &Path) -> io::Result<Vec<u8>> {
     if bytes.len() as u64 > MAX_FILE_BYTES {
         return Err(too_large());
     }
-    if !unchanged(path, &file, &before, bytes.len() as u64).map_err(named)? {
+    let version = Version::of(&before);
+    if !unchanged(path, &file, version, bytes.len() as u64).map_err(named)? {
         return Err(explain(
             io::ErrorKind::ResourceBusy,
             "changed while it was read; write it under another name and rename it into place",
         ));
     }
-    Ok(bytes)
+    Ok((bytes, version))
+}
+
+/// What tells one version of a file from another without reading it: which
+/// file, its size, and when it was changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Version {
+    file: (u64, u64),
+    bytes: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+impl Version {
+    /// That of the file under a path, following links.
+    ///
+    /// # Errors
+    /// What the system answers.
+    pub fn under(path: &Path) -> io::Result<Self> {
+        std::fs::metadata(path).map(|found| Self::of(&found))
+    }
+
+    fn of(found: &Metadata) -> Self {
+        Self {
+            file: (found.dev(), found.ino()),
+            bytes: found.len(),
+            modified: (found.mtime(), found.mtime_nsec()),
+            changed: (found.ctime(), found.ctime_nsec()),
+        }
+    }
+
+    /// Whether a later change is sure to show. Clocks of file systems go in
+    /// steps, of two seconds at the most, within which two versions look alike.
+    #[must_use]
+    pub fn is_telling(&self, now: SystemTime) -> bool {
+        const STEP: Duration = Duration::from_secs(2);
+        let now = now
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap_or_default();
+        let last = self.changed.0.max(self.modified.0);
+        // The second that it was changed in is over as well.
+        u64::try_from(last).is_ok_and(|last| now.as_secs() > last.saturating_add(STEP.as_secs()))
+    }
 }
 
 /// Whether the file is as it was before it was read, and still in its place.
-fn unchanged(path: &Path, file: &File, before: &Metadata, read: u64) -> io::Result<bool> {
-    let version = |m: &Metadata| {
-        let (modified, changed) = ((m.mtime(), m.mtime_nsec()), (m.ctime(), m.ctime_nsec()));
-        (m.dev(), m.ino(), m.len(), modified, changed)
-    };
-    let (after, named) = (file.metadata()?, std::fs::metadata(path)?);
-    Ok(read == before.len()
-        && version(before) == version(&after)
-        && version(before) == version(&named))
+fn unchanged(path: &Path, file: &File, before: Version, read: u64) -> io::Result<bool> {
+    let (after, named) = (Version::of(&file.metadata()?), Version::under(path)?);
+    Ok(read == before.bytes && before == after && before == named)
 }
 
 /// How long nothing must happen before a change is told: several files are
@@ -165,6 +238,7 @@ enum Signal {
 struct Watcher {
     paths: Vec<PathBuf>,
     tell: mpsc::Sender<()>,
+    stir: mpsc::Sender<()>,
     signals: Sender<Signal>,
     armed: Armed,
     pending: Pending,
@@ -203,6 +277,10 @@ impl Watcher {
             }
             if paths_changed {
                 self.arm();
+            }
+            if self.pending.has_stirred() {
+                // Most have no use for it, and never look.
+                let _ = self.stir.try_send(());
             }
             let now = Instant::now();
             if now >= next_look {
@@ -332,6 +410,8 @@ fn happening(kind: EventKind, path: &Path) -> What {
 struct Pending {
     /// When it was first and last seen.
     since: Option<(Instant, Instant)>,
+    /// Whether there is something new in it that nobody was told of at all.
+    stirred: bool,
     writing: HashSet<PathBuf>,
 }
 
@@ -352,6 +432,13 @@ impl Pending {
     fn touch(&mut self, now: Instant) {
         let first = self.since.map_or(now, |(first, _)| first);
         self.since = Some((first, now));
+        self.stirred = true;
+    }
+
+    /// Whether there is something new to read, whole as far as can be told.
+    /// Says it once.
+    fn has_stirred(&mut self) -> bool {
+        self.writing.is_empty() && std::mem::take(&mut self.stirred)
     }
 
     /// When it can be told, where nothing more happens.
@@ -370,6 +457,7 @@ impl Pending {
 
     fn told(&mut self) {
         self.since = None;
+        self.stirred = false;
         for path in self.writing.drain() {
             tracing::warn!(path = %path.display(),
                 "a watched file has been open for writing for long; it may be read half written");

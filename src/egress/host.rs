@@ -108,6 +108,31 @@ impl DnsName {
         }
     }
 
+    /// The name, where its text is surely a name in the form that is compared,
+    /// which one look at each byte tells. `None` says nothing: [`Host::parse`]
+    /// tells.
+    pub(super) fn if_normal(raw: &str) -> Option<Self> {
+        // A last label that begins with a letter is no number, and no address
+        // has one. Two hyphens may be those of IDNA.
+        let last = raw.bytes().rposition(|b| b == b'.').map_or(0, |at| at + 1);
+        let is_name = raw.as_bytes().get(last).is_some_and(u8::is_ascii_lowercase);
+        if !is_name || raw.len() > MAX_NAME_BYTES {
+            return None;
+        }
+        let (mut label, mut before) = (0, b'.');
+        for b in raw.bytes() {
+            match b {
+                b'.' if label == 0 => return None,
+                b'.' => label = 0,
+                b'-' if before == b'-' => return None,
+                b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' if label < MAX_LABEL_BYTES => label += 1,
+                _ => return None,
+            }
+            before = b;
+        }
+        Some(Self(raw.into()))
+    }
+
     /// The name, ASCII and lower case.
     #[must_use]
     pub fn as_str(&self) -> &str {
@@ -339,6 +364,8 @@ impl std::borrow::Borrow<str> for DnsName {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -362,6 +389,57 @@ mod tests {
                 Ok(form.to_owned()),
                 "{raw}"
             );
+        }
+    }
+
+    #[test]
+    fn a_name_in_normal_form_is_seen_at_a_look() {
+        let label = "a".repeat(63);
+        let longest = format!("{label}.{label}.{label}.{}", &label[..61]);
+        for raw in [
+            "api.example.com",
+            "a",
+            "_x.1.b-c",
+            "a.1b.c1",
+            &label,
+            &longest,
+        ] {
+            let name = DnsName::if_normal(raw).expect(raw);
+            assert_eq!(Host::parse(raw), Ok(Host::Name(name)), "{raw}");
+        }
+        let (long_label, too_long) = (format!("{label}a.b"), format!("{longest}a"));
+        for raw in [
+            "",
+            ".",
+            "a.",
+            ".a",
+            "a..b",
+            "A.b",
+            "a.B",
+            "xn--bcher-kva.example",
+            "a.1",
+            "1.2.3.4",
+            "a.0x",
+            "0x7f.1",
+            "[::1]",
+            "a:1",
+            "a/b",
+            "*.a",
+            "bücher.example",
+            &long_label,
+            &too_long,
+        ] {
+            assert_eq!(DnsName::if_normal(raw), None, "{raw}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_seen_at_a_look_is_what_is_parsed(raw in "[a-cx0-9A._*-]{0,12}|([a-z0-9-]{1,4}\\.){0,3}[a-z0-9x]{1,3}") {
+            if let Some(name) = DnsName::if_normal(&raw) {
+                prop_assert_eq!(name.as_str(), &raw);
+                prop_assert_eq!(Host::parse(&raw), Ok(Host::Name(name)));
+            }
         }
     }
 

@@ -67,8 +67,16 @@ impl HostPattern {
     /// # Errors
     /// [`HostPatternError`], which says what to write instead.
     pub fn parse(raw: &str) -> Result<Self, HostPatternError> {
-        if raw == "*" {
-            return Ok(Self::Any);
+        // Nearly all are so, and lists of them are long.
+        let (wild, name) = match raw.strip_prefix("*.") {
+            Some(name) => (true, name),
+            None => (false, raw),
+        };
+        match DnsName::if_normal(name) {
+            Some(name) if wild => return Ok(Self::Below(name)),
+            Some(name) => return Ok(Self::Exact(Host::Name(name))),
+            None if raw == "*" => return Ok(Self::Any),
+            None => {}
         }
         if let Some(rest) = raw.strip_prefix("*.") {
             if rest.contains('*') {

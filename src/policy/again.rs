@@ -7,6 +7,7 @@ use std::collections::HashMap;
 
 use ring::digest::{SHA256, digest};
 
+use super::apart::{self, Apart};
 use super::document::{Format, MAX_DOCUMENT_BYTES, PolicyDocument, RuleDocument};
 use super::finding::{PolicyError, SourceName};
 
@@ -14,8 +15,13 @@ use super::finding::{PolicyError, SourceName};
 const MANY: usize = 256;
 
 /// The rules of a document as it was read last, by their texts.
-#[derive(Debug, Default)]
-pub struct KnownRules(HashMap<[u8; 32], RuleDocument>);
+#[derive(Debug)]
+pub struct KnownRules {
+    rules: HashMap<[u8; 32], RuleDocument>,
+    /// From how many rules, and how many entries of a denylist on, a document
+    /// is taken apart.
+    least: (usize, usize),
+}
 
 impl PolicyDocument {
     /// As [`PolicyDocument::parse`], where `known` is of the same document as
@@ -30,31 +36,65 @@ impl PolicyDocument {
         known: &mut KnownRules,
     ) -> Result<Self, PolicyError> {
         let read = match format {
+            _ if text.len() > MAX_DOCUMENT_BYTES => None,
             Format::Yaml => known.read(text.strip_prefix('\u{feff}').unwrap_or(text)),
             Format::Json => None,
         };
         match read {
             Some(document) => Ok(document),
             None => {
-                known.0.clear();
+                known.rules.clear();
                 Self::parse(source, format, text)
             }
         }
     }
 }
 
+impl Default for KnownRules {
+    /// None yet.
+    fn default() -> Self {
+        Self::from(MANY, apart::MANY)
+    }
+}
+
 impl KnownRules {
-    /// The document, where it can be told apart into rules with certainty and
+    /// None yet; and a document is taken apart however small it is, which is
+    /// of use only to hold the result against that of [`PolicyDocument::parse`].
+    #[must_use]
+    pub fn of_any_size() -> Self {
+        Self::from(1, 1)
+    }
+
+    fn from(rules: usize, entries: usize) -> Self {
+        Self {
+            rules: HashMap::new(),
+            least: (rules, entries),
+        }
+    }
+
+    /// The document, where it is large, can be told apart with certainty and
     /// has no mistake.
     fn read(&mut self, text: &str) -> Option<PolicyDocument> {
+        let Some(apart) = Apart::of(text, self.least.1) else {
+            return self.read_rules(text);
+        };
+        let around = self.read_rules(&apart.around).or_else(|| {
+            self.rules.clear();
+            yaml_serde::from_str(&apart.around).ok()
+        });
+        apart.into_whole(around?)
+    }
+
+    /// The same of a document whose denylist is short, or not in its text.
+    fn read_rules(&mut self, text: &str) -> Option<PolicyDocument> {
         let pieces = Pieces::of(text)?;
-        if pieces.rules.len() < MANY {
+        if pieces.rules.len() < self.least.0 {
             return None;
         }
         // By itself, so that nothing is open where the rules begin.
         let mut document: PolicyDocument =
             yaml_serde::from_str(&format!("{}rules: []\n", pieces.head)).ok()?;
-        let mut before = std::mem::take(&mut self.0);
+        let mut before = std::mem::take(&mut self.rules);
         let mut now = HashMap::with_capacity(pieces.rules.len());
         let mut rules: Vec<RuleDocument> = Vec::with_capacity(pieces.rules.len());
         let mut at = 0;
@@ -84,7 +124,7 @@ impl KnownRules {
             }
         }
         document.rules = rules;
-        self.0 = now;
+        self.rules = now;
         Some(document)
     }
 }
@@ -115,7 +155,7 @@ impl<'t> Pieces<'t> {
         // Anchors go from one rule to another; and behind another line break of
         // YAML 1.1 a rule could begin that is not seen here.
         const NOT_HERE: [char; 5] = ['&', '\r', '\u{85}', '\u{2028}', '\u{2029}'];
-        if text.len() > MAX_DOCUMENT_BYTES || text.contains(NOT_HERE) {
+        if text.contains(NOT_HERE) {
             return None;
         }
         let mut head = None;
@@ -206,7 +246,7 @@ mod tests {
         let mut known = KnownRules::default();
         let mut written = rules(0, 400);
         both(&text(&written), &mut known).expect("a document");
-        assert_eq!(known.0.len(), 400);
+        assert_eq!(known.rules.len(), 400);
         // Changed, moved, repeated, new and gone.
         written[7] = rules(1000, 1).remove(0);
         written.swap(20, 300);
@@ -215,9 +255,9 @@ mod tests {
         written.remove(100);
         let document = both(&text(&written), &mut known).expect("a document");
         assert_eq!(document.rules.len(), written.len());
-        assert_eq!(known.0.len(), 400);
+        assert_eq!(known.rules.len(), 400);
         assert!(both(&text(&rules(0, 3)), &mut known).is_ok());
-        assert!(known.0.is_empty(), "a few are not worth it");
+        assert!(known.rules.is_empty(), "a few are not worth it");
     }
 
     #[test]

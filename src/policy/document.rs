@@ -11,6 +11,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{self, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use super::apart::{self, Apart};
 use super::decision::{EchRule, RefusalForm, SniRule, TlsUse};
 use super::finding::{Finding, Location, PolicyError, Problem, SourceName};
 use super::limits::{DocumentLimits, LimitsDocument};
@@ -324,11 +325,22 @@ impl PolicyDocument {
                 if text.contains('&') && locate::expanded_nodes(text) > MAX_EXPANDED_NODES {
                     return Err(failed(String::new(), None, Problem::Aliases));
                 }
-                yaml_serde::from_str(text).map_err(yaml_problem)
+                match Self::parse_apart(text) {
+                    Some(document) => Ok(document),
+                    None => yaml_serde::from_str(text).map_err(yaml_problem),
+                }
             }
             Format::Json => serde_json::from_str(text).map_err(json_problem),
         };
         parsed.map_err(|(path, location, message)| failed(path, location, Problem::Text(message)))
+    }
+
+    /// The document, where it has a long denylist that can be read apart, and
+    /// no mistake in what is around it.
+    fn parse_apart(text: &str) -> Option<Self> {
+        let apart = Apart::of(text, apart::MANY)?;
+        let around = yaml_serde::from_str(&apart.around).ok()?;
+        apart.into_whole(around)
     }
 
     /// Whom a text would be for that is no document because of a mistake, as

@@ -136,6 +136,14 @@ pub(super) struct HostSet {
 }
 
 impl HostSet {
+    /// An empty one, with room for so many hosts that are named exactly.
+    pub(super) fn with_room(exact: usize) -> Self {
+        Self {
+            exact: HashSet::with_capacity(exact),
+            ..Self::default()
+        }
+    }
+
     pub(super) fn insert(&mut self, pattern: HostPattern) {
         match pattern {
             HostPattern::Exact(host) => {

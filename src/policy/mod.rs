@@ -23,6 +23,7 @@
 //! addresses unless the document says `audit_addresses: true`.
 
 mod again;
+mod apart;
 mod cases;
 mod cover;
 mod decide;

@@ -5,10 +5,11 @@
 //! change, so that a thousand tenants cost nothing when one of them does.
 
 use std::collections::HashMap;
+use std::io::{self, BufWriter, Write};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use ring::digest::{SHA256, digest};
+use ring::digest::{Context, SHA256, digest};
 
 use super::decision::DenyReason;
 use super::document::{Action, Mode, PolicyDocument};
@@ -18,7 +19,7 @@ use super::limits;
 use super::modes::Modes;
 use super::range::RangeSet;
 use super::rule::{Place, Rule, compile};
-use crate::egress::{AgentId, Destination, Host, Subject, TenantId};
+use crate::egress::{AgentId, Destination, Host, HostPattern, Subject, TenantId};
 use crate::limit::Limit;
 
 /// The policy in force: any number of global documents, and one for each tenant
@@ -497,7 +498,9 @@ fn number(place: usize) -> u32 {
 
 impl Denylist {
     fn new(entries: Vec<Destination>) -> Self {
-        let mut hosts = HostSet::default();
+        let exact =
+            |entry: &&Destination| matches!(entry, Destination::Host(HostPattern::Exact(_)));
+        let mut hosts = HostSet::with_room(entries.iter().filter(exact).count());
         let mut ranges = Vec::new();
         for entry in &entries {
             match entry {
@@ -646,11 +649,29 @@ fn read_denylist(
 /// Over the document as it is understood, so that a comment makes no new
 /// version.
 fn digest_of(document: &PolicyDocument) -> [u8; 32] {
-    // Strings, numbers and lists: they cannot fail to be written.
-    let normal = serde_json::to_vec(document).unwrap_or_default();
+    // As it is written, since a long one has megabytes. Strings, numbers and
+    // lists: they cannot fail to be written, nor can a digest to take them.
+    let mut normal = BufWriter::with_capacity(16 * 1024, Digesting(Context::new(&SHA256)));
+    let written = serde_json::to_writer(&mut normal, document);
     let mut out = [0; 32];
-    out.copy_from_slice(digest(&SHA256, &normal).as_ref());
+    if let (Ok(()), Ok(whole)) = (written, normal.into_inner()) {
+        out.copy_from_slice(whole.0.finish().as_ref());
+    }
     out
+}
+
+/// Takes what is written into a digest.
+struct Digesting(Context);
+
+impl Write for Digesting {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.update(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// Over all that decides: the documents in force, and what holds without them.

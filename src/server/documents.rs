@@ -10,17 +10,19 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use ring::digest::{SHA256, digest};
 use serde::Serialize;
 
+use crate::adapters::watch::Version;
 use crate::config::Config;
 use crate::egress::TenantId;
 use crate::policy::{
     CheckedDocument, KnownRules, Mode, PolicyDocument, PolicyError, PolicySet, SourceName,
 };
 
-use super::load::{LoadError, format_of, policy_files, read_text, short_form};
+use super::load::{LoadError, format_of, policy_files, read_text, read_text_version, short_form};
 
 /// All documents that the configuration names. It remembers what it has read,
 /// so that only files that have changed cost anything.
@@ -43,12 +45,22 @@ pub(super) struct Documents {
 struct Known {
     /// Of the text that was looked at last.
     hash: Option<[u8; 32]>,
+    /// Of the file with that text, where it tells whether it has changed.
+    version: Option<Version>,
+    /// A text that was read before it was looked at, which it may never be.
+    ahead: Option<Ahead>,
     /// What it last said without a mistake.
     good: Option<CheckedDocument>,
     /// Its rules as they were read, where they are many.
     rules: KnownRules,
     /// What is wrong with the text that was looked at last.
     mistake: Option<Mistake>,
+}
+
+/// A text, and what it says.
+struct Ahead {
+    hash: [u8; 32],
+    outcome: Result<CheckedDocument, Mistake>,
 }
 
 #[derive(Clone)]
@@ -112,6 +124,27 @@ impl Documents {
         }
     }
 
+    /// Reads what seems to have changed, so that [`Documents::load`] finds it
+    /// read. Nothing comes into force by it: what it reads may be half of
+    /// what is being written.
+    pub(super) fn read_ahead(&mut self) {
+        let Some(Ok(paths)) = self.path.as_deref().map(policy_files) else {
+            return;
+        };
+        for path in paths {
+            let known = self.files.entry(path.clone()).or_default();
+            known.read_ahead(&path, self.mode);
+        }
+    }
+
+    /// Has [`Documents::load`] read every file, whether it seems to have
+    /// changed or not.
+    pub(super) fn distrust(&mut self) {
+        for known in self.files.values_mut() {
+            known.version = None;
+        }
+    }
+
     /// Reads what has changed and puts all together.
     ///
     /// # Errors
@@ -150,11 +183,15 @@ impl Documents {
 }
 
 impl Known {
-    /// Reads the file, and parses it where it says something new.
+    /// Reads the file where it has changed, and parses it where it says
+    /// something new.
     fn look(&mut self, path: &Path, mode: Mode) {
-        let format = format_of(path);
-        let text = match read_text(path) {
-            Ok(text) => text,
+        if self.is_as_it_was(path) {
+            return;
+        }
+        self.version = None;
+        let (text, version) = match read_text_version(path) {
+            Ok(read) => read,
             Err(error) => {
                 self.hash = None;
                 let tenant = None;
@@ -162,30 +199,67 @@ impl Known {
                 return;
             }
         };
-        let mut hash = [0; 32];
-        hash.copy_from_slice(digest(&SHA256, text.as_bytes()).as_ref());
+        self.version = version.is_telling(SystemTime::now()).then_some(version);
+        let hash = hash_of(&text);
+        let ahead = self.ahead.take();
         if self.hash == Some(hash) {
             return;
         }
         self.hash = Some(hash);
-        let source = SourceName::from(path.display().to_string());
-        let checked = PolicyDocument::parse_again(&source, format, &text, &mut self.rules)
-            .map_err(|error| vec![error])
-            .and_then(|written| CheckedDocument::check(&source, &written, mode));
-        match checked {
+        let outcome = match ahead {
+            Some(ahead) if ahead.hash == hash => ahead.outcome,
+            _ => self.parse(path, &text, mode),
+        };
+        match outcome {
             Ok(document) => {
                 self.good = Some(document);
                 self.mistake = None;
             }
-            Err(mut errors) => {
-                PolicyError::locate(&mut errors, &source, &text);
-                self.mistake = Some(Mistake {
-                    error: LoadError::of(&errors).to_string(),
-                    tenant: PolicyDocument::tenant_in(format, &text),
-                });
-            }
+            Err(mistake) => self.mistake = Some(mistake),
         }
     }
+
+    /// Does what takes long of [`Known::look`].
+    fn read_ahead(&mut self, path: &Path, mode: Mode) {
+        if self.is_as_it_was(path) {
+            return;
+        }
+        let Ok(text) = read_text(path) else {
+            return;
+        };
+        let hash = hash_of(&text);
+        let known = self.ahead.as_ref().map(|ahead| ahead.hash).or(self.hash);
+        if known != Some(hash) {
+            let outcome = self.parse(path, &text, mode);
+            self.ahead = Some(Ahead { hash, outcome });
+        }
+    }
+
+    fn is_as_it_was(&self, path: &Path) -> bool {
+        self.version
+            .is_some_and(|known| Version::under(path).is_ok_and(|now| now == known))
+    }
+
+    fn parse(&mut self, path: &Path, text: &str, mode: Mode) -> Result<CheckedDocument, Mistake> {
+        let format = format_of(path);
+        let source = SourceName::from(path.display().to_string());
+        PolicyDocument::parse_again(&source, format, text, &mut self.rules)
+            .map_err(|error| vec![error])
+            .and_then(|written| CheckedDocument::check(&source, &written, mode))
+            .map_err(|mut errors| {
+                PolicyError::locate(&mut errors, &source, text);
+                Mistake {
+                    error: LoadError::of(&errors).to_string(),
+                    tenant: PolicyDocument::tenant_in(format, text),
+                }
+            })
+    }
+}
+
+fn hash_of(text: &str) -> [u8; 32] {
+    let mut hash = [0; 32];
+    hash.copy_from_slice(digest(&SHA256, text.as_bytes()).as_ref());
+    hash
 }
 
 /// What of the files is to be in force.
@@ -522,6 +596,99 @@ mod tests {
         };
         assert!(!same("a"));
         assert!(same("b"));
+    }
+
+    /// A time at which no change is so new that it does not show.
+    fn long_ago() -> SystemTime {
+        SystemTime::now() - std::time::Duration::from_secs(60)
+    }
+
+    #[test]
+    fn a_file_that_is_as_it_was_is_not_opened() {
+        let folder = Folder::with(&[("a.yaml", &allows("a", "x.example"))]);
+        let path = folder.0.path().join("a.yaml");
+        let mut documents = folder.documents();
+        documents.load().expect("a policy");
+        assert!(
+            documents.files[&path].version.is_none(),
+            "what was written just now could change within its time stamp"
+        );
+        // As it is two seconds later.
+        let version = Version::under(&path).expect("a file");
+        let known = documents.files.get_mut(&path).expect("the file");
+        known.version = Some(version);
+        known.hash = None;
+        let before = documents.tenants.clone();
+        documents.load().expect("a policy");
+        let tenant = TenantId::parse("a").expect("a tenant");
+        assert!(before[&tenant].is(&documents.tenants[&tenant]));
+        // Of the same size, with the time of its contents set back.
+        folder.write("a.yaml", &allows("a", "y.example"));
+        let file = std::fs::File::options()
+            .write(true)
+            .open(&path)
+            .expect("a file");
+        file.set_modified(long_ago()).expect("a time");
+        let loaded = documents.load().expect("a policy");
+        assert_eq!(asked(&loaded, "a", "y.example"), "allowed");
+        // When it is asked for, whatever the times say.
+        let version = Version::under(&path).expect("a file");
+        let known = documents.files.get_mut(&path).expect("the file");
+        (known.version, known.hash) = (Some(version), None);
+        documents.distrust();
+        documents.load().expect("a policy");
+        assert!(documents.files[&path].hash.is_some(), "it was read");
+    }
+
+    #[test]
+    fn what_is_read_ahead_is_in_force_only_where_it_stays() {
+        let folder = Folder::with(&[
+            ("a.yaml", &allows("a", "x.example")),
+            ("b.yaml", &allows("b", "x.example")),
+        ]);
+        let mut documents = folder.documents();
+        let before = documents.load().expect("a policy");
+        // Half of a text may be a good one: it never was in force, also not as
+        // what the file last said.
+        folder.write("a.yaml", &allows("a", "half.example"));
+        documents.read_ahead();
+        folder.write("a.yaml", BROKEN);
+        documents.read_ahead();
+        let loaded = documents.load().expect("a policy");
+        assert_eq!(asked(&loaded, "a", "half.example"), "no_rule");
+        assert_eq!(loaded.policy.digest(), before.policy.digest());
+        assert!(loaded.refused[0].last_good_in_force);
+        // And again without the mistake, of a file that is new and one that
+        // goes before it is looked at.
+        folder.write("a.yaml", &allows("a", "y.example"));
+        folder.write("c.yaml", &allows("c", "x.example"));
+        folder.write("d.yaml", &allows("d", "x.example"));
+        documents.read_ahead();
+        let path = folder.0.path().join("c.yaml");
+        let ahead = documents.files[&path]
+            .ahead
+            .as_ref()
+            .map(|ahead| &ahead.outcome);
+        let Some(Ok(ahead)) = ahead.cloned() else {
+            panic!("it is read ahead");
+        };
+        folder.remove("d.yaml");
+        let loaded = documents.load().expect("a policy");
+        assert!(loaded.refused.is_empty());
+        let tenant = TenantId::parse("c").expect("a tenant");
+        assert!(
+            ahead.is(&documents.tenants[&tenant]),
+            "it is not read twice"
+        );
+        assert_eq!(asked(&loaded, "a", "y.example"), "allowed");
+        assert_eq!(asked(&loaded, "c", "x.example"), "allowed");
+        assert_eq!(asked(&loaded, "d", "x.example"), "unknown");
+        // One that has a mistake, too.
+        folder.write("b.yaml", BROKEN);
+        documents.read_ahead();
+        let loaded = documents.load().expect("a policy");
+        assert_eq!(asked(&loaded, "b", "x.example"), "allowed");
+        assert_eq!(loaded.refused.len(), 1);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::time::SystemTime;
 
 use crate::adapters::clock::SystemClock;
 use crate::adapters::keyring::Keyring;
-use crate::adapters::watch::read_stable;
+use crate::adapters::watch::{Version, read_version};
 use crate::config::{self, Config, KeySource, OtherIssuer};
 use crate::gate::ports::Clock;
 use crate::identity::{KeySet, SigningKey, TrustedIssuer, VerifyingKey, VerifyingKeys};
@@ -393,6 +393,14 @@ fn secret(config: &Config) -> Result<Option<String>, LoadError> {
 }
 
 pub(super) fn read_text(file: &Path) -> Result<String, String> {
-    let bytes = read_stable(file).map_err(|error| format!("{}: {error}", file.display()))?;
-    String::from_utf8(bytes).map_err(|_| format!("{}: the file is not UTF-8", file.display()))
+    read_text_version(file).map(|(text, _)| text)
+}
+
+/// The text with what tells this version of the file from others.
+pub(super) fn read_text_version(file: &Path) -> Result<(String, Version), String> {
+    let (bytes, version) =
+        read_version(file).map_err(|error| format!("{}: {error}", file.display()))?;
+    let text = String::from_utf8(bytes);
+    let text = text.map_err(|_| format!("{}: the file is not UTF-8", file.display()))?;
+    Ok((text, version))
 }

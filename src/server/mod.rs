@@ -40,6 +40,7 @@ use crate::adapters::revocations::Held;
 use crate::adapters::shared_limits::{self, Asking};
 use crate::adapters::trust;
 use crate::adapters::watch::read_stable;
+use crate::adapters::way_out::WayOut;
 use crate::admin::revocation::RevocationPages;
 use crate::admin::{Admin, Readiness};
 use crate::config::{
@@ -84,6 +85,7 @@ pub struct Gateway {
     certificates: Vec<CertificateReloader>,
     refusals: Option<(Arc<RefusalAuthority>, Arc<Figures>)>,
     acme: Option<acme::AcmeKeeper>,
+    way: Arc<WayOut>,
     peers: Option<PeersKeeper>,
     parent: Option<ParentKeeper>,
     routes: Option<RouteKeeper>,
@@ -240,12 +242,14 @@ impl Gateway {
         }
         let agent_keys = Arc::new(agent_keys::AgentKeysInForce::default());
         let agent_key_file = agent_keys::open(&config, &agent_keys)?;
+        let carrier = parent.as_ref().map(|(parent, _)| Arc::clone(parent));
+        let way = Arc::new(WayOut::new(Arc::clone(&names) as _, carrier));
         let issuers = Arc::new(Issuers::new(
             &listed,
             &config.identity.audience,
             keys,
             Arc::clone(&tokens),
-            Arc::clone(&names) as _,
+            Arc::clone(&way),
             Arc::clone(&figures),
         ));
         if let Some(between) = &between {
@@ -460,6 +464,7 @@ impl Gateway {
             certificates,
             refusals: refusals.map(|authority| (authority, figures)),
             acme,
+            way,
             peers,
             parent,
             routes,
@@ -509,6 +514,7 @@ impl Gateway {
             certificates,
             refusals,
             acme,
+            way,
             peers,
             parent,
             routes,
@@ -556,7 +562,7 @@ impl Gateway {
             judging.judge_again();
         }));
         if let Some(acme) = acme {
-            background.spawn(acme.run(Arc::clone(&readiness))?);
+            background.spawn(acme.run(way, Arc::clone(&readiness))?);
         }
         for certificates in certificates {
             background.spawn(certificates.run()?);

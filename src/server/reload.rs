@@ -13,7 +13,7 @@ use crate::adapters::figures::Figures;
 use crate::adapters::issuers::Issuers;
 use crate::adapters::names::Resolver;
 use crate::adapters::records::AuditLog;
-use crate::adapters::watch::Watch;
+use crate::adapters::watch::{Change, Watch};
 use crate::admin::Readiness;
 use crate::admin::oauth::TokenEndpoint;
 use crate::config::{Config, OtherIssuer};
@@ -135,7 +135,10 @@ impl Reloader {
                     self.keys().await;
                 }
                 tokio::select! {
-                    Some(()) = policy_watch.changed() => self.policy().await,
+                    Some(change) = policy_watch.stirred_or_changed() => match change {
+                        Change::Stirred => self.read_ahead().await,
+                        Change::Settled => self.policy().await,
+                    },
                     Some(()) = key_watch.changed() => self.keys().await,
                     () = self.next_end() => self.retire(),
                     Some(()) = hangup.recv() => {
@@ -144,6 +147,7 @@ impl Reloader {
                         if let Err(error) = self.names.reload() {
                             tracing::error!(%error, "the resolver's configuration is refused; the old one stays");
                         }
+                        self.distrust();
                         self.policy().await;
                         self.keys().await;
                     }
@@ -188,6 +192,29 @@ impl Reloader {
     fn since_1970(&self) -> Duration {
         let since = self.clock.wall().duration_since(SystemTime::UNIX_EPOCH);
         since.unwrap_or_default()
+    }
+
+    /// Has every file of the policy read, whether it seems to have changed or
+    /// not: somebody has asked for it.
+    fn distrust(&self) {
+        let mut documents = self
+            .documents
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        documents.distrust();
+    }
+
+    /// Reads and parses while the files come to rest, which takes longest of a
+    /// large policy.
+    async fn read_ahead(&self) {
+        let documents = Arc::clone(&self.documents);
+        let read = tokio::task::spawn_blocking(move || {
+            let mut documents = documents.lock().unwrap_or_else(PoisonError::into_inner);
+            documents.read_ahead();
+        });
+        if let Err(error) = read.await {
+            tracing::error!(%error, "reading the policy ahead failed");
+        }
     }
 
     async fn policy(&self) {

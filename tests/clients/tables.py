@@ -180,6 +180,12 @@ def python_cases(world: World) -> list[Case]:
         world, "Python aiohttp WebSocket", lambda url, _proven: [*program, "aiohttp", url, "websocket"],
         {"ws": ("403",), "wss": ("403",)}, {"ws": ("407",), "wss": ("407",)},
         world.environment, ("echo me",), schemes=("ws", "wss"), version="websocket")
+    # Of a refused CONNECT it tells the status alone.
+    for mode, shows in (("unary", ("OK", HELLO)), ("stream", ("OK", "first second"))):
+        cases += matrix(
+            world, f"Python grpc {mode}", lambda url, _proven, mode=mode: [*program, "grpc", url, mode],
+            {"https": ("UNAVAILABLE", "403")}, {"https": ("UNAVAILABLE", "407")},
+            world.environment, shows, f"/grpc/{mode}", schemes=("https",), method="POST", version="2.0")
     return cases
 
 

@@ -178,6 +178,66 @@ async fn half_a_file_is_not_seen_until_it_is_closed() {
     assert!(is_quiet(&mut watch), "one change, told once");
 }
 
+#[tokio::test]
+async fn what_stirs_is_told_before_it_has_settled() {
+    let dir = directory();
+    let path = dir.path().join("policy.json");
+    fs::write(&path, "old").expect("a file");
+    let mut watch = watch(&path);
+    for round in ["new", "newer"] {
+        replace(&path, round);
+        let mut told = Vec::new();
+        while told.last() != Some(&super::Change::Settled) {
+            let next = tokio::time::timeout(LONG, watch.stirred_or_changed()).await;
+            told.push(next.expect("it is noticed").expect("the watch goes on"));
+        }
+        // On a busy machine both may have come before anyone looked.
+        assert!((1..=2).contains(&told.len()), "{round}: {told:?}");
+    }
+}
+
+#[test]
+fn what_stirs_is_told_once_and_not_in_the_middle_of_a_write() {
+    let (now, path) = (Instant::now(), Path::new("/a"));
+    let mut pending = Pending::default();
+    assert!(!pending.has_stirred());
+    pending.happened(What::Write, path, now);
+    assert!(!pending.has_stirred(), "half a write");
+    pending.happened(What::Replace, Path::new("/b"), now);
+    assert!(!pending.has_stirred(), "another file is half written");
+    pending.happened(What::Close, path, now);
+    assert!(pending.has_stirred());
+    assert!(!pending.has_stirred(), "it was told");
+    assert!(pending.due().is_some(), "it has not settled");
+    pending.happened(What::Close, path, now);
+    pending.told();
+    assert!(!pending.has_stirred(), "it has settled");
+}
+
+#[test]
+fn a_version_tells_of_changes_once_its_time_is_over() {
+    let dir = directory();
+    let path = dir.path().join("policy.json");
+    fs::write(&path, "old").expect("a file");
+    let version = Version::under(&path).expect("a file");
+    let changed = SystemTime::UNIX_EPOCH
+        + Duration::from_secs(u64::try_from(version.changed.0).expect("a time"));
+    for (case, seconds, telling) in [
+        ("before it", None, false),
+        ("at once", Some(0), false),
+        ("within the step of a clock", Some(2), false),
+        ("later", Some(4), true),
+    ] {
+        let now = match seconds {
+            Some(seconds) => changed + Duration::from_secs(seconds),
+            None => changed - Duration::from_secs(60),
+        };
+        assert_eq!(version.is_telling(now), telling, "{case}");
+    }
+    replace(&path, "new");
+    assert_ne!(Version::under(&path).expect("a file"), version);
+}
+
 #[test]
 fn a_change_waits_for_quiet_and_for_writers_but_not_for_ever() {
     let start = Instant::now();
@@ -378,9 +438,9 @@ fn a_file_that_changed_while_it_was_read_is_refused() {
         let file = File::options().write(true).open(&path).expect("a file");
         file.set_modified(std::time::SystemTime::UNIX_EPOCH)
             .expect("a time");
-        let before = file.metadata().expect("a file");
+        let before = Version::of(&file.metadata().expect("a file"));
         change(&path);
-        let found = unchanged(&path, &file, &before, 3).expect("a file");
+        let found = unchanged(&path, &file, before, 3).expect("a file");
         assert_eq!(found, same, "{case}");
     }
 }
