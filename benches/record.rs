@@ -20,6 +20,7 @@ fn record() -> AuditRecord {
         trace_id: Some("4bf92f3577b34da6a3ce929d0e0e4736".into()),
         agent_id: AgentId::parse("bot-01").ok(),
         tenant: TenantId::parse("acme").ok(),
+        audience: None,
         token_jti: Some("0b1e7b6c-6a4e-4b2f-9d1c-8a1f".into()),
         act: None,
         on_behalf_of: None,

@@ -500,6 +500,7 @@ impl TokenEndpoint {
             trace_id: None,
             agent_id: issued.map(|issued| issued.agent.clone()),
             tenant: issued.and_then(|issued| issued.tenant.clone()),
+            audience: None,
             token_jti: issued.map(|issued| RequestId::from_bits(issued.jti).as_str().into()),
             on_behalf_of: None,
             act: issued

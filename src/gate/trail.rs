@@ -58,6 +58,7 @@ impl AuditTrail {
                 trace_id: None,
                 agent_id: None,
                 tenant: None,
+                audience: None,
                 token_jti: None,
                 act: None,
                 on_behalf_of: None,
@@ -193,6 +194,11 @@ impl AuditTrail {
             record.act = who.act().cloned();
             record.service_account = who.client().cloned();
         });
+    }
+
+    /// Whom its token is for: by that its tenant's document was chosen.
+    pub(super) fn audiences(&mut self, who: &Principal) {
+        self.edit(|record| record.audience = who.audiences().cloned());
     }
 
     /// It is a call from one agent to another.

@@ -15,6 +15,7 @@ fn record(event: AuditEvent) -> AuditRecord {
         trace_id: Some(TRACE.into()),
         agent_id: None,
         tenant: None,
+        audience: None,
         token_jti: None,
         act: None,
         on_behalf_of: None,

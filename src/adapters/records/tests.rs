@@ -24,6 +24,7 @@ fn record(number: u128) -> AuditRecord {
         trace_id: None,
         agent_id: AgentId::parse("bot-01").ok(),
         tenant: None,
+        audience: None,
         token_jti: None,
         act: None,
         on_behalf_of: None,
