@@ -33,6 +33,7 @@ mod tunnels;
 mod upgrade;
 mod upstream;
 mod websocket;
+mod whichever;
 
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -21,6 +21,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use rustls::pki_types::pem::{PemObject, SectionKind};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 
@@ -38,6 +39,8 @@ use crate::adapters::redis::{Redis, RedisSettings};
 use crate::adapters::refusals::RefusalAuthority;
 use crate::adapters::revocations::Held;
 use crate::adapters::shared_limits::{self, Asking};
+use crate::adapters::trust;
+use crate::adapters::watch::read_stable;
 use crate::adapters::way_out::WayOut;
 use crate::admin::revocation::RevocationPages;
 use crate::admin::{Admin, Readiness};
@@ -718,13 +721,17 @@ fn raise_open_files(figures: &Figures, config: &Config) {
     }
 }
 
+/// Pingora would panic over a bundle in which there is anything but certificates
+/// that it can use.
 fn check_bundle(bundle: &Path) -> anyhow::Result<()> {
-    // Pingora would panic over a bundle that it cannot read.
-    let text = std::fs::read_to_string(bundle)
-        .with_context(|| format!("upstream_ca: {}", bundle.display()))?;
-    if !text.contains("-----BEGIN CERTIFICATE-----") {
+    trust::in_file(bundle)
+        .map_err(anyhow::Error::msg)
+        .context("upstream_ca")?;
+    let pem = read_stable(bundle).context("upstream_ca")?;
+    let mut sections = <(SectionKind, Vec<u8>)>::pem_slice_iter(&pem);
+    if sections.any(|section| !matches!(section, Ok((SectionKind::Certificate, _)))) {
         bail!(
-            "upstream_ca: {}: there is no PEM certificate in it",
+            "upstream_ca: {}: there is more in it than certificates: write those alone",
             bundle.display()
         );
     }

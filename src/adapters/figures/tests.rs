@@ -9,43 +9,23 @@ const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 
 fn record(event: AuditEvent) -> AuditRecord {
     AuditRecord {
-        ts: SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000),
         event,
-        request_id: RequestId::from_bits(1),
         trace_id: Some(TRACE.into()),
-        agent_id: None,
-        tenant: None,
-        token_jti: None,
-        act: None,
-        on_behalf_of: None,
-        service_account: None,
-        credential: None,
-        token_ttl_s: None,
-        listener: "egress".into(),
-        client: None,
         method: "GET".into(),
         scheme: Some("http"),
-        destination_host: None,
-        destination_port: None,
-        destination_ip: None,
-        via_proxy: None,
-        route: None,
-        path: None,
-        rpc_methods: None,
         action_allowed: true,
         reason: "ok",
-        detail: None,
-        rule: None,
-        would_deny: None,
-        policy_version: None,
         mode: Some(Mode::Enforce),
         status: Some(200),
         bytes_up: 10,
         bytes_down: 1000,
         duration_ms: Duration::from_micros(1500),
-        jwt_validation_us: None,
         skill: Some("search \"web\"".into()),
-        count: 1,
+        ..AuditRecord::begun(
+            SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000),
+            RequestId::from_bits(1),
+            "egress".into(),
+        )
     }
 }
 
