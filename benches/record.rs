@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use agentport::adapters::figures::Figures;
 use agentport::adapters::host;
-use agentport::audit::{AuditEvent, AuditRecord};
+use agentport::audit::AuditRecord;
 use agentport::egress::{AgentId, RequestId, TenantId};
 use agentport::gate::ports::{Observation, Observe};
 use agentport::policy::Mode;
@@ -14,35 +14,20 @@ use criterion::{Criterion, criterion_group, criterion_main};
 
 fn record() -> AuditRecord {
     AuditRecord {
-        ts: SystemTime::now(),
-        event: AuditEvent::Request,
-        request_id: RequestId::from_bits(host::random_bits()),
         trace_id: Some("4bf92f3577b34da6a3ce929d0e0e4736".into()),
         agent_id: AgentId::parse("bot-01").ok(),
         tenant: TenantId::parse("acme").ok(),
-        audience: None,
         token_jti: Some("0b1e7b6c-6a4e-4b2f-9d1c-8a1f".into()),
-        act: None,
-        on_behalf_of: None,
-        service_account: None,
-        credential: None,
-        token_ttl_s: None,
-        listener: "egress".into(),
         client: Some(([127, 0, 0, 1], 40_000).into()),
         method: "GET".into(),
         scheme: Some("https"),
         destination_host: Some("api.example.com".into()),
         destination_port: Some(443),
         destination_ip: Some(IpAddr::from([93, 184, 215, 14])),
-        via_proxy: None,
-        route: None,
         path: Some("/v1/chat/completions".into()),
-        rpc_methods: None,
         action_allowed: true,
         reason: "ok",
-        detail: None,
         rule: Some("models".into()),
-        would_deny: None,
         policy_version: Some("sha256:6b86b273ff34fce1".into()),
         mode: Some(Mode::Enforce),
         status: Some(200),
@@ -51,7 +36,11 @@ fn record() -> AuditRecord {
         duration_ms: Duration::from_micros(1234),
         jwt_validation_us: Some(30),
         skill: Some("search".into()),
-        count: 1,
+        ..AuditRecord::begun(
+            SystemTime::now(),
+            RequestId::from_bits(host::random_bits()),
+            "egress".into(),
+        )
     }
 }
 

@@ -882,6 +882,12 @@ fn serving_fails_with_the_reason() {
     let listening = std::os::unix::net::UnixListener::bind(&live).expect("a socket");
     let file = unix.path().join("file");
     std::fs::write(&file, "precious").expect("written");
+    let (broken, both) = (unix.path().join("broken.pem"), unix.path().join("both.pem"));
+    let named = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+    std::fs::write(&broken, named).expect("written");
+    let ca = rcgen::generate_simple_self_signed(["ca.example".to_owned()]).expect("a certificate");
+    let with_key = ca.cert.pem() + &ca.signing_key.serialize_pem();
+    std::fs::write(&both, with_key).expect("written");
     let socket = |path: &std::path::Path| format!("unix:{}", path.display());
     let good = || gateway(OPENAI);
     for (case, start, says) in [
@@ -945,6 +951,16 @@ fn serving_fails_with_the_reason() {
             "a CA that is none",
             good().set("upstream_ca", "/dev/null"),
             "upstream_ca",
+        ),
+        (
+            "a CA that says it is one",
+            good().set("upstream_ca", broken.display().to_string()),
+            "upstream_ca",
+        ),
+        (
+            "a CA with its key beside it",
+            good().set("upstream_ca", both.display().to_string()),
+            "write those alone",
         ),
         (
             "a pid file that cannot be written",

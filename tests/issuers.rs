@@ -20,19 +20,7 @@ use ring::signature::Ed25519KeyPair;
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 use serde_json::{Value, json};
-use support::{Gateway, Names, Origin, Start, ask, gateway, until};
-
-const OPEN: &str = r#"
-version: 1
-rules:
-  - name: loopback
-    action: allow
-    agents: any
-    hosts: ["127.0.0.1"]
-    addresses: ["127.0.0.1/32"]
-    ports: any
-    tls: any
-"#;
+use support::{Gateway, Names, OPEN, Origin, Start, ask, gateway, until};
 
 /// How an issuer behaves.
 #[derive(Clone, Debug, PartialEq)]

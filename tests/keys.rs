@@ -15,19 +15,7 @@ use agentport::adapters::keyring::Keyring;
 use agentport::egress::AgentId;
 use agentport::identity::{IssueRequest, SigningKey, TokenIssuer, generate_ed25519, public_jwks};
 use serde_json::Value;
-use support::{Gateway, Origin, ask, gateway, run, stderr, stdout, until};
-
-const OPEN: &str = r#"
-version: 1
-rules:
-  - name: loopback
-    action: allow
-    agents: any
-    hosts: ["127.0.0.1"]
-    addresses: ["127.0.0.1/32"]
-    ports: any
-    tls: any
-"#;
+use support::{Gateway, OPEN, Origin, ask, gateway, run, stderr, stdout, until};
 
 fn now() -> u64 {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);

@@ -240,6 +240,39 @@ fn more_connections_than_there_is_room_for() {
 }
 
 #[test]
+fn who_finds_no_room_is_told_so_and_a_flood_of_them_takes_little() {
+    let gateway = gateway(OPEN).set("limits.connections", "1").start();
+    let held = dial(gateway.egress());
+    until("it is counted", || {
+        (gateway.figure("agentport_active_connections")? == 1.0).then_some(())
+    });
+    let open_files = || {
+        let folder = format!("/proc/{}/fd", gateway.pid());
+        std::fs::read_dir(folder).expect("a process").count()
+    };
+    let before = open_files();
+    // None of these asks anything before it has its answer.
+    let silent: Vec<_> = (0..600)
+        .map(|_| {
+            let stream = dial(gateway.egress());
+            let taken = open_files().saturating_sub(before);
+            assert!(taken < 400, "{taken} sockets stay open for refusals");
+            stream
+        })
+        .collect();
+    for mut stream in silent {
+        // It may be told, and gone, before it asks.
+        let _ = stream.write_all(get_request("bot", "http://127.0.0.1:9/").as_bytes());
+        let answer = Response::read(&mut stream, false);
+        assert_eq!(
+            (answer.status, answer.error().as_str()),
+            (503, "overloaded")
+        );
+    }
+    drop(held);
+}
+
+#[test]
 fn more_at_once_than_there_is_room_for() {
     let (origin, other) = (Origin::http(), Origin::http());
     let echo = Origin::echo();

@@ -16,21 +16,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use nix::sys::signal::Signal;
 use support::{
-    Gateway, Origin, closed, exact, gateway, replace, run, stderr, stdout, token, until,
+    Gateway, OPEN, Origin, closed, exact, gateway, replace, run, stderr, stdout, token, until,
 };
-
-/// Every port of 127.0.0.1, with any bytes in tunnels.
-const OPEN: &str = r#"
-version: 1
-rules:
-  - name: loopback
-    action: allow
-    agents: any
-    hosts: ["127.0.0.1"]
-    addresses: ["127.0.0.1/32"]
-    ports: any
-    tls: any
-"#;
 
 const SHUT: &str = "version: 1\n";
 
@@ -107,6 +94,8 @@ fn every_way_in_which_a_file_changes_is_noticed() {
             before,
             "{case}: a refused request has reached the origin"
         );
+        let log = gateway.log();
+        assert!(!log.contains("watch descriptor"), "{case}: {log}");
     }
 }
 

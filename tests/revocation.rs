@@ -21,22 +21,9 @@ use std::time::{Duration, SystemTime};
 use agentport::egress::{AgentId, TenantId};
 use agentport::identity::{IssueRequest, SigningKey, TokenIssuer};
 use support::{
-    Gateway, Origin, Response, SECRET, ask, closed, dial, exact, gateway, run, stderr, stdout,
-    until,
+    Gateway, OPEN, Origin, Response, SECRET, ask, closed, dial, exact, gateway, run, stderr,
+    stdout, until,
 };
-
-/// Every port of 127.0.0.1, with any bytes in tunnels, for everybody.
-const OPEN: &str = r#"
-version: 1
-rules:
-  - name: loopback
-    action: allow
-    agents: any
-    hosts: ["127.0.0.1"]
-    addresses: ["127.0.0.1/32"]
-    ports: any
-    tls: any
-"#;
 
 fn wait_for<T>(what: &str, look: impl FnMut() -> Option<T>) -> T {
     until(what, look)

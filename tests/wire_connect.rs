@@ -698,6 +698,7 @@ fn a_half_close_goes_through_either_way() {
     client.send("\x01question");
     client.finish();
     assert_eq!(client.rest(), b"you said \x01question");
+    gateway.record("the first end", |record| record["event"] == "tunnel_closed");
 
     // The origin says all it has and closes; then the client speaks.
     let (send, got) = mpsc::channel();

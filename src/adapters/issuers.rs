@@ -19,10 +19,11 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::config::{KeySource, OtherIssuer};
-use crate::gate::ports::{BoxFuture, IssuerKeys, KeyNews, Resolve};
+use crate::gate::ports::{BoxFuture, IssuerKeys, KeyNews};
 use crate::identity::{CachedVerifier, KeySet, TrustedIssuer, VerifyingKey, VerifyingKeys};
 
 use super::figures::Figures;
+use super::way_out::WayOut;
 
 /// How often tokens that name unknown keys may make an issuer be asked.
 const BETWEEN_UNKNOWN: Duration = Duration::from_secs(10);
@@ -59,7 +60,7 @@ struct Inner {
     remotes: ArcSwap<Vec<Arc<Remote>>>,
     /// Wakes those who ask, when there are other issuers.
     listed: Notify,
-    names: Arc<dyn Resolve>,
+    way: Arc<WayOut>,
     figures: Arc<Figures>,
     changed: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
@@ -106,7 +107,7 @@ impl Issuers {
         audience: &str,
         own: VerifyingKeys,
         tokens: Arc<CachedVerifier>,
-        names: Arc<dyn Resolve>,
+        way: Arc<WayOut>,
         figures: Arc<Figures>,
     ) -> Self {
         let remotes = fetched(settings)
@@ -119,7 +120,7 @@ impl Issuers {
                 audience: audience.to_owned(),
                 remotes: ArcSwap::from_pointee(remotes),
                 listed: Notify::new(),
-                names,
+                way,
                 figures,
                 changed: OnceLock::new(),
             }),
@@ -292,7 +293,7 @@ impl Inner {
             }
             asked.for_unknown = Some(began);
         }
-        let given = fetch::key_set(&remote.settings, &*self.names).await;
+        let given = fetch::key_set(&remote.settings, &self.way).await;
         let issuer = &remote.settings.issuer;
         match given.and_then(|text| remote.take(text)) {
             Ok(changed) => {

@@ -10,6 +10,7 @@ pub mod clock;
 pub mod names;
 pub mod peers;
 pub mod parent;
+pub mod way_out;
 pub mod records;
 pub mod redis;
 pub mod shared_limits;

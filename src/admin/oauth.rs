@@ -491,52 +491,34 @@ impl TokenEndpoint {
         let issued = answer.as_ref().ok().map(|issued| &issued.request);
         let refusal = answer.as_ref().err();
         AuditRecord {
-            ts: self.parts.clock.wall(),
             event: match refusal {
                 None => AuditEvent::TokenIssued,
                 Some(_) => AuditEvent::TokenRefused,
             },
-            request_id: RequestId::from_bits(host::random_bits()),
-            trace_id: None,
             agent_id: issued.map(|issued| issued.agent.clone()),
             tenant: issued.and_then(|issued| issued.tenant.clone()),
-            audience: None,
             token_jti: issued.map(|issued| RequestId::from_bits(issued.jti).as_str().into()),
-            on_behalf_of: None,
             act: issued
                 .filter(|issued| !issued.actors.is_empty())
                 .map(|issued| issued.actors.clone().into()),
             service_account: account.map(|account| Arc::clone(account.id())),
-            credential: None,
             token_ttl_s: issued.map(|issued| issued.lifetime.as_secs()),
-            listener: "admin".into(),
             client: source,
             method: "POST".into(),
-            scheme: None,
-            destination_host: None,
-            destination_port: None,
-            destination_ip: None,
-            via_proxy: None,
-            route: None,
             path: Some(TOKEN_PATH.into()),
-            rpc_methods: None,
             action_allowed: refusal.is_none(),
             reason: refusal.map_or("ok", Refusal::code),
             detail: Some(match refusal {
                 None => grant.into(),
                 Some(refusal) => format!("{grant}: {}", refusal.detail()).into(),
             }),
-            rule: None,
-            would_deny: None,
-            policy_version: None,
-            mode: None,
             status: Some(refusal.map_or(200, |refusal| refusal.status().as_u16())),
-            bytes_up: 0,
-            bytes_down: 0,
             duration_ms: took,
-            jwt_validation_us: None,
-            skill: None,
-            count: 1,
+            ..AuditRecord::begun(
+                self.parts.clock.wall(),
+                RequestId::from_bits(host::random_bits()),
+                "admin".into(),
+            )
         }
     }
 

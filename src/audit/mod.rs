@@ -135,6 +135,52 @@ pub struct AuditRecord {
 }
 
 impl AuditRecord {
+    /// A record of which nothing more is known: it tells of a request that has
+    /// not passed and broke off.
+    #[must_use]
+    pub fn begun(ts: SystemTime, request_id: RequestId, listener: Arc<str>) -> Self {
+        Self {
+            ts,
+            event: AuditEvent::Request,
+            request_id,
+            trace_id: None,
+            agent_id: None,
+            tenant: None,
+            audience: None,
+            token_jti: None,
+            act: None,
+            on_behalf_of: None,
+            credential: None,
+            service_account: None,
+            token_ttl_s: None,
+            listener,
+            client: None,
+            method: "".into(),
+            scheme: None,
+            destination_host: None,
+            destination_port: None,
+            destination_ip: None,
+            via_proxy: None,
+            route: None,
+            path: None,
+            rpc_methods: None,
+            action_allowed: false,
+            reason: "aborted",
+            detail: None,
+            rule: None,
+            would_deny: None,
+            policy_version: None,
+            mode: None,
+            status: None,
+            bytes_up: 0,
+            bytes_down: 0,
+            duration_ms: Duration::ZERO,
+            jwt_validation_us: None,
+            skill: None,
+            count: 1,
+        }
+    }
+
     /// Appends the record as one line of JSON, with its line feed.
     pub fn write_line(&self, out: &mut Vec<u8>) {
         let start = out.len();
@@ -263,44 +309,28 @@ mod tests {
     #[test]
     fn a_record_is_one_line_of_json() {
         let record = AuditRecord {
-            ts: SystemTime::UNIX_EPOCH,
-            event: AuditEvent::Request,
-            request_id: RequestId::from_bits(1),
-            trace_id: None,
             agent_id: AgentId::parse("bot-01").ok(),
-            tenant: None,
-            audience: None,
             token_jti: Some("j\"1\n".into()),
-            act: None,
-            on_behalf_of: None,
-            service_account: None,
-            credential: None,
-            token_ttl_s: None,
-            listener: "egress".into(),
-            client: None,
             method: "GET".into(),
             scheme: Some("http"),
             destination_host: Some("example.com".into()),
             destination_port: Some(80),
             destination_ip: Some([192, 0, 2, 1].into()),
-            via_proxy: None,
             route: Some("a".into()),
             path: Some("/a".into()),
-            rpc_methods: None,
             action_allowed: true,
             reason: "ok",
-            detail: None,
             rule: Some("r".into()),
-            would_deny: None,
-            policy_version: None,
             mode: Some(Mode::Enforce),
             status: Some(200),
-            bytes_up: 0,
             bytes_down: 3,
             duration_ms: Duration::from_micros(1234),
             jwt_validation_us: Some(30),
-            skill: None,
-            count: 1,
+            ..AuditRecord::begun(
+                SystemTime::UNIX_EPOCH,
+                RequestId::from_bits(1),
+                "egress".into(),
+            )
         };
         let mut out = Vec::new();
         record.write_line(&mut out);

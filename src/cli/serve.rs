@@ -65,8 +65,10 @@ pub(super) fn stop_signal() -> anyhow::Result<impl Future<Output = ()>> {
 /// Operator logs go to standard error; standard output may be the audit log.
 pub(super) fn start_logging(config: &Config) -> anyhow::Result<()> {
     // Pingora's lines hold request targets and raw heads, with tokens in them.
-    // Those of rustls are about what strangers send, and would fill the log.
-    let quiet = "pingora=off,pingora_core=off,pingora_proxy=off,pingora_pool=off,rustls=error";
+    // Those of rustls are about what strangers send, and would fill the log;
+    // notify tells of every file that is replaced.
+    let quiet = "pingora=off,pingora_core=off,pingora_proxy=off,pingora_pool=off,\
+                 rustls=error,notify=warn";
     let filter = format!("{},{quiet}", config.log.level.as_str());
     let filter = tracing_subscriber::EnvFilter::try_new(filter).context("log.level")?;
     let builder = tracing_subscriber::fmt()

@@ -7,10 +7,10 @@ use std::time::Duration;
 use crate::egress::{AddressRange, HttpsUrl};
 use crate::identity::{AgentClaim, Algorithm, Naming, TrustedIssuer};
 
-use super::error::{ConfigError, nearest};
+use super::error::ConfigError;
 use super::list;
 use super::tree::{Entry, Node, Value};
-use super::value::{FromText, Setting, push};
+use super::value::{FromText, Setting, miss_unknown, push};
 
 /// An issuer whose tokens are accepted beside AgentPort's own.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -147,18 +147,7 @@ impl Setting for OtherIssuer {
             return None;
         };
         let before = errors.len();
-        for entry in entries {
-            if !KEYS.contains(&entry.key.as_str()) {
-                errors.push(ConfigError {
-                    place: entry.place.clone(),
-                    key: Some(format!("{key}.{}", entry.key)),
-                    message: match nearest(&entry.key, KEYS) {
-                        Some(known) => format!("unknown key: did you mean {known}?"),
-                        None => format!("unknown key: the keys here are {}", KEYS.join(", ")),
-                    },
-                });
-            }
-        }
+        miss_unknown(entries, key, &KEYS, errors);
         let mut of = Fields {
             entries,
             key,

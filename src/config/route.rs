@@ -4,11 +4,11 @@ use std::path::PathBuf;
 
 use crate::egress::{DnsName, Route, RouteTarget, Scheme, is_plain_path};
 
-use super::error::{ConfigError, nearest};
+use super::error::ConfigError;
 use super::issuer::Fields;
 use super::list;
 use super::tree::{Node, Value};
-use super::value::{FromText, Setting, push};
+use super::value::{FromText, Setting, miss_unknown, push};
 
 /// A route from the gateway to an origin, with how the origin is spoken to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -129,18 +129,7 @@ impl Setting for NamedRoute {
             return None;
         };
         let before = errors.len();
-        for entry in entries {
-            if !KEYS.contains(&entry.key.as_str()) {
-                errors.push(ConfigError {
-                    place: entry.place.clone(),
-                    key: Some(format!("{key}.{}", entry.key)),
-                    message: match nearest(&entry.key, KEYS) {
-                        Some(known) => format!("unknown key: did you mean {known}?"),
-                        None => format!("unknown key: the keys here are {}", KEYS.join(", ")),
-                    },
-                });
-            }
-        }
+        miss_unknown(entries, key, &KEYS, errors);
         for name in ["name", "to"] {
             if !entries.iter().any(|entry| entry.key == name) {
                 push(errors, node, key, format!("{name} is missing: write it"));

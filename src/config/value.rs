@@ -16,7 +16,7 @@ use crate::limit::{Quota, QuotaError, WhenAway};
 use crate::policy::Mode;
 
 use super::error::{ConfigError, nearest};
-use super::tree::{Node, Value};
+use super::tree::{Entry, Node, Value};
 
 /// The port of DNS, where a server's is not written.
 const DNS_PORT: u16 = 53;
@@ -361,18 +361,7 @@ impl Setting for TrustedKey {
             });
         };
         let before = errors.len();
-        for entry in entries {
-            if !KEYS.contains(&entry.key.as_str()) {
-                errors.push(ConfigError {
-                    place: entry.place.clone(),
-                    key: Some(format!("{key}.{}", entry.key)),
-                    message: match nearest(&entry.key, KEYS) {
-                        Some(known) => format!("unknown key: did you mean {known}?"),
-                        None => format!("unknown key: the keys here are {}", KEYS.join(", ")),
-                    },
-                });
-            }
-        }
+        miss_unknown(entries, key, &KEYS, errors);
         let of = |name: &str| entries.iter().find(|entry| entry.key == name);
         let file = match of("file") {
             Some(entry) => PathBuf::read(&entry.node, &format!("{key}.file"), errors),
@@ -411,6 +400,7 @@ impl Setting for PeerCredential {
             return None;
         };
         let before = errors.len();
+        miss_unknown(entries, key, &KEYS, errors);
         let (mut uid, mut agent, mut tenant) = (None, None, None);
         for entry in entries {
             let place = format!("{key}.{}", entry.key);
@@ -418,14 +408,7 @@ impl Setting for PeerCredential {
                 "uid" => uid = u32::read(&entry.node, &place, errors),
                 "agent" => agent = AgentId::read(&entry.node, &place, errors),
                 "tenant" => tenant = TenantId::read(&entry.node, &place, errors),
-                other => errors.push(ConfigError {
-                    place: entry.place.clone(),
-                    message: match nearest(other, KEYS) {
-                        Some(known) => format!("unknown key: did you mean {known}?"),
-                        None => format!("unknown key: the keys here are {}", KEYS.join(", ")),
-                    },
-                    key: Some(place),
-                }),
+                _ => {}
             }
         }
         for name in ["uid", "agent"] {
@@ -502,6 +485,24 @@ pub(super) fn push(errors: &mut Vec<ConfigError>, node: &Node, key: &str, messag
         key: Some(key.to_owned()),
         message,
     });
+}
+
+/// Says of each entry that is none of these keys which one was meant.
+pub(super) fn miss_unknown(
+    entries: &[Entry],
+    key: &str,
+    keys: &[&str],
+    errors: &mut Vec<ConfigError>,
+) {
+    let unknown = |entry: &&Entry| !keys.contains(&entry.key.as_str());
+    errors.extend(entries.iter().filter(unknown).map(|entry| ConfigError {
+        place: entry.place.clone(),
+        key: Some(format!("{key}.{}", entry.key)),
+        message: match nearest(&entry.key, keys.iter().copied()) {
+            Some(known) => format!("unknown key: did you mean {known}?"),
+            None => format!("unknown key: the keys here are {}", keys.join(", ")),
+        },
+    }));
 }
 
 /// Reads a time as the configuration writes it: `250ms`, `10s`, `15m`, `1h`.

@@ -10,6 +10,7 @@ pub mod head;
 pub mod hello;
 mod host;
 mod id;
+pub mod json;
 mod jsonrpc;
 mod no_proxy;
 mod path;

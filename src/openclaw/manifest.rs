@@ -11,8 +11,8 @@ use std::time::Duration;
 use http::{HeaderName, Method};
 use serde_json::{Value, json};
 
+use crate::egress::json;
 use crate::openclaw::fields::Fields;
-use crate::openclaw::json;
 use crate::openclaw::mistakes::{Mistakes, Reader};
 use crate::openclaw::template::{JsonTemplate, Template, UrlTemplate};
 

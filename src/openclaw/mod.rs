@@ -11,7 +11,6 @@ mod manifest;
 mod fields;
 mod template;
 mod mistakes;
-mod json;
 mod egress;
 mod sandbox;
 mod skills;

@@ -400,6 +400,11 @@ impl ConnIo {
         }
     }
 
+    /// Offers these last words to the client, whether it takes them or not.
+    pub(super) fn offer(&mut self, bytes: &[u8]) {
+        self.transport.offer(bytes);
+    }
+
     /// Says good-bye so that the client gets the answer: closes the sending
     /// side, then throws away what still comes, within bounds. A reset because
     /// of unread bytes would take the answer with it.

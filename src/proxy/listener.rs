@@ -24,6 +24,7 @@ use crate::limit::{ConcurrencyLimit, InFlight, TooMany, source_of};
 
 use super::Wire;
 use super::conn::{ConnIo, Connection, Ending};
+use super::refusal;
 use super::serve::{open_trail, refuse, serve};
 use super::tls::{Handshake, ListenerTls};
 use super::transport::Transport;
@@ -193,8 +194,15 @@ pub struct Accepting {
     connections: Arc<Semaphore>,
     per_source: Option<Arc<PerSource>>,
     proxies: Arc<[IpNet]>,
+    leaving: Arc<Semaphore>,
     stop: watch::Receiver<bool>,
 }
+
+/// How many connections that are refused for want of room may take their time
+/// about leaving, each at most [`LEAVING`].
+const MOST_LEAVING: usize = 256;
+/// How long such a connection may take.
+const LEAVING: Duration = Duration::from_secs(2);
 
 /// How many source addresses are counted at once.
 const SOURCES: usize = 100_000;
@@ -214,6 +222,7 @@ impl Accepting {
             connections,
             per_source,
             proxies: Arc::default(),
+            leaving: Arc::new(Semaphore::new(MOST_LEAVING)),
             stop,
         }
     }
@@ -265,6 +274,7 @@ impl Accepting {
             tls: bound.tls.clone(),
             proxies: Arc::clone(&self.proxies),
             per_source: self.per_source.clone(),
+            leaving: Arc::clone(&self.leaving),
         };
         let slot = Arc::clone(&self.connections).try_acquire_owned().ok();
         tokio::spawn(arrival.settle(accepted, client, slot));
@@ -278,6 +288,7 @@ struct Arrival {
     tls: Option<Arc<ListenerTls>>,
     proxies: Arc<[IpNet]>,
     per_source: Option<Arc<PerSource>>,
+    leaving: Arc<Semaphore>,
 }
 
 impl Arrival {
@@ -391,6 +402,12 @@ impl Arrival {
 
     /// Says that there is no room, without looking at anything. Inside TLS
     /// that would take the handshake for which there is no room.
+    ///
+    /// The answer is lost to a client whose request is still on its way when the
+    /// socket is closed: that is a reset. So the socket stays until the request
+    /// has come, for a moment. Where many do so, more are only offered the
+    /// answer: a flood of connections over the limit must not take the
+    /// descriptors of those that have a place.
     async fn too_many(self, accepted: Accepted, client: Option<SocketAddr>) {
         const DETAIL: &str = "limits.connections or limits.connections_per_source is reached";
         let denial = Denial::new(Cause::Overloaded).detail(DETAIL);
@@ -401,9 +418,19 @@ impl Arrival {
         };
         let connection = Connection::new(self.listener, client, None, Arc::default());
         let io = ConnIo::new(transport, Arc::new(connection));
-        let trail = open_trail(&self.wire, &io);
-        let refusing = refuse(io, trail, denial);
-        let _ = tokio::time::timeout(Duration::from_secs(2), refusing).await;
+        let mut trail = open_trail(&self.wire, &io);
+        match self.leaving.try_acquire() {
+            Ok(_place) => {
+                let refusing = refuse(io, trail, denial);
+                let _ = tokio::time::timeout(LEAVING, refusing).await;
+            }
+            Err(_) => {
+                trail.refused(&denial);
+                let id = trail.request_id();
+                trail.finish();
+                refusal::offer_raw(io, &denial, &id);
+            }
+        }
     }
 }
 

@@ -33,6 +33,7 @@ mod tunnels;
 mod upgrade;
 mod upstream;
 mod websocket;
+mod whichever;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -49,7 +50,7 @@ pub use callee_tls::{CalleeTls, CalleeTlsParts};
 pub use inside::RefusalCertificates;
 pub use listener::{Accepting, Bound, ListenAddress, PerSource, bind, bind_unix};
 pub use local::{LocalPages, Page};
-pub use parent::{Parent, ParentAccess, ParentAsks};
+pub use parent::{Carried, Parent, ParentAccess, ParentAsks};
 pub use peers::{Callee, Callees, KnownAddresses, PeerEndpoint, Peers};
 pub use routes::{NamedRoute, UpstreamHttp2, UpstreamRoots};
 pub use tls::{ClientTrust, ListenerTls, TlsParts};

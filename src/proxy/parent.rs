@@ -22,13 +22,13 @@ use pingora::upstreams::peer::PeerOptions;
 use pingora::{Error, ErrorType};
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 use crate::egress::head::{HeadError, HeadProgress, parse_answer, progress};
 use crate::egress::{Authority, Host, NoProxy};
-use crate::gate::ports::{Elsewhere, OffLimits};
+use crate::gate::ports::{Elsewhere, OffLimits, Resolve};
 use crate::gate::{Cause, Denial, Gate};
 
 use super::peers::KnownAddresses;
@@ -168,7 +168,8 @@ impl Parent {
     }
 
     /// Whether this destination is reached through it.
-    pub(super) fn takes(&self, to: &Authority, address: Option<IpAddr>) -> bool {
+    #[must_use]
+    pub fn takes(&self, to: &Authority, address: Option<IpAddr>) -> bool {
         !self.direct.has(to, address)
     }
 
@@ -188,10 +189,15 @@ impl Parent {
     /// Where it is now: the address that answered last before the others.
     pub(super) async fn locate(&self, gate: &Gate) -> Result<Vec<SocketAddr>, ParentError> {
         let found = gate.locate(&self.authority).await;
-        let mut found = found.map_err(|denial| {
+        let found = found.map_err(|denial| {
             let detail = denial.operator_detail().unwrap_or_default();
             ParentError::Name(format!("{} has no address: {detail}", self.authority.host))
         })?;
+        Ok(self.found(found))
+    }
+
+    /// It was found to be here: where it is tried, in this order.
+    fn found(&self, mut found: Vec<SocketAddr>) -> Vec<SocketAddr> {
         let is_known = |at: &SocketAddr| self.known.any(|ip| ip == at.ip());
         if self.authority.host.name().is_some() && !found.iter().all(is_known) {
             self.leads_to(found.iter().map(SocketAddr::ip).collect());
@@ -201,7 +207,42 @@ impl Parent {
         {
             found.swap(0, at);
         }
-        Ok(found)
+        found
+    }
+
+    /// A tunnel for the gateway itself, to this destination or to this address
+    /// of it, within this time. Who asks has seen that it is for the parent, and
+    /// that the address may be reached.
+    ///
+    /// # Errors
+    /// What went wrong, in a sentence for the operator.
+    pub async fn carry(
+        &self,
+        names: &dyn Resolve,
+        to: &Authority,
+        address: Option<IpAddr>,
+        within: Duration,
+    ) -> Result<Box<dyn Carried>, String> {
+        let carried = async {
+            let found = match &self.authority.host {
+                Host::Address(ip) => vec![*ip],
+                Host::Name(name) => {
+                    let found = names.lookup(name).await.map_err(|error| {
+                        ParentError::Name(format!("{name} has no address: {error}"))
+                    })?;
+                    found.to_vec()
+                }
+            };
+            let port = self.authority.port;
+            let at = found.into_iter().map(|ip| SocketAddr::new(ip, port));
+            let at = self.found(at.collect());
+            let address = address.map(|ip| SocketAddr::new(ip, to.port));
+            self.open(&at, &self.target(to, address), within).await
+        };
+        match carried.await {
+            Ok(upstream) => Ok(Box::new(upstream)),
+            Err(error) => Err(format!("the parent proxy {}: {error}", self.shown)),
+        }
     }
 
     /// Opens a tunnel to `target`, within this time.
@@ -252,6 +293,11 @@ impl Parent {
         Err(failed)
     }
 }
+
+/// A connection of the gateway itself.
+pub trait Carried: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Carried for T {}
 
 /// One attempt at a destination through the parent proxy.
 #[derive(Clone, Debug)]

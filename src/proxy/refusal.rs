@@ -31,6 +31,11 @@ pub(super) async fn write_raw(mut io: ConnIo, denial: &Denial, id: &RequestId) {
     let _ = tokio::time::timeout(LONGEST, answer).await;
 }
 
+/// Offers a refusal to a connection that is closed at once, come what may.
+pub(super) fn offer_raw(mut io: ConnIo, denial: &Denial, id: &RequestId) {
+    io.offer(&text(denial, id, false));
+}
+
 /// A refusal in HTTP/1.1, by which its connection ends. Without its body where
 /// only the head was asked for.
 pub(super) fn text(denial: &Denial, id: &RequestId, head_only: bool) -> Vec<u8> {

@@ -1,17 +1,17 @@
 //! What carries a client's bytes: a TCP connection, TLS over one, a Unix
 //! socket, or a stream of HTTP/2.
 
-use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::pin::Pin;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Waker};
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::AsyncWrite;
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::server::TlsStream;
 
 use super::http2::Http2Stream;
 use super::websocket::Http2WebSocket;
+use super::whichever::{reads, writes};
 
 /// The transport below a connection.
 pub(super) enum Transport {
@@ -47,58 +47,18 @@ impl Transport {
     }
 }
 
-/// The same call on whichever it is.
-macro_rules! on {
-    ($self:ident, $inner:ident => $call:expr) => {
-        match $self.get_mut() {
-            Self::Tcp(tcp) => {
-                let $inner = Pin::new(tcp);
-                $call
-            }
-            Self::Tls(tls) => {
-                let $inner = Pin::new(&mut **tls);
-                $call
-            }
-            Self::Unix(unix) => {
-                let $inner = Pin::new(unix);
-                $call
-            }
-            Self::Http2(stream) => {
-                let $inner = Pin::new(&mut **stream);
-                $call
-            }
-            Self::WebSocket(stream) => {
-                let $inner = Pin::new(&mut **stream);
-                $call
-            }
-        }
-    };
-}
+reads!(Transport {
+    Tcp(tcp) => tcp,
+    Tls(tls) => &mut **tls,
+    Unix(unix) => unix,
+    Http2(stream) => &mut **stream,
+    WebSocket(stream) => &mut **stream,
+});
 
-impl AsyncRead for Transport {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        on!(self, inner => inner.poll_read(cx, buf))
-    }
-}
-
-impl AsyncWrite for Transport {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        on!(self, inner => inner.poll_write(cx, bytes))
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        on!(self, inner => inner.poll_flush(cx))
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        on!(self, inner => inner.poll_shutdown(cx))
-    }
-}
+writes!(Transport {
+    Tcp(tcp) => tcp,
+    Tls(tls) => &mut **tls,
+    Unix(unix) => unix,
+    Http2(stream) => &mut **stream,
+    WebSocket(stream) => &mut **stream,
+});

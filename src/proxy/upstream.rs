@@ -7,9 +7,11 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use pingora::protocols::l4::virt::{VirtualSockOpt, VirtualSocket};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
+
+use super::whichever::{reads, writes};
 
 /// How much of what a destination says first is taken to see that it speaks.
 const FIRST_WORDS: usize = 1024;
@@ -117,39 +119,10 @@ impl AsyncRead for Upstream {
     }
 }
 
-/// The same call on whichever it is.
-macro_rules! on {
-    ($self:ident, $inner:ident => $call:expr) => {
-        match $self.get_mut() {
-            Self::Direct(tcp) => {
-                let $inner = Pin::new(tcp);
-                $call
-            }
-            Self::ByParent(tunnel) => {
-                let $inner = Pin::new(&mut tunnel.carrier);
-                $call
-            }
-        }
-    };
-}
-
-impl AsyncWrite for Upstream {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        on!(self, inner => inner.poll_write(cx, bytes))
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        on!(self, inner => inner.poll_flush(cx))
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        on!(self, inner => inner.poll_shutdown(cx))
-    }
-}
+writes!(Upstream {
+    Direct(tcp) => tcp,
+    ByParent(tunnel) => &mut tunnel.carrier,
+});
 
 impl VirtualSocket for Upstream {
     fn set_socket_option(&self, option: VirtualSockOpt) -> io::Result<()> {
@@ -167,42 +140,12 @@ impl VirtualSocket for Upstream {
     }
 }
 
-impl AsyncRead for Carrier {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Tcp(tcp) => Pin::new(tcp).poll_read(cx, buf),
-            Self::Tls(tls) => Pin::new(&mut **tls).poll_read(cx, buf),
-        }
-    }
-}
+reads!(Carrier {
+    Tcp(tcp) => tcp,
+    Tls(tls) => &mut **tls,
+});
 
-impl AsyncWrite for Carrier {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Tcp(tcp) => Pin::new(tcp).poll_write(cx, bytes),
-            Self::Tls(tls) => Pin::new(&mut **tls).poll_write(cx, bytes),
-        }
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Tcp(tcp) => Pin::new(tcp).poll_flush(cx),
-            Self::Tls(tls) => Pin::new(&mut **tls).poll_flush(cx),
-        }
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Tcp(tcp) => Pin::new(tcp).poll_shutdown(cx),
-            Self::Tls(tls) => Pin::new(&mut **tls).poll_shutdown(cx),
-        }
-    }
-}
+writes!(Carrier {
+    Tcp(tcp) => tcp,
+    Tls(tls) => &mut **tls,
+});

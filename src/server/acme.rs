@@ -14,6 +14,7 @@ use crate::adapters::acme::{self, AcmeFolder, Attempts, Http01, Ordered};
 use crate::adapters::figures::Figures;
 use crate::adapters::host;
 use crate::adapters::watch::Watch;
+use crate::adapters::way_out::WayOut;
 use crate::admin::Readiness;
 use crate::audit::Rfc3339;
 use crate::config::{Acme, AcmeChallenge, Config};
@@ -96,6 +97,7 @@ impl AcmeKeeper {
     /// Keeps it, for ever.
     pub(super) fn run(
         mut self,
+        way: Arc<WayOut>,
         readiness: Arc<Readiness>,
     ) -> anyhow::Result<impl Future<Output = ()> + Send + 'static> {
         let paths = self.folder.watched();
@@ -111,7 +113,7 @@ impl AcmeKeeper {
             };
             let keeping = async {
                 loop {
-                    let wait = self.step(&readiness).await.unwrap_or_else(|error| {
+                    let wait = self.step(&way, &readiness).await.unwrap_or_else(|error| {
                         tracing::error!(%error, "the certificate by ACME cannot be kept");
                         readiness.acme_is(json!({ "error": error }));
                         SOON
@@ -128,9 +130,9 @@ impl AcmeKeeper {
     }
 
     /// Does what is due, and gives how long there is nothing to do.
-    async fn step(&mut self, readiness: &Readiness) -> Result<Duration, String> {
+    async fn step(&mut self, way: &Arc<WayOut>, readiness: &Readiness) -> Result<Duration, String> {
         self.take_in()?;
-        self.ask_window().await;
+        self.ask_window(way).await;
         let (due, attempts) = self.due()?;
         self.show(readiness, due, &attempts);
         let now = self.clock.wall();
@@ -150,12 +152,12 @@ impl AcmeKeeper {
         if self.folder.is_asked() {
             self.folder.take_up().map_err(|error| error.to_string())?;
         }
-        self.order(now).await?;
+        self.order(now, way).await?;
         drop(lock);
         Ok(Duration::ZERO)
     }
 
-    async fn order(&mut self, now: SystemTime) -> Result<(), String> {
+    async fn order(&mut self, now: SystemTime, way: &Arc<WayOut>) -> Result<(), String> {
         let domains = self.settings.domains.len();
         tracing::info!(
             directory = self.settings.directory,
@@ -171,7 +173,8 @@ impl AcmeKeeper {
             .in_force
             .as_ref()
             .filter(|_| self.window.is_some() && attempts.failures == 0);
-        let ordered = acme::order(&self.settings, &self.folder, replaces, now, &answer).await;
+        let ordered =
+            acme::order(&self.settings, &self.folder, (replaces, now), &answer, way).await;
         let now = self.clock.wall();
         let attempts = match &ordered {
             Ok(()) => AcmeFolder::succeeded(now),
@@ -214,12 +217,12 @@ impl AcmeKeeper {
     }
 
     /// Asks the server when to renew, where it is time to ask that.
-    async fn ask_window(&mut self) {
+    async fn ask_window(&mut self, way: &Arc<WayOut>) {
         let now = self.clock.wall();
         let Some(ordered) = self.in_force.as_ref().filter(|_| now >= self.ask_window) else {
             return;
         };
-        let again = match acme::suggested_window(&self.settings, ordered).await {
+        let again = match acme::suggested_window(&self.settings, ordered, way).await {
             Ok(Some((window, again))) => {
                 self.window = Some(window);
                 again.clamp(ASK_AGAIN.0, ASK_AGAIN.1)

@@ -4,6 +4,7 @@
 mod acme;
 mod certificates;
 mod documents;
+mod first;
 mod agent_keys;
 mod parent;
 mod peers;
@@ -20,6 +21,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use rustls::pki_types::pem::{PemObject, SectionKind};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 
@@ -37,6 +39,9 @@ use crate::adapters::redis::{Redis, RedisSettings};
 use crate::adapters::refusals::RefusalAuthority;
 use crate::adapters::revocations::Held;
 use crate::adapters::shared_limits::{self, Asking};
+use crate::adapters::trust;
+use crate::adapters::watch::read_stable;
+use crate::adapters::way_out::WayOut;
 use crate::admin::revocation::RevocationPages;
 use crate::admin::{Admin, Readiness};
 use crate::config::{
@@ -55,6 +60,7 @@ use crate::proxy::{
 
 use certificates::CertificateReloader;
 use documents::Documents;
+use first::FirstLookups;
 use parent::ParentKeeper;
 use peers::PeersKeeper;
 use reload::{PolicyInForce, Reloader};
@@ -81,6 +87,8 @@ pub struct Gateway {
     certificates: Vec<CertificateReloader>,
     refusals: Option<(Arc<RefusalAuthority>, Arc<Figures>)>,
     acme: Option<acme::AcmeKeeper>,
+    way: Arc<WayOut>,
+    first: FirstLookups,
     peers: Option<PeersKeeper>,
     parent: Option<ParentKeeper>,
     routes: Option<RouteKeeper>,
@@ -237,16 +245,19 @@ impl Gateway {
         }
         let agent_keys = Arc::new(agent_keys::AgentKeysInForce::default());
         let agent_key_file = agent_keys::open(&config, &agent_keys)?;
+        let carrier = parent.as_ref().map(|(parent, _)| Arc::clone(parent));
+        let way = Arc::new(WayOut::new(Arc::clone(&names) as _, carrier));
         let issuers = Arc::new(Issuers::new(
             &listed,
             &config.identity.audience,
             keys,
             Arc::clone(&tokens),
-            Arc::clone(&names) as _,
+            Arc::clone(&way),
             Arc::clone(&figures),
         ));
+        let mut first = FirstLookups::default();
         if let Some(between) = &between {
-            between.locate(&names).await;
+            first.begin(between.put_in_force(&names));
             figures.follow_peers(between.peers(), system_clock);
         }
         let behind = match &config.agent.upstream {
@@ -254,12 +265,17 @@ impl Gateway {
             Some(Endpoint::Unix(_)) | None => None,
         };
         if let Some(behind) = &behind {
-            behind.locate(&*names).await;
+            let (behind, names) = (Arc::clone(behind), Arc::clone(&names));
+            first.begin(async move { behind.locate(&*names).await });
         }
         let mut off_limits: Vec<Arc<dyn OffLimits>> = Vec::new();
         off_limits.extend(between.as_ref().map(|between| between.peers() as _));
         off_limits.extend(behind.clone().map(|behind| behind as _));
         off_limits.extend(parent.as_ref().map(|(parent, _)| Arc::clone(parent) as _));
+        if let Some((parent, _)) = &parent {
+            let (parent, names) = (Arc::clone(parent), Arc::clone(&names));
+            first.begin(async move { parent::look_up(&parent, &names).await });
+        }
         let revocations = Arc::new(RevocationsInForce::new(&config.identity.issuer));
         let revocation_store = revocation::store(&config, redis.as_ref());
         let mut held = Held::default();
@@ -374,7 +390,7 @@ impl Gateway {
         };
         let wire = Arc::new(wire.beside(beside.clone()));
         if let Some((parent, _)) = &parent {
-            parent::locate(parent, &names, wire.gate()).await?;
+            parent::check(parent, wire.gate())?;
         }
         // Without a file there is nothing to keep up with.
         let has_files =
@@ -446,6 +462,7 @@ impl Gateway {
         )
         .with_tokens(admin.tokens().cloned());
         reloader.refused(loaded.refused);
+        first.wait().await;
         Ok(Self {
             config,
             wire,
@@ -457,6 +474,8 @@ impl Gateway {
             certificates,
             refusals: refusals.map(|authority| (authority, figures)),
             acme,
+            way,
+            first,
             peers,
             parent,
             routes,
@@ -506,6 +525,8 @@ impl Gateway {
             certificates,
             refusals,
             acme,
+            way,
+            first,
             peers,
             parent,
             routes,
@@ -539,6 +560,7 @@ impl Gateway {
         if let Some(parent) = parent {
             background.spawn(parent.run(Arc::clone(&readiness))?);
         }
+        background.spawn(first.finish(Arc::clone(&wire)));
         background.spawn(write_repeated(Arc::clone(&wire)));
         background.spawn(end_overdue(Arc::clone(&wire)));
         background.spawn(keep_own_addresses(local, Arc::clone(&wire)));
@@ -553,7 +575,7 @@ impl Gateway {
             judging.judge_again();
         }));
         if let Some(acme) = acme {
-            background.spawn(acme.run(Arc::clone(&readiness))?);
+            background.spawn(acme.run(way, Arc::clone(&readiness))?);
         }
         for certificates in certificates {
             background.spawn(certificates.run()?);
@@ -699,13 +721,17 @@ fn raise_open_files(figures: &Figures, config: &Config) {
     }
 }
 
+/// Pingora would panic over a bundle in which there is anything but certificates
+/// that it can use.
 fn check_bundle(bundle: &Path) -> anyhow::Result<()> {
-    // Pingora would panic over a bundle that it cannot read.
-    let text = std::fs::read_to_string(bundle)
-        .with_context(|| format!("upstream_ca: {}", bundle.display()))?;
-    if !text.contains("-----BEGIN CERTIFICATE-----") {
+    trust::in_file(bundle)
+        .map_err(anyhow::Error::msg)
+        .context("upstream_ca")?;
+    let pem = read_stable(bundle).context("upstream_ca")?;
+    let mut sections = <(SectionKind, Vec<u8>)>::pem_slice_iter(&pem);
+    if sections.any(|section| !matches!(section, Ok((SectionKind::Certificate, _)))) {
         bail!(
-            "upstream_ca: {}: there is no PEM certificate in it",
+            "upstream_ca: {}: there is more in it than certificates: write those alone",
             bundle.display()
         );
     }

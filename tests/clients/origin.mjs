@@ -58,6 +58,8 @@ function answer(request, response) {
     case "continue":
       waiting.get(rest[0])?.();
       return void response.end("continued\n");
+    case "grpc":
+      return void grpc(rest, request, response);
     case "files":
       return file(rest, response);
     default:
@@ -102,6 +104,33 @@ function events(name, response) {
     response.end(text);
   };
   waiting.set(name, () => finish("data: second\n\n"));
+}
+
+// A call of gRPC: a prefix of five bytes before each message, the status in the
+// trailers. Of a stream the second message is held like the second event.
+async function grpc([kind, name], request, response) {
+  const frame = (text) => {
+    const head = Buffer.alloc(5);
+    head.writeUInt32BE(text.length, 1);
+    return Buffer.concat([head, Buffer.from(text)]);
+  };
+  const asked = Buffer.concat(await request.toArray());
+  const finish = (text) => {
+    response.setTrailer("grpc-status", "0");
+    response.end(frame(text));
+  };
+  response.writeHead(200, { "content-type": "application/grpc" });
+  if (kind === "stream") {
+    const timer = setTimeout(() => finish("nobody had the first"), PATIENCE_MS);
+    waiting.set(name, () => {
+      clearTimeout(timer);
+      waiting.delete(name);
+      finish("second");
+    });
+    return void response.write(frame("first"));
+  }
+  if (kind === "continue") waiting.get(name)?.();
+  finish(asked.subarray(5).equals(Buffer.from("please")) ? "hello from the origin" : "what?");
 }
 
 function file(parts, response) {

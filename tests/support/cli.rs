@@ -20,6 +20,19 @@ use serde_json::Value;
 /// The shared secret of every gateway here.
 pub(crate) const SECRET: &str = "6b1f0c9e4a7d2835f1e0d9c8b7a69584736251403f2e1d0c9b8a79685746352a";
 
+/// Every port of 127.0.0.1, with any bytes in tunnels, for everybody.
+pub(crate) const OPEN: &str = r#"
+version: 1
+rules:
+  - name: loopback
+    action: allow
+    agents: any
+    hosts: ["127.0.0.1"]
+    addresses: ["127.0.0.1/32"]
+    ports: any
+    tls: any
+"#;
+
 /// How long anything may take before a test gives up on it. Nothing is
 /// concluded from how long it did take.
 pub(crate) const LONGEST: Duration = Duration::from_secs(30);

@@ -11,6 +11,7 @@ pub(crate) mod gateway;
 pub(crate) mod grpc;
 pub(crate) mod names;
 pub(crate) mod origin;
+pub(crate) mod parent;
 pub(crate) mod pebble;
 pub(crate) mod pki;
 pub(crate) mod redis;

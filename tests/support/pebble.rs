@@ -53,7 +53,7 @@ impl Pebble {
         let mut pebble = Self {
             child: None,
             folder: tempfile::tempdir().expect("a folder"),
-            own: pki.server("pebble", &["127.0.0.1"]),
+            own: pki.server("pebble", &["127.0.0.1", "acme.test"]),
             pki,
             port: free_port(),
             http,
@@ -110,6 +110,16 @@ impl Pebble {
     /// The URL of its directory.
     pub(crate) fn directory(&self) -> String {
         format!("https://127.0.0.1:{}/dir", self.port)
+    }
+
+    /// The same by a name, `acme.test`, which its other URLs then have too.
+    pub(crate) fn directory_by_name(&self) -> String {
+        format!("https://acme.test:{}/dir", self.port)
+    }
+
+    /// Where it listens, on this machine.
+    pub(crate) fn port(&self) -> u16 {
+        self.port
     }
 
     /// The CA of its own certificate.

@@ -13,8 +13,10 @@ use hyper_util::rt::TokioIo;
 use instant_acme::{BodyWrapper, BytesResponse, Error, HttpClient};
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
-use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
+
+use crate::adapters::way_out::{Allowed, WayOut};
+use crate::egress::{Authority, Host};
 
 /// How long one request may take.
 const LONGEST: Duration = Duration::from_secs(30);
@@ -27,14 +29,16 @@ type Thrown = Box<dyn std::error::Error + Send + Sync>;
 #[derive(Clone)]
 pub(super) struct Client {
     tls: TlsConnector,
+    way: Arc<WayOut>,
     retry_after: Arc<Mutex<Option<Duration>>>,
 }
 
 impl Client {
-    /// One that speaks TLS so, and trusts whom it says.
-    pub(super) fn new(tls: Arc<ClientConfig>) -> Self {
+    /// One that speaks TLS so, trusts whom it says, and goes out this way.
+    pub(super) fn new(tls: Arc<ClientConfig>, way: Arc<WayOut>) -> Self {
         Self {
             tls: TlsConnector::from(tls),
+            way,
             retry_after: Arc::default(),
         }
     }
@@ -68,31 +72,29 @@ impl Client {
         request: Request<BodyWrapper<Bytes>>,
     ) -> Result<Response<Full<Bytes>>, Thrown> {
         let (mut head, body) = request.into_parts();
-        let host = head.uri.host().ok_or("the URL has no host")?;
-        let host = host
-            .trim_start_matches('[')
-            .trim_end_matches(']')
-            .to_owned();
         if head.uri.scheme_str() != Some("https") {
             return Err(format!("{}: not https", head.uri).into());
         }
-        let port = head.uri.port_u16().unwrap_or(443);
         let authority = head.uri.authority().ok_or("the URL has no host")?;
+        let to = Authority::parse_with_default_port(authority.as_str(), 443)
+            .map_err(|error| format!("{authority}: {error}"))?;
         let authority = HeaderValue::from_str(authority.as_str())?;
         head.headers.insert(HOST, authority);
         head.uri = match head.uri.path_and_query() {
             Some(path) => Uri::from(path.clone()),
             None => Uri::from_static("/"),
         };
-        let tcp = TcpStream::connect((host.as_str(), port))
-            .await
-            .map_err(|error| format!("{host}:{port}: {error}"))?;
-        let name = ServerName::try_from(host.clone())?;
+        let connection = self.way.connect(&to, Allowed::Anywhere).await;
+        let connection = connection.map_err(|error| format!("{to}: {error}"))?;
+        let name = match &to.host {
+            Host::Address(address) => ServerName::from(*address),
+            Host::Name(name) => ServerName::try_from(name.as_str().to_owned())?,
+        };
         let tls = self
             .tls
-            .connect(name, tcp)
+            .connect(name, connection)
             .await
-            .map_err(|error| format!("{host}:{port}: {error}"))?;
+            .map_err(|error| format!("{to}: {error}"))?;
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(tls)).await?;
         // It ends with the sender.

@@ -4,6 +4,7 @@
 use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use base64::Engine as _;
@@ -17,6 +18,7 @@ use rustls::pki_types::Der;
 
 use crate::adapters::trust;
 use crate::adapters::watch::POLL;
+use crate::adapters::way_out::WayOut;
 use crate::config::{Acme, AcmeChallenge};
 use crate::egress::DnsName;
 
@@ -77,11 +79,11 @@ impl From<std::io::Error> for Failure {
 pub async fn order(
     acme: &Acme,
     folder: &AcmeFolder,
-    replaces: Option<&Ordered>,
-    now: SystemTime,
+    (replaces, now): (Option<&Ordered>, SystemTime),
     answer: &(dyn Fn() + Sync),
+    way: &Arc<WayOut>,
 ) -> Result<(), Failure> {
-    let client = client(acme)?;
+    let client = client(acme, way)?;
     let mut answers = Answers {
         files: Vec::new(),
         answer,
@@ -278,7 +280,7 @@ pub(super) fn identifier(ordered: &Ordered) -> Option<CertificateIdentifier<'sta
     Some(id.into_owned())
 }
 
-pub(super) fn client(acme: &Acme) -> Result<Client, Failure> {
+pub(super) fn client(acme: &Acme, way: &Arc<WayOut>) -> Result<Client, Failure> {
     let tls = trust::client(acme.ca.as_deref()).map_err(Failure::of)?;
-    Ok(Client::new(tls))
+    Ok(Client::new(tls, Arc::clone(way)))
 }

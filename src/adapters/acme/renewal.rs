@@ -1,10 +1,12 @@
 //! When an ACME server wants a certificate renewed (RFC 9773). It is asked in
 //! clear GETs, without an account.
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use serde::Deserialize;
 
+use crate::adapters::way_out::WayOut;
 use crate::config::Acme;
 use crate::identity::parse_rfc3339;
 
@@ -22,11 +24,12 @@ const ASK_AGAIN: Duration = Duration::from_secs(6 * 3600);
 pub async fn suggested_window(
     acme: &Acme,
     ordered: &Ordered,
+    way: &Arc<WayOut>,
 ) -> Result<Option<((SystemTime, SystemTime), Duration)>, Failure> {
     let Some(id) = identifier(ordered) else {
         return Ok(None);
     };
-    let client = client(acme)?;
+    let client = client(acme, way)?;
     let (directory, _) = client.get(&acme.directory).await.map_err(Failure::of)?;
     let directory: Directory = serde_json::from_slice(&directory).map_err(Failure::of)?;
     let Some(url) = directory.renewal_info else {

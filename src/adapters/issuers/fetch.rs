@@ -1,8 +1,7 @@
-//! One JWK Set over HTTPS: resolve, check the addresses, connect, ask, and read
+//! One JWK Set over HTTPS: connect to an address that may be, ask, and read
 //! a bounded answer in a bounded time. No redirect is followed: an issuer's
 //! keys are where its operator or its metadata says.
 
-use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -12,13 +11,12 @@ use http_body_util::{BodyExt, Empty, Limited};
 use hyper_util::rt::TokioIo;
 use rustls::RootCertStore;
 use rustls::pki_types::ServerName;
-use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 use crate::adapters::trust;
+use crate::adapters::way_out::{Allowed, WayOut};
 use crate::config::{KeySource, OtherIssuer};
-use crate::egress::{AddressClass, Host, HttpsUrl, classify};
-use crate::gate::ports::Resolve;
+use crate::egress::{Host, HttpsUrl};
 use crate::identity::discovered_keys;
 
 /// The most that all of it may take.
@@ -30,13 +28,13 @@ const MAX_BYTES: usize = 64 * 1024;
 ///
 /// # Errors
 /// What went wrong, in a sentence for the operator.
-pub(super) async fn key_set(issuer: &OtherIssuer, names: &dyn Resolve) -> Result<Vec<u8>, String> {
+pub(super) async fn key_set(issuer: &OtherIssuer, way: &WayOut) -> Result<Vec<u8>, String> {
     let fetched = tokio::time::timeout(LONGEST, async {
         let connector = connector(issuer.ca.clone()).await?;
         let get = |url: HttpsUrl, token: Option<String>| {
             let connector = connector.clone();
             async move {
-                let got = get(&url, token, issuer, names, &connector).await;
+                let got = get(&url, token, issuer, way, &connector).await;
                 got.map_err(|error| format!("{url}: {error}"))
             }
         };
@@ -63,10 +61,15 @@ async fn get(
     url: &HttpsUrl,
     token: Option<String>,
     issuer: &OtherIssuer,
-    names: &dyn Resolve,
+    way: &WayOut,
     connector: &TlsConnector,
 ) -> Result<Vec<u8>, String> {
-    let stream = connect(url, issuer, names).await?;
+    // As for agents: at a public address, or at those that are named.
+    let allowed = match &*issuer.addresses {
+        [] => Allowed::Public,
+        ranges => Allowed::In(ranges),
+    };
+    let stream = way.connect(url.authority(), allowed).await?;
     let name = match url.host() {
         Host::Name(name) => ServerName::try_from(name.as_str().to_owned())
             .map_err(|_| "the host is no name for a certificate".to_owned())?,
@@ -118,52 +121,6 @@ async fn get(
             Ok(()) => exchange.await,
             Err(error) => Err(error.to_string()),
         },
-    }
-}
-
-/// A connection to one of the addresses that may be dialled.
-async fn connect(
-    url: &HttpsUrl,
-    issuer: &OtherIssuer,
-    names: &dyn Resolve,
-) -> Result<TcpStream, String> {
-    let found: Arc<[IpAddr]> = match url.host() {
-        Host::Address(address) => Arc::from([*address]),
-        Host::Name(name) => names
-            .lookup(name)
-            .await
-            .map_err(|error| error.to_string())?,
-    };
-    let mut problem = "the name has no address".to_owned();
-    for address in found.iter() {
-        if let Err(why) = admitted(*address, issuer) {
-            problem = why;
-            continue;
-        }
-        match TcpStream::connect(SocketAddr::new(*address, url.authority().port)).await {
-            Ok(stream) => return Ok(stream),
-            Err(error) => problem = format!("{address}: {error}"),
-        }
-    }
-    Err(problem)
-}
-
-/// Whether the issuer's server may be at this address: as for agents, at a
-/// public one, or at those that are named and no others.
-fn admitted(address: IpAddr, issuer: &OtherIssuer) -> Result<(), String> {
-    let class = classify(address);
-    if issuer.addresses.is_empty() {
-        return match class {
-            AddressClass::Public => Ok(()),
-            _ => Err(format!(
-                "{address} is not public ({class}): name its range in addresses"
-            )),
-        };
-    }
-    if issuer.addresses.iter().any(|range| range.contains(address)) {
-        Ok(())
-    } else {
-        Err(format!("{address} is in none of the ranges in addresses"))
     }
 }
 

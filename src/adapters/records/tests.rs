@@ -9,7 +9,6 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::SystemTime;
 
 use super::*;
-use crate::audit::AuditEvent;
 use crate::egress::{AgentId, RequestId};
 use crate::policy::Mode;
 
@@ -18,44 +17,22 @@ const LONG: Duration = Duration::from_secs(30);
 
 fn record(number: u128) -> AuditRecord {
     AuditRecord {
-        ts: SystemTime::UNIX_EPOCH,
-        event: AuditEvent::Request,
-        request_id: RequestId::from_bits(number),
-        trace_id: None,
         agent_id: AgentId::parse("bot-01").ok(),
-        tenant: None,
-        audience: None,
-        token_jti: None,
-        act: None,
-        on_behalf_of: None,
-        service_account: None,
-        credential: None,
-        token_ttl_s: None,
-        listener: "egress".into(),
-        client: None,
         method: "GET".into(),
         scheme: Some("http"),
         destination_host: Some("example.com".into()),
         destination_port: Some(80),
         destination_ip: Some(IpAddr::from([192, 0, 2, 1])),
-        via_proxy: None,
-        route: None,
         path: Some("/".into()),
-        rpc_methods: None,
         action_allowed: true,
         reason: "ok",
-        detail: None,
-        rule: None,
-        would_deny: None,
-        policy_version: None,
         mode: Some(Mode::Enforce),
         status: Some(200),
-        bytes_up: 0,
-        bytes_down: 0,
-        duration_ms: Duration::ZERO,
-        jwt_validation_us: None,
-        skill: None,
-        count: 1,
+        ..AuditRecord::begun(
+            SystemTime::UNIX_EPOCH,
+            RequestId::from_bits(number),
+            "egress".into(),
+        )
     }
 }
 

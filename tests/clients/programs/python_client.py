@@ -1,6 +1,6 @@
 """One call by a Python library, with the proxy from the environment:
 
-    python_client.py LIBRARY URL [get|post|events|websocket]
+    python_client.py LIBRARY URL [get|post|events|websocket|unary|stream]
 
 Prints `STATUS REASON VERSION BODY` for an answer, and for an error every
 message of its chain, as a program would log them.
@@ -11,6 +11,7 @@ import hashlib
 import os
 import ssl
 import sys
+from urllib.parse import urlsplit
 
 PROXY = os.environ["http_proxy"]
 CA = os.environ["SSL_CERT_FILE"]
@@ -19,7 +20,7 @@ BIG = bytes(range(256)) * 4096
 
 def proceed(url: str) -> str:
     """Where to say that the first event is there."""
-    return url.replace("/events/", "/continue/")
+    return url.replace("/events/", "/continue/").replace("/stream/", "/continue/")
 
 
 def of_urllib(url, mode):
@@ -123,6 +124,21 @@ def of_websockets_sync(url, _mode):
             raise ValueError("another echo")
         socket.send("echo me")
         return 101, "", "websocket", socket.recv(timeout=30)
+
+
+def of_grpc(url, mode):
+    import grpc
+    parts = urlsplit(url)
+    with grpc.secure_channel(parts.netloc, grpc.ssl_channel_credentials()) as channel:
+        if mode == "stream":
+            call = channel.unary_stream(parts.path)(b"please", timeout=30)
+            got = next(call)
+            # On the same connection, while the first call is open.
+            channel.unary_unary(proceed(parts.path))(b"", timeout=30)
+            got += b" " + b" ".join(call)
+        else:
+            got, call = channel.unary_unary(parts.path).with_call(b"please", timeout=30)
+        return call.code().name, "", "grpc", got.decode()
 
 
 def main() -> int:

@@ -1,5 +1,6 @@
-//! JSON without second readings: a member that stands twice is refused, since
-//! two readers may each take the other one.
+//! JSON without second readings: a member that stands twice, at any depth, is
+//! refused, since a reader that takes the last of two and one that takes the
+//! first would read two different things.
 
 use std::fmt;
 
@@ -8,9 +9,13 @@ use serde_json::{Map, Number, Value};
 
 /// Reads one JSON document.
 ///
+/// The depth is bounded by `serde_json`, which gives an error at 128 levels
+/// instead of using up the stack.
+///
 /// # Errors
-/// What is wrong with the text and where, by line and column.
-pub(in crate::openclaw) fn parse(text: &[u8]) -> Result<Value, serde_json::Error> {
+/// What is wrong with the text and where, by line and column. It is a data error
+/// where a member stands twice, and for nothing else.
+pub fn parse(text: &[u8]) -> Result<Value, serde_json::Error> {
     serde_json::from_slice::<Strict>(text).map(|strict| strict.0)
 }
 
@@ -47,13 +52,16 @@ impl<'de> Visitor<'de> for StrictVisitor {
         Ok(value.into())
     }
 
-    fn visit_f64<E: Error>(self, value: f64) -> Result<Value, E> {
-        Number::from_f64(value)
-            .map(Value::Number)
-            .ok_or_else(|| E::custom("a number is not finite"))
+    fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
+        // No JSON number is infinite or NaN; one too large is an error before.
+        Ok(Number::from_f64(value).map_or(Value::Null, Value::Number))
     }
 
     fn visit_str<E>(self, value: &str) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_string<E>(self, value: String) -> Result<Value, E> {
         Ok(value.into())
     }
 
