@@ -20,6 +20,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use support::conn::Conn;
 use support::gateway::{Gateway, SECRET, token};
+use support::names::Names;
 use support::origin::{Origin, Untouched};
 use support::pki::{Issued, Pki, Valid, replace};
 use support::wait_for;
@@ -1397,6 +1398,59 @@ fn a_name_that_leads_nowhere_holds_up_no_call() {
         let (status, _) = between.call("bob.peers.internal", "/open/x", "");
         (status == 200).then_some(())
     });
+}
+
+#[test]
+fn a_resolver_that_is_silent_holds_up_no_start_and_what_it_says_late_counts() {
+    // A tunnel comes first, and is spoken to.
+    let bob = Origin::serve(|mut conn, number| {
+        if number == 0 {
+            conn.send_lossy("ready\r\n");
+            conn.rest();
+        } else if conn.head().is_some() {
+            conn.send_lossy("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
+        }
+    });
+    let names = Names::serve();
+    names.set("bob.slow", &["127.0.0.1"]);
+    names.hold();
+    let between = Between::start_with(
+        LOOSE,
+        &directory("bob", &[format!("bob.slow:{}", bob.port())]),
+        &[
+            ("resolver.servers", &names.address().to_string()),
+            // Longer than the gateway is waited for.
+            ("resolver.timeout", "1m"),
+            ("agent.upstream", "behind.slow:8080"),
+            ("upstream_proxy.url", "http://proxy.slow:3128"),
+            ("upstream_proxy.no_proxy", "*"),
+        ],
+    );
+    // Two queries for each of the three names.
+    wait_for("the queries", || (names.held() >= 6).then_some(()));
+    let (status, text) = between.call("bob.peers.internal", "/open/x", "");
+    assert_eq!(status, 502, "{text}");
+    assert!(text.contains("name_not_found"), "{text}");
+    let to = format!("127.0.0.1:{}", bob.port());
+    let connect = || {
+        let mut client = between.gateway.connect();
+        client.send(format!(
+            "CONNECT {to} HTTP/1.1\r\nHost: {to}\r\nProxy-Authorization: Bearer {}\r\n\r\n",
+            token("bot")
+        ));
+        client
+    };
+    let mut early = connect();
+    assert_eq!(early.head().expect("an answer").status(), 200);
+    assert_eq!(early.line().as_deref(), Some("ready"));
+    names.release();
+    assert_eq!(early.rest(), b"", "it is bob's, as is known by now");
+    let record = between
+        .gateway
+        .record("the end", |record| record["event"] == "tunnel_closed");
+    assert_eq!(record["reason"], "policy_changed", "{record}");
+    assert_eq!(connect().response().refusal(), "own_listener");
+    assert_eq!(between.call("bob.peers.internal", "/open/x", "").0, 200);
 }
 
 async fn grpc(listener: tokio::net::TcpListener) {

@@ -4,6 +4,7 @@
 mod acme;
 mod certificates;
 mod documents;
+mod first;
 mod agent_keys;
 mod parent;
 mod peers;
@@ -59,6 +60,7 @@ use crate::proxy::{
 
 use certificates::CertificateReloader;
 use documents::Documents;
+use first::FirstLookups;
 use parent::ParentKeeper;
 use peers::PeersKeeper;
 use reload::{PolicyInForce, Reloader};
@@ -86,6 +88,7 @@ pub struct Gateway {
     refusals: Option<(Arc<RefusalAuthority>, Arc<Figures>)>,
     acme: Option<acme::AcmeKeeper>,
     way: Arc<WayOut>,
+    first: FirstLookups,
     peers: Option<PeersKeeper>,
     parent: Option<ParentKeeper>,
     routes: Option<RouteKeeper>,
@@ -252,8 +255,9 @@ impl Gateway {
             Arc::clone(&way),
             Arc::clone(&figures),
         ));
+        let mut first = FirstLookups::default();
         if let Some(between) = &between {
-            between.locate(&names).await;
+            first.begin(between.put_in_force(&names));
             figures.follow_peers(between.peers(), system_clock);
         }
         let behind = match &config.agent.upstream {
@@ -261,12 +265,17 @@ impl Gateway {
             Some(Endpoint::Unix(_)) | None => None,
         };
         if let Some(behind) = &behind {
-            behind.locate(&*names).await;
+            let (behind, names) = (Arc::clone(behind), Arc::clone(&names));
+            first.begin(async move { behind.locate(&*names).await });
         }
         let mut off_limits: Vec<Arc<dyn OffLimits>> = Vec::new();
         off_limits.extend(between.as_ref().map(|between| between.peers() as _));
         off_limits.extend(behind.clone().map(|behind| behind as _));
         off_limits.extend(parent.as_ref().map(|(parent, _)| Arc::clone(parent) as _));
+        if let Some((parent, _)) = &parent {
+            let (parent, names) = (Arc::clone(parent), Arc::clone(&names));
+            first.begin(async move { parent::look_up(&parent, &names).await });
+        }
         let revocations = Arc::new(RevocationsInForce::new(&config.identity.issuer));
         let revocation_store = revocation::store(&config, redis.as_ref());
         let mut held = Held::default();
@@ -381,7 +390,7 @@ impl Gateway {
         };
         let wire = Arc::new(wire.beside(beside.clone()));
         if let Some((parent, _)) = &parent {
-            parent::locate(parent, &names, wire.gate()).await?;
+            parent::check(parent, wire.gate())?;
         }
         // Without a file there is nothing to keep up with.
         let has_files =
@@ -453,6 +462,7 @@ impl Gateway {
         )
         .with_tokens(admin.tokens().cloned());
         reloader.refused(loaded.refused);
+        first.wait().await;
         Ok(Self {
             config,
             wire,
@@ -465,6 +475,7 @@ impl Gateway {
             refusals: refusals.map(|authority| (authority, figures)),
             acme,
             way,
+            first,
             peers,
             parent,
             routes,
@@ -515,6 +526,7 @@ impl Gateway {
             refusals,
             acme,
             way,
+            first,
             peers,
             parent,
             routes,
@@ -548,6 +560,7 @@ impl Gateway {
         if let Some(parent) = parent {
             background.spawn(parent.run(Arc::clone(&readiness))?);
         }
+        background.spawn(first.finish(Arc::clone(&wire)));
         background.spawn(write_repeated(Arc::clone(&wire)));
         background.spawn(end_overdue(Arc::clone(&wire)));
         background.spawn(keep_own_addresses(local, Arc::clone(&wire)));

@@ -50,22 +50,22 @@ pub(super) fn open(config: &Config) -> anyhow::Result<Option<(Arc<Parent>, Upstr
     Ok(Some((Arc::new(parent), written.clone())))
 }
 
-/// Looks up where it is, before anybody is served.
+/// Whether it is somebody else.
 ///
 /// # Errors
 /// Where it is the gateway itself.
-pub(super) async fn locate(parent: &Parent, names: &Resolver, gate: &Gate) -> anyhow::Result<()> {
+pub(super) fn check(parent: &Parent, gate: &Gate) -> anyhow::Result<()> {
     if gate.is_own(parent.listens_at()) {
         bail!(
             "upstream_proxy.url: {} is the gateway itself",
             parent.listens_at()
         );
     }
-    look_up(parent, names).await;
     Ok(())
 }
 
-async fn look_up(parent: &Parent, names: &Resolver) {
+/// Looks up where it is.
+pub(super) async fn look_up(parent: &Parent, names: &Resolver) {
     // A name that is not found now is looked up by each request.
     if let Some(name) = parent.listens_at().host.name()
         && let Ok(found) = names.lookup(name).await

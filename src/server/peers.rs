@@ -29,7 +29,7 @@ pub(super) struct Between {
     files: [u8; 32],
     peers: Arc<Peers>,
     file: PeersFile,
-    /// Read, and not in force before their names have been looked up.
+    /// As it was read first.
     first: Directory,
 }
 
@@ -95,11 +95,15 @@ impl Between {
         Ok(bound.over_tls("peers", self.tls()))
     }
 
-    /// Looks up where the endpoints are, and puts them in force.
-    pub(super) async fn locate(&self, names: &Arc<Resolver>) {
+    /// Puts the endpoints in force. Gives what looks up where they are.
+    pub(super) fn put_in_force(
+        &self,
+        names: &Arc<Resolver>,
+    ) -> impl Future<Output = ()> + Send + use<> {
         let callees = self.peers.prepare(&self.first.agents, &self.first.tls);
-        locate(&callees, names).await;
+        let lookups = locate(&callees, names);
         self.peers.replace(callees);
+        lookups
     }
 
     pub(super) fn peers(&self) -> Arc<Peers> {
@@ -121,13 +125,18 @@ impl Between {
 
 /// Looks up the endpoints that are names, all at once. One that cannot be found
 /// is looked up again while the gateway serves.
-async fn locate(callees: &Callees, names: &Arc<Resolver>) {
-    let mut all = JoinSet::new();
-    for endpoint in callees.all().flat_map(|callee| callee.endpoints()) {
-        let (endpoint, names) = (Arc::clone(endpoint), Arc::clone(names));
-        all.spawn(async move { peers::locate(&endpoint, &*names).await });
+fn locate(callees: &Callees, names: &Arc<Resolver>) -> impl Future<Output = ()> + Send + use<> {
+    let endpoints = callees.all().flat_map(|callee| callee.endpoints());
+    let endpoints: Vec<_> = endpoints.map(Arc::clone).collect();
+    let names = Arc::clone(names);
+    async move {
+        let mut all = JoinSet::new();
+        for endpoint in endpoints {
+            let names = Arc::clone(&names);
+            all.spawn(async move { peers::locate(&endpoint, &*names).await });
+        }
+        while all.join_next().await.is_some() {}
     }
-    while all.join_next().await.is_some() {}
 }
 
 /// Keeps the endpoints up with their file and with how they do.

@@ -6,7 +6,7 @@ import signal
 from case import Wrong, untouched
 from world import PATIENCE, World
 
-# What every record has (SPEC section 6).
+# What every record has.
 FIELDS = ("ts", "event", "request_id", "action_allowed", "reason", "policy_version", "mode")
 
 

@@ -3,12 +3,13 @@
 import hashlib
 import io
 import json
+import subprocess
 import tarfile
 import zipfile
 from pathlib import Path
 
 from case import HELLO, REFUSED, UNPROVEN, Case, Wrong, allowed, matrix, refused
-from world import AGENT, NODE, PROGRAMS, PYTHON, ROOT, Broken, Outcome, World, find
+from world import AGENT, GO, NODE, PROGRAMS, PYTHON, ROOT, Broken, Outcome, World, find
 
 # Where a refusal is seen: in the reason phrase of an answer to
 # CONNECT, and in the body of any other.
@@ -422,4 +423,38 @@ def java_cases(world: World) -> list[Case]:
     return cases
 
 
-TABLES = (curl_cases, wget_cases, python_cases, node_cases, git_cases, pip_cases, npm_cases, java_cases)
+def go_cases(world: World) -> list[Case]:
+    """Go's net/http, by the environment that `agentport env` prints. It shows
+    the reason phrase of a CONNECT that was refused."""
+    if not GO.exists():
+        raise Broken(f"{GO.relative_to(ROOT)} is missing: run tests/setup")
+    program = world.folder / "go-client"
+    # Nothing but its own library, and nothing from anywhere else.
+    cache = {"GOCACHE": str(ROOT / "target/go"), "GOPROXY": "off", "GOTOOLCHAIN": "local", "GO111MODULE": "off"}
+    done = subprocess.run([GO, "build", "-o", program, str(PROGRAMS / "client.go")],
+                          env={**world.bare, **cache}, capture_output=True, text=True)
+    if done.returncode:
+        raise Broken(f"go build: {done.stderr}")
+    cases = matrix(
+        world, "Go net/http", lambda url, _proven: [str(program), "get", url],
+        {"http": ("403 " + PHRASE, BODY), "https": (PHRASE,)},
+        {"http": ("407 " + NO_PHRASE, NO_BODY), "https": (NO_PHRASE,)},
+        world.environment, ("200 OK", HELLO))
+    for scheme, tls in (("http", False), ("https", True)):
+        for mode, path, shows, more in (
+            ("post", "upload", "1048576 ", {"method": "POST"}),
+            ("events", "events", "data: second", {}),
+        ):
+            slug = f"go-{mode}-{scheme}"
+            cases.append(Case(f"Go net/http, {scheme}, {mode}",
+                              [str(program), mode, world.url(scheme, f"/{path}/{slug}")], world.environment(),
+                              allowed(slug, tls, shows, **more)))
+    for mode, version in (("get", "2.0"), ("http1", "1.1")):
+        slug = f"go-{mode}-version"
+        cases.append(Case(f"Go net/http, https, speaks HTTP/{version}",
+                          [str(program), mode, world.url("https", f"/hello/{slug}")], world.environment(),
+                          allowed(slug, True, HELLO, version=version)))
+    return cases
+
+
+TABLES = (curl_cases, wget_cases, python_cases, node_cases, git_cases, pip_cases, npm_cases, java_cases, go_cases)

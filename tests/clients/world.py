@@ -22,6 +22,7 @@ HERE = Path(__file__).resolve().parent
 PROGRAMS = HERE / "programs"
 PYTHON = ROOT / "target/venv/bin/python"
 NODE = ROOT / "target/node/node_modules/.bin/node"
+GO = ROOT / "target/venv/bin/go"
 AGENT = "bot-01"
 PATIENCE = 60
 

@@ -307,6 +307,18 @@ def upstream_proxy() -> None:
     ):
         if got != [(proxy, [port]), *rest]:
             raise Broken(f"{what}: the gateway may go to {got}")
+    # The API server is inside, and asked for its keys directly.
+    import yaml
+
+    for what, more, direct in (
+        ("with kubernetesTokens", (), [".corp.example", "10.0.0.0/8", "kubernetes.default.svc"]),
+        ("written already", ("--set", "upstreamProxy.noProxy={kubernetes.default.svc}"), ["kubernetes.default.svc"]),
+        ("without them", ("--set", "kubernetesTokens.enabled=false,keys.secretFile=secret"), [".corp.example", "10.0.0.0/8"]),
+    ):
+        config = next(o["data"]["agentport.yaml"] for o in template(VALUES / "upstream-proxy.yaml", *more)
+                      if o["kind"] == "ConfigMap" and "agentport.yaml" in o["data"])
+        if (got := yaml.safe_load(config)["upstream_proxy"]["no_proxy"]) != direct:
+            raise Broken(f"{what}: reached without the proxy are {got}")
     if "Egress" in next(o for o in template(None) if o["kind"] == "NetworkPolicy" and o["metadata"]["name"] == "agentport")["spec"]["policyTypes"]:
         raise Broken("without a proxy what leaves is the gateway's matter")
 

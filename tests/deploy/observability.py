@@ -403,6 +403,12 @@ class Running:
                 "http": f"http://x:{credential}@127.0.0.1:{self.egress}", "https": f"http://x:{credential}@127.0.0.1:{self.egress}"}))
             for url in (f"http://localhost:{self.origin}/", "http://refused.example/", f"http://localhost:{free_port()}/", f"https://localhost:{self.origin}/"):
                 quiet(lambda: by.open(url, timeout=20).read())
+        # By a route, and by the parent proxy, which is not there.
+        token = self.token("bot-03")
+        request = urllib.request.Request(f"http://127.0.0.1:{self.egress}/routes/api/", headers={"authorization": f"Bearer {token}"})
+        quiet(lambda: direct.open(request, timeout=20).read())
+        by = urllib.request.build_opener(urllib.request.ProxyHandler({"http": f"http://x:{token}@127.0.0.1:{self.egress}"}))
+        quiet(lambda: by.open("http://parent.example/", timeout=20).read())
 
     def shared_trace(self) -> str | None:
         """A trace that is in records of both."""
@@ -421,6 +427,7 @@ def running(agentport: Path, openclaw: Path):
 version: 1
 rules:
   - {name: local, action: allow, agents: any, hosts: [localhost], addresses: [127.0.0.0/8], ports: any}
+  - {name: by-parent, action: allow, agents: any, hosts: [parent.example], ports: any}
   - {name: scrape, action: allow, agents: [prometheus], hosts: [openclaw.agent], ports: [80], methods: [GET], paths: [/metrics]}
 """)
     (home / "agentport.yaml").write_text(f"""
@@ -430,6 +437,8 @@ audit: {{path: {world.records}}}
 identity: {{revocations: {{file: {home}/revocations}}}}
 redis: {{url: "redis://127.0.0.1:{free_port()}"}}
 limits: {{requests_per_agent: 2/s burst 3}}
+routes: [{{name: api, to: "http://localhost:{world.origin}"}}]
+upstream_proxy: {{url: "http://127.0.0.1:{free_port()}", address: unchecked, no_proxy: [localhost]}}
 agent: {{upstream: "127.0.0.1:{world.agent}"}}
 """)
     def skill(name, host):

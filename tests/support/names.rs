@@ -11,12 +11,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 pub(crate) struct Names {
     address: SocketAddr,
     known: Arc<Mutex<Known>>,
+    socket: Arc<UdpSocket>,
 }
 
 #[derive(Default)]
 struct Known {
     set: HashMap<String, Vec<IpAddr>>,
     asked: Vec<String>,
+    /// Queries that wait for their answer, where they are to.
+    held: Option<Vec<(Vec<u8>, SocketAddr)>>,
 }
 
 const A: u16 = 1;
@@ -25,15 +28,20 @@ const AAAA: u16 = 28;
 impl Names {
     /// Starts one.
     pub(crate) fn serve() -> Self {
-        let socket = UdpSocket::bind("127.0.0.1:0").expect("a port");
+        let socket = Arc::new(UdpSocket::bind("127.0.0.1:0").expect("a port"));
         let names = Self {
             address: socket.local_addr().expect("an address"),
             known: Arc::default(),
+            socket: Arc::clone(&socket),
         };
         let server = names.clone();
         std::thread::spawn(move || {
             let mut query = [0; 1500];
             while let Ok((count, from)) = socket.recv_from(&mut query) {
+                if let Some(held) = &mut server.known().held {
+                    held.push((query[..count].to_vec(), from));
+                    continue;
+                }
                 if let Some(answer) = server.answer(&query[..count]) {
                     let _ = socket.send_to(&answer, from);
                 }
@@ -54,6 +62,26 @@ impl Names {
             .map(|text| text.parse().expect("an address"))
             .collect();
         self.known().set.insert(name.to_owned(), parsed);
+    }
+
+    /// Answers nobody from now on.
+    pub(crate) fn hold(&self) {
+        self.known().held.get_or_insert_default();
+    }
+
+    /// How many wait for an answer.
+    pub(crate) fn held(&self) -> usize {
+        self.known().held.as_ref().map_or(0, Vec::len)
+    }
+
+    /// Answers all who wait, and everybody from now on.
+    pub(crate) fn release(&self) {
+        let held = self.known().held.take().unwrap_or_default();
+        for (query, from) in held {
+            if let Some(answer) = self.answer(&query) {
+                let _ = self.socket.send_to(&answer, from);
+            }
+        }
     }
 
     /// The names it was asked for, each as often as it was.

@@ -147,7 +147,10 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | quote }}
 {{- else if .caKey -}}
 {{- fail "upstreamProxy.caKey: write upstreamProxy.existingSecret, which has it" -}}
 {{- end -}}
-{{- with .noProxy -}}{{- $_ := set $proxy "no_proxy" . -}}{{- end -}}
+{{- $direct := .noProxy -}}
+{{- /* The API server, where its keys are asked for, is inside. */ -}}
+{{- if $.Values.kubernetesTokens.enabled -}}{{- $direct = append $direct "kubernetes.default.svc" | uniq -}}{{- end -}}
+{{- with $direct -}}{{- $_ := set $proxy "no_proxy" . -}}{{- end -}}
 {{- $_ := set $config "upstream_proxy" $proxy -}}
 {{- else if or .existingSecret .noProxy .to -}}
 {{- fail "upstreamProxy has no effect without its url: write that too" -}}
