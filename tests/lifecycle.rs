@@ -251,23 +251,26 @@ fn who_finds_no_room_is_told_so_and_a_flood_of_them_takes_little() {
         std::fs::read_dir(folder).expect("a process").count()
     };
     let before = open_files();
-    // None of these asks anything before it has its answer.
-    let silent: Vec<_> = (0..600)
-        .map(|_| {
+    // None of these asks anything before it has its answer. 256 may stay; others
+    // have been accepted and not been looked at yet.
+    let silent: Vec<_> = (0..700)
+        .map(|at| {
             let stream = dial(gateway.egress());
-            let taken = open_files().saturating_sub(before);
-            assert!(taken < 400, "{taken} sockets stay open for refusals");
+            if at % 20 == 0 {
+                let taken = open_files().saturating_sub(before);
+                assert!(taken < 500, "{taken} sockets stay open for refusals");
+            }
             stream
         })
         .collect();
     for mut stream in silent {
         // It may be told, and gone, before it asks.
         let _ = stream.write_all(get_request("bot", "http://127.0.0.1:9/").as_bytes());
-        let answer = Response::read(&mut stream, false);
-        assert_eq!(
-            (answer.status, answer.error().as_str()),
-            (503, "overloaded")
-        );
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer);
+        let answer = String::from_utf8_lossy(&answer);
+        assert!(answer.starts_with("HTTP/1.1 503 "), "{answer:?}");
+        assert!(answer.contains("\"error\":\"overloaded\""), "{answer}");
     }
     drop(held);
 }
