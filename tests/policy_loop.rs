@@ -508,3 +508,85 @@ fn json_rpc_is_explained_tried_and_compared() {
         assert!(format!("{out}{err}").contains(says), "{case}: {out}{err}");
     }
 }
+
+#[test]
+fn documents_for_different_audiences_are_checked_explained_tried_and_compared() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let write = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        std::fs::create_dir_all(path.parent().expect("a parent")).expect("a folder");
+        std::fs::write(&path, text).expect("a file");
+        path.display().to_string()
+    };
+    let document = |audience: &str, host: &str| {
+        format!(
+            "version: 1\ntenant: acme\n{audience}rules:\n  - {{name: of-{host}, action: allow, agents: any, hosts: [{host}.example]}}\n"
+        )
+    };
+    write("p/prod.yaml", &document("audience: [prod]\n", "prod"));
+    write("p/other.yaml", &document("", "other"));
+    write(
+        "q/prod.yaml",
+        &document("audience: [prod, batch]\n", "prod"),
+    );
+    write("q/other.yaml", &document("", "other"));
+    write("twice/prod.yaml", &document("audience: [prod]\n", "prod"));
+    let second = write(
+        "twice/second.yaml",
+        &document("audience: [x, prod]\n", "second"),
+    );
+    let cases = write(
+        "a.cases.yaml",
+        "policy: [p]\ncases:\n  - {name: prod, agent: bot, tenant: acme, audience: [agentport, prod], connect: 'prod.example:443', expect: allow}\n  - {name: not for others, agent: bot, tenant: acme, audience: [agentport], connect: 'prod.example:443', expect: deny, reason: no_rule}\n  - {name: others, agent: bot, tenant: acme, connect: 'other.example:443', expect: allow}\n",
+    );
+    let folder = |name: &str| folder.path().join(name).display().to_string();
+    let (p, q, twice) = (folder("p"), folder("q"), folder("twice"));
+    let clash = format!(
+        "{second}:3:15: audience[1]: audience \"prod\" of tenant \"acme\" has a document already"
+    );
+    for (case, arguments, expected, says) in [
+        ("a check", vec!["check", &p], 0, "2 rules"),
+        ("two for one", vec!["check", &twice], 1, &*clash),
+        (
+            "its document",
+            vec![
+                "explain",
+                "--policy",
+                &p,
+                "--agent=bot",
+                "--tenant=acme",
+                "--audience=prod",
+                "CONNECT",
+                "prod.example:443",
+            ],
+            0,
+            "which of those of tenant acme is for tokens whose aud has prod",
+        ),
+        (
+            "another one",
+            vec![
+                "explain",
+                "--policy",
+                &p,
+                "--agent=bot",
+                "--tenant=acme",
+                "--audience=x",
+                "CONNECT",
+                "prod.example:443",
+            ],
+            1,
+            "which of those of tenant acme names no audience",
+        ),
+        ("cases", vec!["test", &cases], 0, "2 of 2 rules are touched"),
+        (
+            "a diff",
+            vec!["diff", "--fail-on=widening", &p, &q],
+            1,
+            "acme for batch",
+        ),
+    ] {
+        let (code, out, err) = policy(&arguments, None);
+        assert_eq!(code, expected, "{case}: {out}{err}");
+        assert!(format!("{out}{err}").contains(says), "{case}: {out}{err}");
+    }
+}

@@ -17,6 +17,8 @@ use std::time::{Duration, SystemTime};
 
 use agentport::egress::{AgentId, Destination, TenantId};
 use agentport::identity::{IssueRequest, SigningKey, TokenIssuer};
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use support::{Gateway, Origin, Response, ask, gateway, replace, stderr, until};
 
 /// A token for an agent of a tenant.
@@ -46,9 +48,12 @@ fn token(agent: &str, tenant: &str, only: Option<&[&str]>) -> String {
 
 /// A GET as this agent of this tenant.
 fn get(gateway: &Gateway, agent: &str, tenant: &str, url: &str) -> Response {
+    get_by(gateway, &token(agent, tenant, None), url)
+}
+
+fn get_by(gateway: &Gateway, token: &str, url: &str) -> Response {
     let host = url.trim_start_matches("http://");
     let host = host.split('/').next().expect("a host");
-    let token = token(agent, tenant, None);
     let request = format!(
         "GET {url} HTTP/1.1\r\nHost: {host}\r\nProxy-Authorization: Bearer {token}\r\nConnection: close\r\n\r\n"
     );
@@ -614,4 +619,154 @@ fn a_document_for_other_audiences_refuses_its_tenants_tokens() {
     // The tokens here are for `agentport`.
     replace(&folder.join("acme.yaml"), &with("acme-prod, agentport"));
     becomes(&gateway, &origin, "acme", 200, "its audience is named");
+}
+
+/// A token for these audiences, of which one must be the gateway's.
+fn token_for(audiences: &[&str], agent: &str, tenant: &str) -> String {
+    let encoded = |bytes: &[u8]| URL_SAFE_NO_PAD.encode(bytes);
+    let header = serde_json::json!({"alg": "HS256", "typ": "JWT"});
+    let claims = serde_json::json!({
+        "iss": "agentport", "aud": audiences, "sub": agent, "agent_id": agent, "tenant": tenant,
+        "iat": 1_700_000_000, "exp": 4_000_000_000_u64, "jti": agent,
+    });
+    let signed = format!(
+        "{}.{}",
+        encoded(header.to_string().as_bytes()),
+        encoded(claims.to_string().as_bytes())
+    );
+    let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, support::SECRET.as_bytes());
+    let tag = ring::hmac::sign(&key, signed.as_bytes());
+    format!("{signed}.{}", encoded(tag.as_ref()))
+}
+
+#[test]
+fn a_tenants_documents_are_chosen_by_audience_and_rotated_apart() {
+    let (prod, batch, other) = (Origin::http(), Origin::http(), Origin::http());
+    let with = |audience: &str, rule: &str, origins: &[&Origin]| {
+        let text = allows("acme", rule, origins);
+        text.replace("tenant: acme\n", &format!("tenant: acme\n{audience}"))
+    };
+    let (start, folder) = over(&[
+        (
+            "prod.yaml",
+            &with("audience: [prod]\n", "of-prod", &[&prod]),
+        ),
+        (
+            "batch.yaml",
+            &with("audience: [batch, night]\n", "of-batch", &[&batch]),
+        ),
+        ("other.yaml", &with("", "of-others", &[&other])),
+    ]);
+    let mut gateway = start.start();
+    let asked = |audiences: &[&str], origin: &Origin| {
+        static NEXT: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
+        let agent = format!("bot-{}", NEXT.fetch_add(1, Ordering::SeqCst));
+        get_by(
+            &gateway,
+            &token_for(audiences, &agent, "acme"),
+            &origin.url("/"),
+        )
+    };
+    for (case, audiences, origin) in [
+        ("one", &["agentport", "prod"][..], &prod),
+        ("the second of one", &["night", "agentport"], &batch),
+        ("none that is named", &["agentport"], &other),
+    ] {
+        assert_eq!(asked(audiences, origin).status, 200, "{case}");
+    }
+    let before = (prod.contacts(), batch.contacts(), other.contacts());
+    for (case, audiences, origin, reason) in [
+        (
+            "what the others may",
+            &["agentport", "prod"][..],
+            &other,
+            "no_rule",
+        ),
+        ("what another may", &["agentport"], &prod, "no_rule"),
+        (
+            "two",
+            &["agentport", "prod", "night"],
+            &prod,
+            "tenant_audience",
+        ),
+    ] {
+        let refused = asked(audiences, origin);
+        assert_eq!((refused.status, &*refused.error()), (403, reason), "{case}");
+    }
+    // Its page is of the same document.
+    let page = |audiences: &[&str]| {
+        let token = token_for(audiences, "bot-page", "acme");
+        policy_page(&gateway, &format!("Authorization: Bearer {token}\r\n"))
+    };
+    let shown = page(&["agentport", "night"]).text();
+    assert!(
+        shown.contains("of-batch") && !shown.contains("of-others"),
+        "{shown}"
+    );
+    assert_eq!(
+        page(&["batch", "prod", "agentport"]).error(),
+        "tenant_audience"
+    );
+    assert_eq!(
+        before,
+        (prod.contacts(), batch.contacts(), other.contacts())
+    );
+
+    // One has a mistake and holds, another one changes.
+    replace(
+        &folder.join("prod.yaml"),
+        "version: 1\ntenant: acme\naudience: [prod\n",
+    );
+    replace(
+        &folder.join("batch.yaml"),
+        &with("audience: [batch, night]\n", "of-batch-2", &[&prod]),
+    );
+    until("the new document is in force", || {
+        (asked(&["agentport", "batch"], &prod).status == 200).then_some(())
+    });
+    assert_eq!(asked(&["agentport", "prod"], &prod).status, 200);
+    assert_eq!(asked(&["agentport", "prod"], &other).status, 403);
+    let refused = |says: &str| {
+        until(says, || {
+            let list = gateway.ready()["policy"]["refused_documents"].clone();
+            list.to_string().contains(says).then_some(list)
+        })
+    };
+    assert_eq!(refused("prod.yaml")[0]["last_good_in_force"], true);
+    // Two for one audience: what was in force stays.
+    replace(
+        &folder.join("prod.yaml"),
+        &with("audience: [prod, night]\n", "of-prod-2", &[&other]),
+    );
+    let list = refused("has a document already");
+    let error = list[0]["error"].as_str().expect("an error");
+    assert!(
+        error.contains("prod.yaml:3:18: audience[1]: audience \"night\" of tenant \"acme\""),
+        "{error}"
+    );
+    assert_eq!(asked(&["agentport", "prod"], &prod).status, 200);
+    replace(
+        &folder.join("prod.yaml"),
+        &with("audience: [prod]\n", "of-prod-2", &[&other]),
+    );
+    until("the mended one is in force", || {
+        (asked(&["agentport", "prod"], &other).status == 200).then_some(())
+    });
+
+    let records = gateway.stop();
+    let by = |rule: &str| {
+        records
+            .iter()
+            .find(|record| record["rule"] == rule)
+            .expect(rule)
+    };
+    assert_eq!(
+        by("of-prod")["audience"],
+        serde_json::json!(["agentport", "prod"])
+    );
+    assert_eq!(by("of-prod")["tenant"], "acme");
+    assert_eq!(
+        by("of-others")["audience"],
+        serde_json::json!(["agentport"])
+    );
 }

@@ -52,6 +52,10 @@ pub struct AuditRecord {
     /// Its tenant.
     #[serde(serialize_with = "optional_text")]
     pub tenant: Option<TenantId>,
+    /// Whom its token is for (`aud`), where a document of the policy is for
+    /// tokens of some audiences.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub audience: Option<Arc<[String]>>,
     /// The `jti` of its token.
     pub token_jti: Option<Arc<str>>,
     /// On whose behalf: the delegation chain, nearest actor first (RFC 8693).
@@ -142,6 +146,7 @@ impl AuditRecord {
             trace_id: None,
             agent_id: None,
             tenant: None,
+            audience: None,
             token_jti: None,
             act: None,
             on_behalf_of: None,

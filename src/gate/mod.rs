@@ -646,6 +646,9 @@ impl Gate {
     pub fn reach(&self, who: &Principal, trail: &mut AuditTrail) -> Result<Reach, Denial> {
         let policy = self.policy.current();
         trail.policy(policy.digest());
+        if policy.asks_for_audiences() {
+            trail.audiences(who);
+        }
         let mut reach = policy.reach(&who.subject()).map_err(|reason| {
             let detail = match reason {
                 DenyReason::TenantAudience => audiences(who),
@@ -795,6 +798,9 @@ impl Gate {
         }
         let policy = self.policy.current();
         trail.policy(policy.digest());
+        if policy.asks_for_audiences() {
+            trail.audiences(who);
+        }
         let decision = policy.decide_calls(&who.subject(), request, calls);
         let verdict = match decision.proven_by(proven(who)) {
             Decision::Allow(permit) => Ok(permit),

@@ -160,6 +160,11 @@ impl AuditTrail {
         });
     }
 
+    /// Whom its token is for: by that its tenant's document was chosen.
+    pub(super) fn audiences(&mut self, who: &Principal) {
+        self.edit(|record| record.audience = who.audiences().cloned());
+    }
+
     /// It is a call from one agent to another.
     pub fn delegates(&mut self) {
         self.edit(|record| record.event = AuditEvent::Delegation);

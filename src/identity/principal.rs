@@ -221,6 +221,12 @@ impl Principal {
         self.expires_at
     }
 
+    /// Whom the token is for, its `aud`; `None` of what is no token.
+    #[must_use]
+    pub fn audiences(&self) -> Option<&Arc<[String]>> {
+        self.audiences.as_ref()
+    }
+
     /// As policy sees it.
     #[must_use]
     pub fn subject(&self) -> Subject<'_> {

@@ -88,13 +88,13 @@ impl PolicySet {
     pub fn diff(&self, new: &Self) -> Result<PolicyDiff, TooDifferent> {
         let mut questions = 0;
         let mut cells: BTreeMap<Cell, BTreeSet<String>> = BTreeMap::new();
-        for tenant in tenants(self, new) {
-            let sides = [self.side(tenant.as_ref()), new.side(tenant.as_ref())];
-            let name = tenant
-                .as_ref()
-                .map_or_else(String::new, ToString::to_string);
-            for cell in compare(self, new, tenant.as_ref(), &sides, &mut questions)? {
-                cells.entry(cell).or_default().insert(name.clone());
+        for whose in tenants(self, new)
+            .iter()
+            .flat_map(|one| tokens(self, new, one.as_ref()))
+        {
+            let sides = [self.side(&whose), new.side(&whose)];
+            for cell in compare(self, new, &whose, &sides, &mut questions)? {
+                cells.entry(cell).or_default().insert(whose.name.clone());
             }
         }
         let mut changes = gathered(cells);
@@ -104,26 +104,26 @@ impl PolicySet {
         Ok(PolicyDiff { changes, questions })
     }
 
-    /// What of a policy holds for a tenant.
-    fn side(&self, tenant: Option<&TenantId>) -> Side<'_> {
+    /// What of a policy holds for these tokens.
+    fn side(&self, whose: &Tokens<'_>) -> Side<'_> {
         let rules = &*self.rules;
-        let applies = |of: &Option<TenantId>| of.is_none() || of.as_ref() == tenant;
-        let documents: Vec<&Document> = rules
-            .documents()
-            .filter(|document| applies(&document.tenant))
+        let place = rules.place_for(whose.tenant, whose.audiences.as_deref());
+        let scopes: Vec<_> = rules.scopes(place.unwrap_or_default()).collect();
+        let documents: Vec<&Document> = scopes
+            .iter()
+            .flat_map(|(_, scope)| scope.documents())
             .collect();
         let mut otherwise: BTreeSet<String> = documents
             .iter()
             .map(|document| modes_of(document))
             .collect();
-        if rules.has_none_for(tenant) {
+        if place.is_err() {
             otherwise.insert("no document".to_owned());
         }
         Side {
             rules: rules
-                .all()
+                .at(place.unwrap_or_default())
                 .map(|(id, rule)| (rules.document(id), rule))
-                .filter(|(document, _)| applies(&document.tenant))
                 .collect(),
             documents,
             otherwise,
@@ -131,14 +131,87 @@ impl PolicySet {
     }
 }
 
+/// Tokens of one tenant for which the same documents hold, in both policies.
+struct Tokens<'a> {
+    /// What changes call them.
+    name: String,
+    tenant: Option<&'a TenantId>,
+    /// As [`Subject::audiences`], for one of them.
+    audiences: Option<Vec<String>>,
+}
+
+/// The tokens of a tenant, told apart by audience where one of the policies has
+/// several documents for it. Those that are for several of them are left out.
+fn tokens<'a>(old: &PolicySet, new: &PolicySet, tenant: Option<&'a TenantId>) -> Vec<Tokens<'a>> {
+    let name = tenant.map_or_else(String::new, ToString::to_string);
+    let Some(id) = tenant.filter(|tenant| has_several(old, new, tenant)) else {
+        return vec![Tokens {
+            name,
+            tenant,
+            audiences: None,
+        }];
+    };
+    let places =
+        |audiences: Option<&[String]>| [old, new].map(|set| set.rules.place_for(tenant, audiences));
+    let named: BTreeSet<&String> = [old, new]
+        .iter()
+        .flat_map(|set| set.rules.documents_of(id))
+        .flat_map(|document| &document.audiences)
+        .collect();
+    let mut apart: Vec<(_, Vec<String>)> = Vec::new();
+    for audience in named {
+        let key = places(Some(std::slice::from_ref(audience)));
+        match apart.iter_mut().find(|(known, _)| *known == key) {
+            Some((_, list)) => list.push(audience.clone()),
+            None => apart.push((key, vec![audience.clone()])),
+        }
+    }
+    let mut found: Vec<Tokens<'_>> = apart
+        .into_iter()
+        .map(|(_, list)| Tokens {
+            name: format!("{name} for {}", list.join(", ")),
+            tenant,
+            audiences: list.into_iter().next().map(|one| vec![one]),
+        })
+        .collect();
+    // None that is named: an audience is not empty.
+    let other = vec![String::new()];
+    let (of_others, of_none) = (places(Some(&other)), places(None));
+    found.push(Tokens {
+        name: format!("{name} for others"),
+        tenant,
+        audiences: Some(other),
+    });
+    if of_none != of_others {
+        found.push(Tokens {
+            name: format!("{name} without a token"),
+            tenant,
+            audiences: None,
+        });
+    }
+    found
+}
+
+/// Whether one of the policies has several documents for a tenant.
+fn has_several(old: &PolicySet, new: &PolicySet, tenant: &TenantId) -> bool {
+    let mut sets = [old, new].into_iter();
+    sets.any(|set| set.rules.documents_of(tenant).nth(1).is_some())
+}
+
 /// The limits that documents set, for all that they are for.
 fn limit_changes(old: &PolicySet, new: &PolicySet) -> Vec<Change> {
-    type Limits<'a> = BTreeMap<(Option<&'a TenantId>, &'static str), [Vec<Arc<Limit>>; 2]>;
-    let mut by_owner: Limits<'_> = BTreeMap::new();
+    type Limits = BTreeMap<(Option<String>, &'static str), [Vec<Arc<Limit>>; 2]>;
+    let mut by_owner: Limits = BTreeMap::new();
     for (at, set) in [old, new].into_iter().enumerate() {
         for document in set.rules.documents() {
+            let owner = document.tenant.as_ref().map(|tenant| {
+                match has_several(old, new, tenant) && !document.audiences.is_empty() {
+                    true => format!("{tenant} for {}", document.audiences.join(", ")),
+                    false => tenant.to_string(),
+                }
+            });
             for limit in &document.limits {
-                let key = (document.tenant.as_ref(), limit.per().as_str());
+                let key = (owner.clone(), limit.per().as_str());
                 by_owner.entry(key).or_default()[at].push(Arc::clone(limit));
             }
         }
@@ -155,7 +228,7 @@ fn limit_changes(old: &PolicySet, new: &PolicySet) -> Vec<Change> {
                     false => Direction::Narrows,
                 },
                 tenants: match tenant {
-                    Some(tenant) => vec![tenant.to_string()],
+                    Some(owner) => vec![owner],
                     None if with_tenants => vec!["every tenant".to_owned()],
                     None => Vec::new(),
                 },
@@ -169,8 +242,8 @@ fn limit_changes(old: &PolicySet, new: &PolicySet) -> Vec<Change> {
         .collect()
 }
 
-/// Which tokens of a tenant its document is for, where it has one before and
-/// after.
+/// Which tokens of a tenant its document is for, where it has one and no more
+/// before and after; of several the rules are told for each.
 fn audience_changes(old: &PolicySet, new: &PolicySet) -> Vec<Change> {
     let words = |audiences: &[String]| match audiences {
         [] => "of any audience".to_owned(),
@@ -179,10 +252,14 @@ fn audience_changes(old: &PolicySet, new: &PolicySet) -> Vec<Change> {
     let both: BTreeSet<_> = old
         .tenants()
         .filter(|one| new.tenants().any(|other| other == *one))
+        .filter(|one| !has_several(old, new, one))
         .collect();
     both.into_iter()
         .filter_map(|tenant| {
-            let [before, after] = [old, new].map(|set| set.rules.audiences_of(tenant));
+            let [before, after] = [old, new].map(|set| {
+                let document = set.rules.documents_of(tenant).next();
+                document.map_or(&[][..], |document| &document.audiences)
+            });
             let holds = |wide: &[String], narrow: &[String]| {
                 wide.is_empty()
                     || (!narrow.is_empty() && narrow.iter().all(|one| wide.contains(one)))
@@ -425,7 +502,7 @@ struct AskKind {
 fn compare(
     old: &PolicySet,
     new: &PolicySet,
-    tenant: Option<&TenantId>,
+    whose: &Tokens<'_>,
     sides: &[Side<'_>; 2],
     questions: &mut usize,
 ) -> Result<BTreeSet<Cell>, TooDifferent> {
@@ -440,9 +517,9 @@ fn compare(
         for (agent_kind, agent) in &axes.agents {
             let who = Subject {
                 agent,
-                tenant,
+                tenant: whose.tenant,
                 destinations: None,
-                audiences: None,
+                audiences: whose.audiences.as_deref(),
             };
             let mut found: Vec<Found> = Vec::new();
             for ports in &axes.ports {
@@ -1095,7 +1172,7 @@ impl<'a> Replay<'a> {
             agent,
             tenant: record.tenant.as_ref(),
             destinations: None,
-            audiences: None,
+            audiences: record.audiences.as_deref(),
         };
         let proven = record.proven.unwrap_or(Proven::BY_TOKEN);
         let asked = (request, record.seen(), proven);

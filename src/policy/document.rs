@@ -49,9 +49,10 @@ pub struct PolicyDocument {
         skip_serializing_if = "Option::is_none"
     )]
     pub tenant: Option<String>,
-    /// Of the tenant's tokens those that are for one of these (`aud`); others are
-    /// refused. For documents with `tenant`. Without it, every token of the
-    /// tenant that the gateway trusts.
+    /// Of the tenant's tokens those that are for one of these (`aud`). For
+    /// documents with `tenant`. Without it, every token of the tenant that the
+    /// gateway trusts and that no other document of the tenant names; where
+    /// none is for a token, it is refused.
     #[serde(
         default,
         deserialize_with = "present",

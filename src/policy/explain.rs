@@ -16,7 +16,7 @@ use super::locate::locate;
 use super::proven::Proven;
 use super::rule::{Agents, Calls, Fit, Ports, Rule};
 use super::set::{PolicySet, RuleId, Rules};
-use crate::egress::{Ask, EgressRequest, Host, HostPattern, Subject};
+use crate::egress::{Ask, EgressRequest, Host, HostPattern, Subject, TenantId};
 use crate::limit::Limit;
 
 /// A decision and how it came about. As JSON by `serde`, in words by `Display`.
@@ -272,14 +272,7 @@ fn tenant_check<'a>(
     let (outcome, detail) = match (&judge, who.tenant) {
         (Err(DenyReason::TenantAudience), Some(tenant)) => (
             CheckOutcome::Refused,
-            format!(
-                "the document of tenant {tenant} is for tokens whose aud has {}; this one has {}",
-                list(rules.audiences_of(tenant)),
-                match who.audiences {
-                    Some([]) | None => "none".to_owned(),
-                    Some(audiences) => list(audiences),
-                }
-            ),
+            for_others(rules, tenant, who.audiences),
         ),
         (Err(_), tenant) => (
             CheckOutcome::Refused,
@@ -288,10 +281,9 @@ fn tenant_check<'a>(
                 tenant.map_or("", |tenant| tenant.as_str())
             ),
         ),
-        (Ok(judge), Some(tenant)) if judge.tenant.is_some() => (
-            CheckOutcome::Passed,
-            format!("the global documents and that of tenant {tenant} apply"),
-        ),
+        (Ok(judge), Some(tenant)) if judge.tenant.is_some() => {
+            (CheckOutcome::Passed, applies(rules, tenant, judge.tenant))
+        }
         _ => (
             CheckOutcome::Passed,
             "the global documents apply".to_owned(),
@@ -468,6 +460,56 @@ fn message(decision: &Decision, denied: Option<&Denied>) -> String {
     }
 }
 
+/// Why none of a tenant's documents is for a token.
+fn for_others(rules: &Rules, tenant: &TenantId, audiences: Option<&[String]>) -> String {
+    let documents: Vec<_> = rules.documents_of(tenant).collect();
+    let named: Vec<String> = documents
+        .iter()
+        .flat_map(|one| one.audiences.clone())
+        .collect();
+    let own = match audiences {
+        Some([]) | None => "none".to_owned(),
+        Some(audiences) => list(audiences),
+    };
+    let several = audiences
+        .unwrap_or_default()
+        .iter()
+        .filter(|audience| named.contains(audience))
+        .count()
+        > 0;
+    match (documents.as_slice(), several) {
+        ([_], _) => format!(
+            "the document of tenant {tenant} is for tokens whose aud has {}; this one has {own}",
+            list(&named)
+        ),
+        (_, false) => format!(
+            "the documents of tenant {tenant} are for tokens whose aud has one of {}; this one has {own}",
+            list(&named)
+        ),
+        (_, true) => format!(
+            "tenant {tenant} has several documents for this token, whose aud has {own}; ask for a token for one of them"
+        ),
+    }
+}
+
+/// Which documents are asked.
+fn applies(rules: &Rules, tenant: &TenantId, place: Option<usize>) -> String {
+    let several = rules.documents_of(tenant).nth(1).is_some();
+    let chosen = place.and_then(|place| rules.document_at(place));
+    match chosen.filter(|_| several) {
+        None => format!("the global documents and that of tenant {tenant} apply"),
+        Some(document) if document.audiences.is_empty() => format!(
+            "the global documents and {} apply, which of those of tenant {tenant} names no audience",
+            document.source
+        ),
+        Some(document) => format!(
+            "the global documents and {} apply, which of those of tenant {tenant} is for tokens whose aud has {}",
+            document.source,
+            list(&document.audiences)
+        ),
+    }
+}
+
 /// Where another allow rule, or a wider one, would help.
 fn wants_nearest(reason: DenyReason) -> bool {
     match reason {
@@ -492,11 +534,9 @@ fn nearest(
     what: &EgressRequest,
     calls: Calls<'_>,
 ) -> Option<NearestRule> {
-    let tenant = rules.place_of(who).ok()?.and(who.tenant);
+    let place = rules.place_of(who).ok()?;
     let near = |(id, rule): (RuleId, &Rule)| {
-        let document = rules.document(id);
-        let applies = document.tenant.is_none() || document.tenant.as_ref() == tenant;
-        if rule.action != Action::Allow || !applies {
+        if rule.action != Action::Allow {
             return None;
         }
         let differs = differences(rule, who, what, calls);
@@ -509,7 +549,7 @@ fn nearest(
         Some(((unlike, differs.len(), id), differs))
     };
     let ((_, _, id), differs) = rules
-        .all()
+        .at(place)
         .filter_map(near)
         .min_by_key(|(score, _)| *score)?;
     Some(NearestRule {

@@ -66,11 +66,25 @@ pub enum Problem {
         /// Why not.
         error: IdError,
     },
-    /// A tenant has one document.
-    #[error("tenant {tenant:?} has a document already, {other}; put the rules of both into one")]
+    /// A tenant has one document for tokens of whatever audience.
+    #[error(
+        "tenant {tenant:?} has a document already, {other}; put the rules of both into one, or name in one of them the `audience` of the tokens that it is for"
+    )]
     TenantTwice {
         /// Whose.
         tenant: String,
+        /// The other document.
+        other: SourceName,
+    },
+    /// A token for an audience has one document.
+    #[error(
+        "audience {audience:?} of tenant {tenant:?} has a document already, {other}; name it in one of them only"
+    )]
+    AudienceTwice {
+        /// Whose.
+        tenant: String,
+        /// Which one.
+        audience: String,
         /// The other document.
         other: SourceName,
     },

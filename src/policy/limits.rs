@@ -3,12 +3,13 @@
 use std::fmt;
 use std::sync::Arc;
 
+use ring::digest::{SHA256, digest};
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::decide::Judge;
 use super::decision::Permit;
-use super::document::Mode;
+use super::document::{Mode, PolicyDocument};
 use super::finding::Problem;
 use super::rule::Calls;
 use super::set::PolicySet;
@@ -248,14 +249,39 @@ pub(super) fn all_in_words(limits: &[Arc<Limit>]) -> String {
     }
 }
 
+/// What the limits of a document are called after, so that those of another one
+/// count apart: its tenant, and of several for one tenant the audience that
+/// only this one names.
+pub(super) fn owner_of(written: &PolicyDocument) -> Option<String> {
+    let tenant = written.tenant.as_deref()?;
+    let first = written.audience.iter().flatten().min();
+    Some(match first {
+        None => tenant.to_owned(),
+        Some(audience) => {
+            let plain = |b: u8| b.is_ascii_alphanumeric() || b"-_.:/@+=".contains(&b);
+            match audience.bytes().all(plain) {
+                true => format!("{tenant}({audience})"),
+                false => format!("{tenant}(#{})", short_digest(audience)),
+            }
+        }
+    })
+}
+
+/// Sixteen digits that stand for a text that cannot stand in a name.
+fn short_digest(text: &str) -> String {
+    let whole = digest(&SHA256, text.as_bytes());
+    let first = whole.as_ref().iter().take(8);
+    first.map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// The limits of a rule; `report` takes what is wrong, with its member.
 pub(super) fn of_rule(
     written: &LimitsDocument,
-    (tenant, rule): (Option<&str>, &str),
+    (owner, rule): (Option<&str>, &str),
     report: impl FnMut(&str, Problem),
 ) -> Vec<Arc<Limit>> {
-    let name = match tenant {
-        Some(tenant) => format!("{tenant}/rule/{rule}"),
+    let name = match owner {
+        Some(owner) => format!("{owner}/rule/{rule}"),
         None => format!("rule/{rule}"),
     };
     let per = written.per.unwrap_or(Per::Agent);
@@ -265,7 +291,7 @@ pub(super) fn of_rule(
 /// The limits of a document.
 pub(super) fn of_document(
     written: &DocumentLimits,
-    tenant: Option<&str>,
+    owner: Option<&str>,
     mut report: impl FnMut(&str, Problem),
 ) -> Vec<Arc<Limit>> {
     let mut limits = Vec::new();
@@ -284,7 +310,7 @@ pub(super) fn of_document(
         if part.per.is_some() {
             report(&format!(".{member}.per"), Problem::PerOutsideRule);
         }
-        let name = format!("{}/{member}", tenant.unwrap_or("policy"));
+        let name = format!("{}/{member}", owner.unwrap_or("policy"));
         limits.extend(compile(part, &name, per, |of, problem| {
             report(&format!(".{member}{of}"), problem);
         }));

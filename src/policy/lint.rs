@@ -37,7 +37,7 @@ impl PolicySet {
                 not_for_tunnels(rule, &mut warn);
                 let over = denylists
                     .iter()
-                    .filter(|list| list.of.tenant.is_none() || list.of.tenant == document.tenant);
+                    .filter(|list| holds_beside(list.of, document));
                 if let Some(concern) = denylisted(rule, over) {
                     warn(String::new(), concern);
                 }
@@ -189,12 +189,16 @@ fn binds(document: &Document, rule: &Rule) -> bool {
     }
 }
 
+/// Whether what one document refuses is refused where the other one allows it:
+/// both hold for the same requests.
+fn holds_beside(of: &Document, document: &Document) -> bool {
+    of.tenant.is_none() || std::ptr::eq(of, document)
+}
+
 /// The deny rule that takes everything from an allow rule.
 fn refused(rule: &Rule, document: &Document, denying: &[(&Document, &Rule)]) -> Option<Concern> {
     let (of, deny) = denying.iter().find(|(of, deny)| {
-        !rule.hosts.is_empty()
-            && covers(deny, rule)
-            && (of.tenant.is_none() || of.tenant == document.tenant)
+        !rule.hosts.is_empty() && covers(deny, rule) && holds_beside(of, document)
     })?;
     Some(Concern::Refused {
         document: of.source.clone(),

@@ -27,6 +27,8 @@ pub struct Recorded {
     pub agent: Option<AgentId>,
     /// Its tenant.
     pub tenant: Option<TenantId>,
+    /// Whom its token was for, where the policy asks for that.
+    pub audiences: Option<Vec<String>>,
     /// What was asked for, where that was understood.
     pub request: Option<EgressRequest>,
     /// What its body called by JSON-RPC, where that was recorded.
@@ -71,6 +73,7 @@ struct Line {
     request_id: String,
     agent_id: Option<String>,
     tenant: Option<String>,
+    audience: Option<Vec<String>>,
     method: Option<String>,
     scheme: Option<String>,
     destination_host: Option<String>,
@@ -134,6 +137,7 @@ impl Recorded {
             request_id: line.request_id,
             agent,
             tenant,
+            audiences: line.audience,
             calls: line.rpc_methods,
             proven: line.credential.as_deref().map(Proven::recorded),
             address: line.destination_ip,

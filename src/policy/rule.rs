@@ -234,7 +234,7 @@ pub(super) fn compile(
     let limits = match &written.limits {
         None => Vec::new(),
         Some(limits) => {
-            let name = (place.tenant, &*written.name);
+            let name = (place.owner, &*written.name);
             limits::of_rule(limits, name, |member, problem| {
                 reader.report(&format!("limits{member}"), problem);
             })
@@ -279,7 +279,8 @@ pub(super) fn compile(
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Place<'a> {
     pub(super) source: &'a SourceName,
-    pub(super) tenant: Option<&'a str>,
+    /// What its limits are called after, see [`limits::owner_of`].
+    pub(super) owner: Option<&'a str>,
     pub(super) position: usize,
 }
 

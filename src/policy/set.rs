@@ -22,8 +22,8 @@ use super::rule::{Place, Rule, compile};
 use crate::egress::{AgentId, Destination, Host, HostPattern, Subject, TenantId};
 use crate::limit::Limit;
 
-/// The policy in force: any number of global documents, and one for each tenant
-/// that has its own. Cloning is cheap. A set never changes; a new version is a
+/// The policy in force: any number of global documents, and those of tenants:
+/// one for each, or several that are for tokens of different audiences. Cloning is cheap. A set never changes; a new version is a
 /// new set.
 #[derive(Clone, Debug)]
 pub struct PolicySet {
@@ -40,11 +40,14 @@ pub(super) struct Rules {
     /// In order of precedence: tenants', by the names of their documents, then
     /// the global one, which is always there.
     scopes: Vec<Arc<Scope>>,
-    tenant_places: HashMap<TenantId, usize>,
+    /// The documents of each, at least one, in the order of their names.
+    tenant_places: HashMap<TenantId, Vec<usize>>,
     /// Whether a tenant without a document is refused.
     by_tenant: bool,
     /// Whether any rule is about methods of JSON-RPC.
     about_calls: bool,
+    /// Whether any document is for tokens of some audiences.
+    by_audience: bool,
     digest: Arc<str>,
 }
 
@@ -144,6 +147,12 @@ impl CheckedDocument {
     pub fn tenant(&self) -> Option<&TenantId> {
         self.0.tenant.as_ref()
     }
+
+    /// Why it cannot be in force beside another: both are for the same tokens.
+    #[must_use]
+    pub fn clash(&self, other: &Self) -> Option<PolicyError> {
+        self.0.clash(&other.0)
+    }
 }
 
 impl PolicySet {
@@ -162,17 +171,18 @@ impl PolicySet {
         });
         let (mut checked, mut errors) = (Vec::new(), Vec::new());
         // Two for one tenant are told of although one of them has mistakes.
-        let mut first: HashMap<&str, &SourceName> = HashMap::new();
+        let mut before: HashMap<&str, Vec<(&SourceName, &[String])>> = HashMap::new();
         for (source, written) in &documents {
             match CheckedDocument::check(source, written, default_mode) {
                 Ok(document) => checked.push(document),
                 Err(more) => errors.extend(more),
             }
             if let Some(tenant) = &written.tenant {
-                let other = *first.entry(tenant).or_insert(source);
-                if !std::ptr::eq(other, source) {
-                    errors.push(tenant_twice(source, tenant, other));
-                }
+                let own = (source, written.audience.as_deref().unwrap_or_default());
+                let others = before.entry(tenant).or_default();
+                let clash = others.iter().find_map(|other| clash(tenant, own, *other));
+                errors.extend(clash);
+                others.push(own);
             }
         }
         match errors.is_empty() {
@@ -189,7 +199,7 @@ impl PolicySet {
     /// has a mistake.
     ///
     /// # Errors
-    /// Each tenant that has two documents.
+    /// Each document that is for the same tokens as another one.
     pub fn assemble(
         documents: Vec<CheckedDocument>,
         by_tenant: bool,
@@ -202,22 +212,27 @@ impl PolicySet {
         documents
             .sort_by(|a, b| (a.tenant.is_none(), &a.source).cmp(&(b.tenant.is_none(), &b.source)));
         let (mut scopes, mut globals) = (Vec::new(), Vec::new());
-        let mut tenant_places: HashMap<TenantId, usize> = HashMap::new();
+        let mut tenant_places: HashMap<TenantId, Vec<usize>> = HashMap::new();
         let mut errors = Vec::new();
         for document in documents {
             let Some(tenant) = document.tenant.clone() else {
                 globals.push(document);
                 continue;
             };
-            if let Some(known) = tenant_places.get(&tenant) {
-                let other: &Arc<Scope> = &scopes[*known];
-                let other = other.documents.first().map(|document| &document.source);
-                let other = other.unwrap_or(&document.source);
-                errors.push(tenant_twice(&document.source, tenant.as_str(), other));
+            let known = previous.and_then(|set| set.rules.scope_over(&tenant, &document));
+            let places = tenant_places.entry(tenant).or_default();
+            let others = places.iter().map(|place: &usize| {
+                let other: &Arc<Scope> = &scopes[*place];
+                other
+            });
+            let clash = others
+                .flat_map(|other| &other.documents)
+                .find_map(|other| document.clash(other));
+            if let Some(error) = clash {
+                errors.push(error);
                 continue;
             }
-            let known = previous.and_then(|set| set.rules.scope_of(&tenant));
-            tenant_places.insert(tenant, scopes.len());
+            places.push(scopes.len());
             scopes.push(Scope::over(vec![document], default_mode, known));
         }
         if !errors.is_empty() {
@@ -228,6 +243,7 @@ impl PolicySet {
         Ok(Self {
             rules: Arc::new(Rules {
                 about_calls: scopes.iter().any(|scope| scope.is_about_calls()),
+                by_audience: scopes.iter().any(|scope| !scope.audiences().is_empty()),
                 scopes,
                 tenant_places,
                 by_tenant,
@@ -246,6 +262,7 @@ impl PolicySet {
                 tenant_places: HashMap::new(),
                 by_tenant: false,
                 about_calls: false,
+                by_audience: false,
                 digest: digest_of_all(&[], false, mode),
             }),
         }
@@ -279,6 +296,12 @@ impl PolicySet {
             .documents()
             .map(|document| document.rules.len())
             .sum()
+    }
+
+    /// Whether it asks of any tenant's tokens for whom they are.
+    #[must_use]
+    pub fn asks_for_audiences(&self) -> bool {
+        self.rules.by_audience
     }
 
     /// The tenants that have a document, in no order.
@@ -324,41 +347,76 @@ impl Rules {
         })
     }
 
-    /// Where a subject's tenant stands: `Ok(None)` where only the global
-    /// documents are for it.
+    /// Where the document of a subject's tenant stands: `Ok(None)` where only
+    /// the global documents are for it.
     ///
     /// # Errors
-    /// Its tenant has none although tenants have documents, or that document is
-    /// for tokens of other audiences.
+    /// Its tenant has none although tenants have documents, or none that is for
+    /// this token.
     pub(super) fn place_of(&self, who: &Subject<'_>) -> Result<Option<usize>, DenyReason> {
-        let Some(tenant) = who.tenant.filter(|_| self.by_tenant) else {
+        self.place_for(who.tenant, who.audiences)
+    }
+
+    /// The same, for a token of a tenant that is for these; `None` for one that
+    /// does not say, and for what is no token.
+    ///
+    /// # Errors
+    /// As [`Rules::place_of`].
+    pub(super) fn place_for(
+        &self,
+        tenant: Option<&TenantId>,
+        audiences: Option<&[String]>,
+    ) -> Result<Option<usize>, DenyReason> {
+        let Some(tenant) = tenant.filter(|_| self.by_tenant) else {
             return Ok(None);
         };
-        let place = self.tenant_places.get(tenant).copied();
-        let place = place.ok_or(DenyReason::UnknownTenant)?;
-        let takes = |document: &Arc<Document>| match who.audiences {
-            Some(audiences) if !document.audiences.is_empty() => audiences
-                .iter()
-                .any(|audience| document.audiences.contains(audience)),
-            _ => true,
+        let places = self.tenant_places.get(tenant);
+        let places = places.ok_or(DenyReason::UnknownTenant)?;
+        let place = self.among(places, audiences);
+        place.map(Some).ok_or(DenyReason::TenantAudience)
+    }
+
+    /// Which of a tenant's documents is for a token: the one that names one of
+    /// its audiences, else the one that names none. Where two name some of
+    /// them, nobody can tell which is meant.
+    fn among(&self, places: &[usize], audiences: Option<&[String]>) -> Option<usize> {
+        let of = |place: usize| self.scopes[place].audiences();
+        let names = |place: &usize| {
+            let mut own = audiences.unwrap_or_default().iter();
+            own.any(|audience| of(*place).contains(audience))
         };
-        match self.scopes[place].documents.iter().all(takes) {
-            true => Ok(Some(place)),
-            false => Err(DenyReason::TenantAudience),
+        let mut naming = places.iter().copied().filter(names);
+        match (naming.next(), naming.next(), places) {
+            (Some(only), None, _) => Some(only),
+            (Some(_), Some(_), _) => None,
+            (None, _, [only]) if audiences.is_none() => Some(*only),
+            (None, ..) => places.iter().copied().find(|place| of(*place).is_empty()),
         }
     }
 
-    /// Whether a tenant is refused because it has no document.
-    pub(super) fn has_none_for(&self, tenant: Option<&TenantId>) -> bool {
-        self.by_tenant && tenant.is_some_and(|tenant| !self.tenant_places.contains_key(tenant))
+    /// A tenant's documents, in the order of their names.
+    pub(super) fn documents_of(&self, tenant: &TenantId) -> impl Iterator<Item = &Document> {
+        let places = self.tenant_places.get(tenant);
+        places
+            .into_iter()
+            .flatten()
+            .flat_map(|place| &self.scopes[*place].documents)
+            .map(|document| &**document)
     }
 
-    /// Whom a tenant's tokens must be for; empty for whomever.
-    pub(super) fn audiences_of(&self, tenant: &TenantId) -> &[String] {
-        let document = self
-            .scope_of(tenant)
-            .and_then(|scope| scope.documents.first());
-        document.map_or(&[], |document| &document.audiences)
+    /// The document of a tenant at this place.
+    pub(super) fn document_at(&self, place: usize) -> Option<&Document> {
+        let scope = self.scopes.get(place)?;
+        scope.documents.first().map(|document| &**document)
+    }
+
+    /// All rules that hold for whom the document at this place is for, in
+    /// order of precedence.
+    pub(super) fn at(&self, place: Option<usize>) -> impl Iterator<Item = (RuleId, &Rule)> {
+        self.scopes(place).flat_map(|(scope, held)| {
+            held.all()
+                .map(move |(local, rule)| (RuleId { scope, local }, rule))
+        })
     }
 
     /// The scopes that hold for a tenant, its own first.
@@ -370,8 +428,11 @@ impl Rules {
             .filter_map(|place| Some((number(place), &**self.scopes.get(place)?)))
     }
 
-    fn scope_of(&self, tenant: &TenantId) -> Option<&Arc<Scope>> {
-        self.scopes.get(*self.tenant_places.get(tenant)?)
+    /// The scope over this very document of a tenant.
+    fn scope_over(&self, tenant: &TenantId, document: &Arc<Document>) -> Option<&Arc<Scope>> {
+        let places = self.tenant_places.get(tenant)?.iter();
+        let mut scopes = places.map(|place| &self.scopes[*place]);
+        scopes.find(|scope| scope.documents.iter().any(|one| Arc::ptr_eq(one, document)))
     }
 }
 
@@ -386,7 +447,25 @@ impl RuleId {
     }
 }
 
+impl Document {
+    /// Why it cannot be in force beside another.
+    fn clash(&self, other: &Self) -> Option<PolicyError> {
+        let tenant = self.tenant.as_ref()?;
+        let is_of_it = other.tenant.as_ref() == Some(tenant);
+        let [own, other] = [self, other].map(|one| (&one.source, &*one.audiences));
+        is_of_it
+            .then(|| clash(tenant.as_str(), own, other))
+            .flatten()
+    }
+}
+
 impl Scope {
+    /// Whom tokens must be for; empty for whomever.
+    fn audiences(&self) -> &[String] {
+        let document = self.documents.first();
+        document.map_or(&[], |document| &document.audiences)
+    }
+
     fn is_about_calls(&self) -> bool {
         let mut rules = self.documents.iter().flat_map(|document| &document.rules);
         rules.any(|rule| !rule.rpc_methods.is_empty())
@@ -431,6 +510,10 @@ impl Scope {
             }
         }
         scope
+    }
+
+    pub(super) fn documents(&self) -> impl Iterator<Item = &Document> {
+        self.documents.iter().map(|document| &**document)
     }
 
     pub(super) fn rule(&self, id: LocalId) -> &Rule {
@@ -576,12 +659,27 @@ fn read_audiences(
     audiences.clone()
 }
 
-fn tenant_twice(source: &SourceName, tenant: &str, other: &SourceName) -> PolicyError {
-    let problem = Problem::TenantTwice {
-        tenant: tenant.to_owned(),
-        other: other.clone(),
+/// Why a document of a tenant cannot be in force beside another: each with the
+/// audiences that it names.
+fn clash(
+    tenant: &str,
+    (source, audiences): (&SourceName, &[String]),
+    (other, others): (&SourceName, &[String]),
+) -> Option<PolicyError> {
+    let (tenant, other) = (tenant.to_owned(), other.clone());
+    if audiences.is_empty() && others.is_empty() {
+        let problem = Problem::TenantTwice { tenant, other };
+        return Some(Finding::new(source, "tenant", problem));
+    }
+    let shared = |(_, audience): &(usize, &String)| others.contains(audience);
+    let (at, audience) = audiences.iter().enumerate().find(shared)?;
+    let audience = audience.clone();
+    let problem = Problem::AudienceTwice {
+        tenant,
+        audience,
+        other,
     };
-    Finding::new(source, "tenant", problem)
+    Some(Finding::new(source, format!("audience[{at}]"), problem))
 }
 
 fn read_rules(
@@ -591,6 +689,7 @@ fn read_rules(
 ) -> Vec<Rule> {
     let mut names: HashMap<&str, usize> = HashMap::with_capacity(written.rules.len());
     let mut rules = Vec::with_capacity(written.rules.len());
+    let owner = limits::owner_of(written);
     for (position, rule) in written.rules.iter().enumerate() {
         let first = *names.entry(&rule.name).or_insert(position);
         if first != position {
@@ -606,7 +705,7 @@ fn read_rules(
         }
         let place = Place {
             source,
-            tenant: written.tenant.as_deref(),
+            owner: owner.as_deref(),
             position,
         };
         rules.push(compile(rule, place, errors));
@@ -622,9 +721,13 @@ fn read_limits(
     let Some(limits) = &written.limits else {
         return Vec::new();
     };
-    limits::of_document(limits, written.tenant.as_deref(), |member, problem| {
-        errors.push(Finding::new(source, format!("limits{member}"), problem));
-    })
+    limits::of_document(
+        limits,
+        limits::owner_of(written).as_deref(),
+        |member, problem| {
+            errors.push(Finding::new(source, format!("limits{member}"), problem));
+        },
+    )
 }
 
 fn read_denylist(

@@ -540,7 +540,7 @@ fn mistakes_inside(source: &SourceName, tree: &Node, shape: &[PolicyError]) -> V
             if let Ok(rule) = serde_json::from_value::<RuleDocument>(node.to_value()) {
                 let place = Place {
                     source,
-                    tenant: None,
+                    owner: None,
                     position,
                 };
                 compile(&rule, place, &mut found);

@@ -888,7 +888,7 @@ fn one_document_for_a_tenant() {
     let errors = build(&["version: 1\ntenant: t", "version: 1\ntenant: t"]).expect_err("twice");
     assert_eq!(
         errors[0].to_string(),
-        "1.yaml: tenant: tenant \"t\" has a document already, 0.yaml; put the rules of both into one"
+        "1.yaml: tenant: tenant \"t\" has a document already, 0.yaml; put the rules of both into one, or name in one of them the `audience` of the tokens that it is for"
     );
 }
 
@@ -2383,4 +2383,305 @@ fn a_tenants_document_may_be_for_tokens_of_some_audiences() {
             outcome.failures
         );
     }
+}
+
+/// A tenant with a document for `prod`, one for `batch` and `night`, and, where
+/// it is given, one for all other tokens.
+fn by_audience(other: Option<&str>) -> PolicySet {
+    let document = |audience: &str, host: &str| {
+        format!(
+            "version: 1\ntenant: acme\n{audience}limits: {{tenant: {{requests: 9/s}}}}\nrules:\n  - {{name: r, action: allow, agents: any, hosts: [{host}], limits: {{requests: 5/s}}}}"
+        )
+    };
+    let mut texts = vec![
+        document("audience: [prod]\n", "prod.example"),
+        document("audience: [\"night\", batch]\n", "batch.example"),
+    ];
+    texts.extend(other.map(|host| document("", host)));
+    let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+    build(&texts).expect("a policy")
+}
+
+#[test]
+fn a_tenants_documents_are_chosen_by_audience() {
+    let agent = AgentId::parse("bot").expect("an agent");
+    let tenant = TenantId::parse("acme").expect("a tenant");
+    let (with, without) = (by_audience(Some("other.example")), by_audience(None));
+    assert!(with.asks_for_audiences());
+    assert_eq!(with.tenants().count(), 1);
+    let asked = |set: &PolicySet, audiences: Option<&[&str]>, host: &str| {
+        let audiences: Option<Vec<String>> =
+            audiences.map(|list| list.iter().map(|one| (*one).to_owned()).collect());
+        let who = Subject {
+            agent: &agent,
+            tenant: Some(&tenant),
+            destinations: None,
+            audiences: audiences.as_deref(),
+        };
+        let what = request(&format!("CONNECT {host}:443"));
+        let decision = set.decide(&who, &what);
+        let explained = set.explain(&who, &what, &[]);
+        let reason = match &decision {
+            Decision::Deny(denied) => Some(denied.reason().as_str()),
+            Decision::Allow(_) => None,
+        };
+        assert_eq!(explained.reason, reason, "explained as it is decided");
+        let reached = set.reach(&who).map(|_| ());
+        assert_eq!(reached.is_err(), reason == Some("tenant_audience"));
+        (said(&decision), explained.checks[0].detail.clone())
+    };
+    for (case, audiences, host, decided, undecided) in [
+        (
+            "one",
+            Some(&["prod"][..]),
+            "prod.example",
+            "allow r",
+            "allow r",
+        ),
+        (
+            "that of another",
+            Some(&["prod"]),
+            "batch.example",
+            "deny no_rule",
+            "deny no_rule",
+        ),
+        (
+            "of two names",
+            Some(&["agentport", "night"]),
+            "batch.example",
+            "allow r",
+            "allow r",
+        ),
+        (
+            "two of one document",
+            Some(&["batch", "night"]),
+            "batch.example",
+            "allow r",
+            "allow r",
+        ),
+        (
+            "of two documents",
+            Some(&["batch", "prod"]),
+            "prod.example",
+            "deny tenant_audience",
+            "deny tenant_audience",
+        ),
+        (
+            "of none",
+            Some(&["agentport"]),
+            "other.example",
+            "allow r",
+            "deny tenant_audience",
+        ),
+        (
+            "none at all",
+            Some(&[]),
+            "other.example",
+            "allow r",
+            "deny tenant_audience",
+        ),
+        (
+            "no token",
+            None,
+            "other.example",
+            "allow r",
+            "deny tenant_audience",
+        ),
+        (
+            "one that begins so",
+            Some(&["production"]),
+            "prod.example",
+            "deny no_rule",
+            "deny tenant_audience",
+        ),
+    ] {
+        assert_eq!(asked(&with, audiences, host).0, decided, "{case}");
+        assert_eq!(
+            asked(&without, audiences, host).0,
+            undecided,
+            "{case}, without another"
+        );
+    }
+    for (audiences, set, detail) in [
+        (
+            &["night"][..],
+            &with,
+            "the global documents and 1.yaml apply, which of those of tenant acme is for tokens whose aud has night, batch",
+        ),
+        (
+            &["x"],
+            &with,
+            "the global documents and 2.yaml apply, which of those of tenant acme names no audience",
+        ),
+        (
+            &["x"],
+            &without,
+            "the documents of tenant acme are for tokens whose aud has one of prod, night, batch; this one has x",
+        ),
+        (
+            &["prod", "night"],
+            &with,
+            "tenant acme has several documents for this token, whose aud has prod, night; ask for a token for one of them",
+        ),
+    ] {
+        assert_eq!(asked(set, Some(audiences), "x.example").1, detail);
+    }
+    // What one counts, another does not.
+    let names: Vec<String> = with
+        .rules
+        .documents()
+        .flat_map(|document| document.limits.iter().map(|limit| limit.name().to_string()))
+        .chain(
+            with.rules
+                .all()
+                .flat_map(|(_, rule)| rule.limits.iter().map(|limit| limit.name().to_string())),
+        )
+        .collect();
+    assert_eq!(
+        names,
+        [
+            "acme(prod)/tenant.requests",
+            "acme(batch)/tenant.requests",
+            "acme/tenant.requests",
+            "acme(prod)/rule/r.requests",
+            "acme(batch)/rule/r.requests",
+            "acme/rule/r.requests",
+        ]
+    );
+    let odd =
+        build(&["version: 1\ntenant: t\naudience: [\"a b\"]\nlimits: {tenant: {requests: 9/s}}"]);
+    let odd = odd.expect("a policy");
+    let name = odd
+        .rules
+        .documents()
+        .next()
+        .map(|one| one.limits[0].name().to_string());
+    let name = name.expect("a limit");
+    assert!(
+        name.starts_with("t(#") && name.ends_with(")/tenant.requests"),
+        "{name}"
+    );
+}
+
+#[test]
+fn documents_of_a_tenant_are_for_different_audiences() {
+    for (case, texts, expected) in [
+        (
+            "two for any",
+            ["", ""],
+            Some(
+                "1.yaml: tenant: tenant \"t\" has a document already, 0.yaml; put the rules of both into one, or name in one of them the `audience` of the tokens that it is for",
+            ),
+        ),
+        (
+            "two for one",
+            ["audience: [a, b]", "audience: [c, b]"],
+            Some(
+                "1.yaml: audience[1]: audience \"b\" of tenant \"t\" has a document already, 0.yaml; name it in one of them only",
+            ),
+        ),
+        ("one for any", ["audience: [a]", ""], None),
+        ("different ones", ["audience: [a]", "audience: [b]"], None),
+    ] {
+        let texts = texts.map(|text| format!("version: 1\ntenant: t\n{text}"));
+        let said = match build(&[&texts[0], &texts[1]]) {
+            Ok(_) => None,
+            Err(errors) => Some(
+                errors
+                    .iter()
+                    .map(ToString::to_string)
+                    .collect::<Vec<_>>()
+                    .join("; "),
+            ),
+        };
+        assert_eq!(said.as_deref(), expected, "{case}");
+        let checked: Vec<CheckedDocument> = texts
+            .iter()
+            .enumerate()
+            .map(|(at, text)| {
+                let source = SourceName::from(format!("{at}.yaml"));
+                let written = PolicyDocument::parse(&source, Format::Yaml, text).expect(case);
+                CheckedDocument::check(&source, &written, Mode::Enforce).expect(case)
+            })
+            .collect();
+        let put_together = PolicySet::assemble(checked, false, Mode::Enforce, None);
+        let said = put_together.err().map(|errors| errors[0].to_string());
+        assert_eq!(said.as_deref(), expected, "{case}");
+    }
+}
+
+#[test]
+fn what_changes_for_one_audience_is_told_of_it_alone() {
+    let (with, without) = (by_audience(Some("other.example")), by_audience(None));
+    let said = |old: &PolicySet, new: &PolicySet| -> Vec<String> {
+        let diff = old.diff(new).expect("few changes");
+        diff.changes
+            .iter()
+            .map(|change| format!("{:?} {change}", change.direction))
+            .collect()
+    };
+    assert!(said(&with, &with).is_empty());
+    let gone = said(&with, &without);
+    assert!(!gone.is_empty());
+    for change in &gone {
+        assert!(
+            change.contains("acme for others") || change.contains("limits of each tenant"),
+            "{change}"
+        );
+        assert!(
+            !change.contains("batch.example") && !change.contains("prod.example"),
+            "{change}"
+        );
+    }
+    assert!(
+        gone.iter().any(|change| change.contains("other.example")),
+        "{gone:?}"
+    );
+    // What the others may not reach is not what this one reaches.
+    let one = build(&[
+        "version: 1\ntenant: acme\nrules:\n  - {name: r, action: allow, agents: any, hosts: [other.example]}",
+    ]);
+    let split = said(&one.expect("a policy"), &with);
+    assert!(
+        split.iter().any(|c| c.starts_with("Widens")
+            && c.contains("prod.example")
+            && c.contains("acme for prod")),
+        "{split:?}"
+    );
+    assert!(
+        split.iter().any(|c| c.starts_with("Narrows")
+            && c.contains("other.example")
+            && c.contains("acme for batch, night")),
+        "{split:?}"
+    );
+    assert!(
+        !split
+            .iter()
+            .any(|c| c.contains("acme for others") && c.contains("batch.example")),
+        "{split:?}"
+    );
+
+    // Records say whom the token was for.
+    let line = |audience: &str| {
+        format!(
+            r#"{{"ts":"2026-01-01T00:00:00Z","event":"tunnel","request_id":"1","agent_id":"bot","tenant":"acme",{audience}"method":"CONNECT","scheme":"tunnel","destination_host":"other.example","destination_port":443,"action_allowed":true,"reason":"ok"}}"#
+        )
+    };
+    let mut replay = Replay::new(&with, &without);
+    replay.line(line(r#""audience":["prod"],"#).as_bytes());
+    replay.line(line(r#""audience":["agentport"],"#).as_bytes());
+    let report = replay.finish();
+    assert_eq!(report.requests, 2);
+    assert_eq!(report.changes.len(), 1, "{:?}", report.changes);
+}
+
+#[test]
+fn a_document_is_shadowed_by_none_for_other_tokens() {
+    let set = build(&[
+        "version: 1\ntenant: t\naudience: [a]\ndenylist: [x.example]\nrules:\n  - {name: d, action: deny, agents: any, hosts: [y.example]}",
+        "version: 1\ntenant: t\nlimits: {agent: {requests: 9/s}}\nrules:\n  - {name: x, action: allow, agents: any, hosts: [x.example]}\n  - {name: y, action: allow, agents: any, hosts: [y.example]}",
+    ])
+    .expect("a policy");
+    let warnings: Vec<String> = set.lint().iter().map(ToString::to_string).collect();
+    assert!(warnings.is_empty(), "{warnings:?}");
 }

@@ -5,7 +5,8 @@
 //! has a mistake stands for what it last said; what is new of all others comes
 //! into force. Where it has never said anything, its tenant is refused, and a
 //! gateway that starts with such a global document does not start. A file that
-//! is gone says nothing any more, and its tenant is refused.
+//! is gone says nothing any more, and its tenant is refused. A tenant may have
+//! several documents, for tokens of different audiences.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -34,8 +35,8 @@ pub(super) struct Documents {
     files: HashMap<PathBuf, Known>,
     /// The set that [`Documents::load`] gave last.
     last: Option<PolicySet>,
-    /// The document of each tenant in that set.
-    tenants: BTreeMap<TenantId, CheckedDocument>,
+    /// The documents of each tenant in that set.
+    tenants: BTreeMap<TenantId, Vec<CheckedDocument>>,
     /// Whether a tenant ever had a document.
     by_tenant: bool,
 }
@@ -168,7 +169,7 @@ impl Documents {
         }
         self.by_tenant |= chosen.by_tenant;
         let mut documents = chosen.globals;
-        documents.extend(chosen.tenants.values().cloned());
+        documents.extend(chosen.tenants.values().flatten().cloned());
         documents.extend(self.short_form.clone());
         let policy = PolicySet::assemble(documents, self.by_tenant, mode, self.last.as_ref())
             .map_err(|errors| LoadError::of(&errors))?;
@@ -266,7 +267,7 @@ fn hash_of(text: &str) -> [u8; 32] {
 #[derive(Default)]
 struct Chosen {
     globals: Vec<CheckedDocument>,
-    tenants: BTreeMap<TenantId, CheckedDocument>,
+    tenants: BTreeMap<TenantId, Vec<CheckedDocument>>,
     refused: Vec<RefusedDocument>,
     by_tenant: bool,
 }
@@ -275,11 +276,11 @@ impl Chosen {
     fn of(
         paths: &[PathBuf],
         files: &HashMap<PathBuf, Known>,
-        in_force: &BTreeMap<TenantId, CheckedDocument>,
+        in_force: &BTreeMap<TenantId, Vec<CheckedDocument>>,
     ) -> Self {
         let mut chosen = Self::default();
         // Sound files go first: what a file with a mistake said before must
-        // not stand in the way of a new file for the same tenant.
+        // not stand in the way of a new file for the same tokens.
         let known = || {
             paths
                 .iter()
@@ -287,7 +288,7 @@ impl Chosen {
         };
         let sound = known().filter(|(_, known)| known.mistake.is_none());
         let unsound = known().filter(|(_, known)| known.mistake.is_some());
-        let mut twice: Vec<TenantId> = Vec::new();
+        let mut unclear: Vec<TenantId> = Vec::new();
         for (path, known) in sound.chain(unsound) {
             let tenant = known.good.as_ref().and_then(CheckedDocument::tenant);
             let claimed = known.mistake.as_ref().and_then(|m| m.tenant.as_ref());
@@ -296,27 +297,22 @@ impl Chosen {
             match (&known.good, tenant) {
                 (None, _) => {}
                 (Some(document), None) => chosen.globals.push(document.clone()),
-                (Some(document), Some(tenant)) => match chosen.tenants.get(tenant) {
-                    None => {
-                        chosen.tenants.insert(tenant.clone(), document.clone());
+                (Some(document), Some(tenant)) => {
+                    let others = chosen.tenants.entry(tenant.clone()).or_default();
+                    match others.iter().find_map(|other| document.clash(other)) {
+                        None => others.push(document.clone()),
+                        Some(_) if known.mistake.is_some() => stands = false,
+                        Some(clash) => {
+                            chosen.refused.push(RefusedDocument {
+                                document: path.display().to_string(),
+                                tenant: Some(tenant.to_string()),
+                                last_good_in_force: in_force.contains_key(tenant),
+                                error: with_its_place(clash, document.source(), path),
+                            });
+                            unclear.push(tenant.clone());
+                        }
                     }
-                    Some(_) if known.mistake.is_some() => stands = false,
-                    Some(other) => {
-                        let stays = in_force.contains_key(tenant);
-                        chosen.refused.push(RefusedDocument {
-                            document: path.display().to_string(),
-                            tenant: Some(tenant.to_string()),
-                            last_good_in_force: stays,
-                            error: format!(
-                                "{}: tenant: tenant {tenant:?} has a document already, {}; put the rules of both into one",
-                                path.display(),
-                                other.source(),
-                                tenant = tenant.as_str(),
-                            ),
-                        });
-                        twice.push(tenant.clone());
-                    }
-                },
+                }
             }
             if let Some(mistake) = &known.mistake {
                 chosen.refused.push(RefusedDocument {
@@ -325,12 +321,20 @@ impl Chosen {
                     last_good_in_force: stands,
                     error: mistake.error.clone(),
                 });
+                // Which of its tenant's tokens it would be for nobody knows, and
+                // another document is not to be theirs in its place.
+                if known.good.is_none()
+                    && let Some(claimed) = claimed
+                    && !in_force.contains_key(claimed)
+                {
+                    unclear.push(claimed.clone());
+                }
             }
         }
         // Which of two is meant nobody can tell: what was in force stays.
-        for tenant in twice {
+        for tenant in unclear {
             match in_force.get(&tenant) {
-                Some(document) => chosen.tenants.insert(tenant, document.clone()),
+                Some(documents) => chosen.tenants.insert(tenant, documents.clone()),
                 None => chosen.tenants.remove(&tenant),
             };
         }
@@ -348,6 +352,15 @@ impl Chosen {
         let errors = self.refused.iter().map(|refused| refused.error.clone());
         Err(LoadError(errors.collect()))
     }
+}
+
+/// What is wrong with a document that is good by itself, with its line.
+fn with_its_place(error: PolicyError, source: &SourceName, path: &Path) -> String {
+    let mut errors = [error];
+    if let Ok(text) = read_text(path) {
+        PolicyError::locate(&mut errors, source, &text);
+    }
+    errors[0].to_string()
 }
 
 #[cfg(test)]
@@ -579,6 +592,107 @@ mod tests {
         assert!(!loaded.refused[0].last_good_in_force);
     }
 
+    /// A document of tenant `a` for tokens of these audiences.
+    fn allows_for(audience: &str, host: &str) -> String {
+        let text = allows("a", host);
+        text.replace("rules:", &format!("audience: [{audience}]\nrules:"))
+    }
+
+    /// What becomes of a request of tenant `a`, by a token for this audience.
+    fn asked_for(loaded: &Loaded, audience: &str, host: &str) -> String {
+        let (agent, tenant) = (AgentId::parse("bot"), TenantId::parse("a"));
+        let audiences = [audience.to_owned()];
+        let who = Subject {
+            agent: agent.as_ref().expect("an agent"),
+            tenant: tenant.as_ref().ok(),
+            destinations: None,
+            audiences: Some(&audiences),
+        };
+        let what = EgressRequest {
+            authority: Authority::parse(&format!("{host}:443")).expect("an authority"),
+            ask: Ask::Tunnel,
+        };
+        match loaded.policy.decide(&who, &what) {
+            Decision::Allow(_) => "allowed".to_owned(),
+            Decision::Deny(denied) => denied.reason().as_str().to_owned(),
+        }
+    }
+
+    #[test]
+    fn documents_for_different_audiences_are_rotated_apart() {
+        let folder = Folder::with(&[
+            ("prod.yaml", &allows_for("prod", "prod1.example")),
+            ("batch.yaml", &allows_for("batch, night", "batch1.example")),
+            ("other.yaml", &allows("a", "other1.example")),
+        ]);
+        let mut documents = folder.documents();
+        let loaded = documents.load().expect("a policy");
+        for (audience, host) in [
+            ("prod", "prod1.example"),
+            ("night", "batch1.example"),
+            ("agentport", "other1.example"),
+        ] {
+            assert_eq!(asked_for(&loaded, audience, host), "allowed", "{audience}");
+        }
+        assert_eq!(asked_for(&loaded, "prod", "other1.example"), "no_rule");
+        // One has a mistake, and the others go on.
+        folder.write("prod.yaml", BROKEN);
+        folder.write("batch.yaml", &allows_for("batch, night", "batch2.example"));
+        let loaded = documents.load().expect("a policy");
+        assert_eq!(asked_for(&loaded, "prod", "prod1.example"), "allowed");
+        assert_eq!(asked_for(&loaded, "prod", "other1.example"), "no_rule");
+        assert_eq!(asked_for(&loaded, "batch", "batch2.example"), "allowed");
+        assert!(loaded.refused[0].last_good_in_force);
+        // Two for one audience: nobody can tell which is meant.
+        folder.write("prod.yaml", &allows_for("prod", "prod2.example"));
+        folder.write("more.yaml", &allows_for("late, night", "more.example"));
+        let loaded = documents.load().expect("a policy");
+        let [refused] = loaded.refused.as_slice() else {
+            panic!("{:?}", loaded.refused);
+        };
+        let says = "more.yaml:3:18: audience[1]: audience \"night\" of tenant \"a\" has a document already, ";
+        assert!(refused.error.contains(says), "{refused:?}");
+        assert!(refused.last_good_in_force);
+        assert_eq!(asked_for(&loaded, "prod", "prod1.example"), "allowed");
+        assert_eq!(asked_for(&loaded, "night", "batch2.example"), "allowed");
+        // One that is gone leaves its tokens to the one for any.
+        folder.remove("more.yaml");
+        folder.remove("batch.yaml");
+        let loaded = documents.load().expect("a policy");
+        assert_eq!(asked_for(&loaded, "night", "other1.example"), "allowed");
+        assert_eq!(asked_for(&loaded, "prod", "prod2.example"), "allowed");
+        folder.remove("other.yaml");
+        let loaded = documents.load().expect("a policy");
+        assert_eq!(
+            asked_for(&loaded, "night", "other1.example"),
+            "tenant_audience"
+        );
+    }
+
+    #[test]
+    fn a_document_that_was_never_good_leaves_its_tokens_to_no_other() {
+        let folder = Folder::with(&[
+            ("a.yaml", &allows("a", "a.example")),
+            ("batch.yaml", &format!("{BROKEN}# audience: [batch]\n")),
+            ("b.yaml", &allows("b", "b.example")),
+        ]);
+        let mut documents = folder.documents();
+        let loaded = documents.load().expect("a policy");
+        assert_eq!(asked_for(&loaded, "batch", "a.example"), "unknown_tenant");
+        assert_eq!(asked(&loaded, "b", "b.example"), "allowed");
+        folder.write("batch.yaml", &allows_for("batch", "batch.example"));
+        let loaded = documents.load().expect("a policy");
+        assert_eq!(asked_for(&loaded, "batch", "a.example"), "no_rule");
+        assert_eq!(asked_for(&loaded, "batch", "batch.example"), "allowed");
+        // Beside one that is in force nothing changes.
+        folder.write("late.yaml", BROKEN);
+        folder.write("a.yaml", &allows("a", "a2.example"));
+        let loaded = documents.load().expect("a policy");
+        assert_eq!(asked_for(&loaded, "agentport", "a2.example"), "allowed");
+        assert_eq!(asked_for(&loaded, "batch", "batch.example"), "allowed");
+        assert!(!loaded.refused[0].last_good_in_force);
+    }
+
     #[test]
     fn what_did_not_change_is_not_read_again() {
         let folder = Folder::with(&[
@@ -592,7 +706,7 @@ mod tests {
         documents.load().expect("a policy");
         let same = |tenant: &str| {
             let tenant = TenantId::parse(tenant).expect("a tenant");
-            before[&tenant].is(&documents.tenants[&tenant])
+            before[&tenant][0].is(&documents.tenants[&tenant][0])
         };
         assert!(!same("a"));
         assert!(same("b"));
@@ -621,7 +735,7 @@ mod tests {
         let before = documents.tenants.clone();
         documents.load().expect("a policy");
         let tenant = TenantId::parse("a").expect("a tenant");
-        assert!(before[&tenant].is(&documents.tenants[&tenant]));
+        assert!(before[&tenant][0].is(&documents.tenants[&tenant][0]));
         // Of the same size, with the time of its contents set back.
         folder.write("a.yaml", &allows("a", "y.example"));
         let file = std::fs::File::options()
@@ -677,7 +791,7 @@ mod tests {
         assert!(loaded.refused.is_empty());
         let tenant = TenantId::parse("c").expect("a tenant");
         assert!(
-            ahead.is(&documents.tenants[&tenant]),
+            ahead.is(&documents.tenants[&tenant][0]),
             "it is not read twice"
         );
         assert_eq!(asked(&loaded, "a", "y.example"), "allowed");

@@ -20,7 +20,7 @@ pub(in crate::cli) struct ExplainArgs {
     /// Its tenant
     #[arg(long, value_name = "NAME")]
     tenant: Option<String>,
-    /// Whom the token is for, its `aud`; may be given again [default: whomever the tenant's document wants]
+    /// Whom the token is for, its `aud`; may be given again [default: whomever the tenant's only document wants, or the one that names none]
     #[arg(long, value_name = "AUDIENCE")]
     audience: Vec<String>,
     /// What the token is limited to; may be given again
@@ -186,7 +186,10 @@ fn recorded(args: &ExplainArgs, id: &str, file: &Path) -> anyhow::Result<Asked> 
         question: Question {
             agent,
             tenant: record.tenant,
-            audiences: (!args.audience.is_empty()).then(|| args.audience.clone()),
+            audiences: match args.audience.is_empty() {
+                true => record.audiences,
+                false => Some(args.audience.clone()),
+            },
             destinations: destinations(args)?,
             request,
             calls,
