@@ -88,6 +88,8 @@ pub(super) async fn tell(
 }
 
 const ABORTED: &str = "to be told inside the tunnel: the client went away before it was";
+/// Some libraries make the whole handshake before they look at the certificate.
+const UNASKED: &str = "to be told inside the tunnel: the client went away without a request; it may not trust refusals.certificate";
 
 /// Speaks what the client speaks: TLS, or HTTP in clear.
 async fn converse(
@@ -127,6 +129,7 @@ async fn answer(
     let mut seen = 0;
     loop {
         match stream.read_buf(&mut head).await {
+            Ok(0) | Err(_) if head.is_empty() => return Err(UNASKED),
             Ok(0) | Err(_) => return Err(ABORTED),
             Ok(_) => {}
         }

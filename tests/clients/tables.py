@@ -392,17 +392,23 @@ def make_registry(folder: Path, url: str) -> None:
         "name": "tiny-thing", "dist-tags": {"latest": "1.0.0"}, "versions": {"1.0.0": {**manifest, "dist": dist}}}))
 
 
-def java_cases(world: World) -> list[Case]:
-    """Java, by JAVA_TOOL_OPTIONS of `agentport env`, with an Authenticator."""
+def java_classes(world: World) -> list[str]:
+    """How the client in Java is called, which is built first."""
     javac, java = find("javac", "default-jdk-headless"), find("java", "default-jdk-headless")
     classes = world.folder / "classes"
     done = world.run([javac, "-d", str(classes), str(PROGRAMS / "Client.java")], world.bare)
     if done.code:
         raise Broken(f"javac: {done.err}")
+    return [java, "-cp", str(classes), "Client"]
+
+
+def java_cases(world: World) -> list[Case]:
+    """Java, by JAVA_TOOL_OPTIONS of `agentport env`, with an Authenticator."""
+    java = java_classes(world)
 
     def command(client: str, url: str, proven: bool) -> list[str]:
         given = [AGENT, world.token] if proven else []
-        return [java, "-cp", str(classes), "Client", client, url, str(world.ca), *given]
+        return [*java, client, url, str(world.ca), *given]
 
     cases = []
     for client, name, refusal, challenge in (

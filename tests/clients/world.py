@@ -57,7 +57,8 @@ class World:
 
     `origin.test` is allowed; so is every name under `unproven.test`, which is
     for clients without a credential and leads to the origins that nobody may
-    reach; names under `refused.test` lead there too, and no rule knows them.
+    reach; names under `refused.test` lead there too, and no rule knows them;
+    those under `told.test` are refused inside the tunnel.
     `loopback.test` is allowed by name and refused by its address.
     """
 
@@ -86,6 +87,7 @@ class World:
         (self.folder / "files").mkdir()
         self.names = Names()
         self.ports = self._origins()
+        self.refusal_ca = self._refusal_ca()
         self.secret = secrets.token_hex(32)
         self.gateway, self.admin = self._gateway()
         self.token = self.issue()
@@ -120,6 +122,15 @@ class World:
                 raise Broken(f"openssl {command[0]}: {done.stderr.strip()}")
         return folder / "ca.pem"
 
+    def _refusal_ca(self) -> Path:
+        """By the command that users have."""
+        folder = self.folder / "refusals"
+        command = [self.agentport, "ca", "init", "--domain", "agents.internal", "--folder", str(folder)]
+        done = subprocess.run(command, env=self.bare, capture_output=True, text=True)
+        if done.returncode:
+            raise Broken(f"agentport ca init: {done.stderr.strip()}")
+        return folder / "ca.pem"
+
     def _origins(self) -> dict[str, int]:
         for needed in (NODE, PYTHON):
             if not needed.exists():
@@ -139,6 +150,8 @@ class World:
              "addresses": ["127.0.0.0/8"], "ports": "any"},
             {"name": "by-name-only", "action": "allow", "agents": [AGENT], "hosts": ["loopback.test"],
              "ports": "any"},
+            {"name": "told", "action": "deny", "agents": "any", "hosts": ["*.told.test"], "ports": "any",
+             "refusal": "inside"},
         ]}))
         # JSON is YAML.
         self.config = self.folder / "agentport.yaml"
@@ -148,6 +161,8 @@ class World:
             "resolver": {"servers": [f"127.0.0.1:{self.names.port}"]},
             "audit": {"path": str(self.folder / "audit.jsonl")},
             "log": {"level": "info", "format": "json"},
+            "refusals": {"inside": "rules", "certificate": str(self.refusal_ca),
+                         "key": str(self.refusal_ca.with_name("ca.key"))},
             "timeouts": {"drain": "2s"},
         }))
         self._start([self.agentport, "serve", "-c", str(self.config)], "gateway.log", self.secrets())
@@ -190,10 +205,10 @@ class World:
         """The form that works in every client."""
         return f"http://{AGENT}:{self.token}@{self.gateway}"
 
-    def environment(self, token: bool = True) -> dict[str, str]:
+    def environment(self, token: bool = True, ca: Path | None = None) -> dict[str, str]:
         """What `agentport env` says, for clients that read the environment."""
         command = [self.agentport, "env", "--format", "docker", "--url", f"http://{self.gateway}",
-                   "--ca", str(self.ca)]
+                   "--ca", str(ca or self.ca)]
         if token:
             command += ["--token-file", str(self.token_file)]
         done = subprocess.run(command, env=self.bare, capture_output=True, text=True)
@@ -220,6 +235,13 @@ class World:
         return Outcome(child.returncode, out.decode(errors="replace"), err.decode(errors="replace"))
 
     # -- what was seen
+
+    def until(self, look):
+        """What there is to see, when there is something; nothing in the end."""
+        deadline = time.monotonic() + PATIENCE
+        while not (found := look()) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        return found
 
     def seen(self) -> list[dict]:
         """All that came to the origins. What came before this call is in it:
