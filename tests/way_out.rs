@@ -235,22 +235,30 @@ fn an_issuer_by_the_parent_is_where_it_may_be_or_is_not_asked() {
     assert!(parent.targets().is_empty(), "{:?}", parent.targets());
     assert!(issuer.front.handshakes().is_empty());
     assert!(origin.requests().is_empty());
-    // And by its name alone, where it may be anywhere that is public: whether it
-    // is, is for the parent to see to.
-    let gateway = issuer.gateway(
-        &[],
-        &[
-            ("upstream_proxy.url", &url),
-            ("upstream_proxy.address", "unchecked"),
-            ("upstream_proxy.no_proxy", "a.test"),
-        ],
-    );
-    known(&gateway, "its keys", |state| state["keys"] == 1);
-    assert_eq!(issuer.answered(&gateway, &origin), 200);
-    assert_eq!(
-        parent.targets(),
-        [format!("id.test:{}", issuer.front.port())]
-    );
-    let asked = gateway.names().asked();
-    assert!(!asked.contains(&"id.test".to_owned()), "{asked:?}");
+    // By its name, whose addresses are looked up here first and may be; and by
+    // its name alone: whether that is public is for the parent to see to.
+    for (asks, addresses, is_looked_up) in [
+        ("name", &["127.0.0.0/8"][..], true),
+        ("unchecked", &[], false),
+    ] {
+        let gateway = issuer.gateway(
+            addresses,
+            &[
+                ("upstream_proxy.url", &url),
+                ("upstream_proxy.address", asks),
+                ("upstream_proxy.no_proxy", "a.test"),
+            ],
+        );
+        known(&gateway, asks, |state| state["keys"] == 1);
+        assert_eq!(issuer.answered(&gateway, &origin), 200, "{asks}");
+        let to = format!("id.test:{}", issuer.front.port());
+        assert_eq!(parent.targets().last(), Some(&to), "{asks}");
+        let asked = gateway.names().asked();
+        assert_eq!(
+            asked.contains(&"id.test".to_owned()),
+            is_looked_up,
+            "{asks}"
+        );
+    }
+    assert_eq!(parent.targets().len(), 2);
 }

@@ -75,7 +75,8 @@ impl WayOut {
             }
         }
         for address in passed {
-            let carried = match parent.filter(|parent| parent.takes(to, Some(address))) {
+            let parent = parent.filter(|parent| parent.takes(to, Some(address)));
+            let carried = match parent {
                 Some(parent) => {
                     let carried = parent.carry(&*self.names, to, Some(address), LONGEST);
                     carried.await
@@ -86,7 +87,7 @@ impl WayOut {
                 Ok(carried) => return Ok(carried),
                 Err(error) => problem = error,
             }
-            if again {
+            if again && parent.is_some() {
                 // It has tried them all.
                 break;
             }

@@ -42,6 +42,7 @@ mod proven;
 mod range;
 mod reach;
 mod record;
+mod replay;
 mod rule;
 mod schema;
 mod set;
@@ -54,7 +55,7 @@ pub use cases::{Case, CaseFile, CaseOutcome, Coverage, Expectation, Question};
 pub use decision::{
     Decision, Denied, DenyReason, EchRule, Permit, RefusalForm, SniRule, TlsRule, TlsUse,
 };
-pub use diff::{Change, Direction, PolicyDiff, Replay, ReplayReport, Replayed, TooDifferent};
+pub use diff::{Change, Direction, PolicyDiff, TooDifferent};
 pub use document::{
     Action, AgentModes, AnyOr, Format, MAX_DOCUMENT_BYTES, Mode, PolicyDocument, PortEntry,
     RuleDocument,
@@ -67,6 +68,7 @@ pub use locate::locate;
 pub use proven::{Proven, Requirement};
 pub use reach::{Reach, ReachRule};
 pub use record::{MAX_RECORD_BYTES, Recorded, RecordedEvent};
+pub use replay::{Replay, ReplayReport, Replayed};
 pub use rule::Calls;
 pub use schema::{cases_schema, policy_schema};
 pub use set::{CheckedDocument, PolicySet};
