@@ -120,7 +120,7 @@ fn judgement_touches_nothing_of_the_machine() {
         let files = files_of(&source, module);
         assert!(!files.is_empty(), "module {module} has no file");
         // What only tests do is their own affair.
-        let own = files.iter().filter(|file| !file.ends_with("tests.rs"));
+        let own = files.iter().filter(|file| !is_of_tests(file));
         for file in own {
             for name in named(&read(file), &MACHINE) {
                 violations.push(format!("{}: {name}", file.display()));
@@ -168,6 +168,13 @@ fn what_a_floor_may_not_name_is_seen() {
     ] {
         assert_eq!(named(text, &MACHINE), expected, "{case}");
     }
+}
+
+/// `tests.rs`, or a file in a folder `tests` of the module's.
+fn is_of_tests(file: &Path) -> bool {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let inside = file.strip_prefix(&source).expect("a file of the library");
+    inside.ends_with("tests.rs") || inside.iter().any(|folder| folder == "tests")
 }
 
 /// Which of these names stand in code, as words, before its tests.
