@@ -667,7 +667,7 @@ fn a_certificate_that_is_no_good_changes_nothing() {
             good_key.clone(),
             "breaks off",
         ),
-        ("empty", Vec::new(), good_key.clone(), "no certificate"),
+        ("empty", Vec::new(), good_key.clone(), "no PEM certificate"),
         ("no key", good.clone(), b"x".to_vec(), "no private key"),
     ] {
         support::pki::replace(&issued.key, &key);
