@@ -119,6 +119,46 @@ fn a_client_that_trusts_the_ca_reads_the_refusal() {
     untouched.check("nobody was dialled");
 }
 
+#[test]
+fn a_client_that_sends_all_before_it_reads_is_told() {
+    const MUCH: usize = 8 * 1024 * 1024;
+    let folder = tempfile::tempdir().expect("a folder");
+    let (certificate, key) = ca(folder.path(), "ca");
+    let gateway = start("rules", &certificate, &key);
+    let chunked = [
+        format!("{MUCH:x}\r\n").into_bytes(),
+        vec![b'x'; MUCH],
+        b"\r\n0\r\n\r\n".to_vec(),
+    ];
+    for (case, field, body) in [
+        (
+            "a length",
+            format!("Content-Length: {MUCH}"),
+            vec![b'x'; MUCH],
+        ),
+        (
+            "chunks",
+            "Transfer-Encoding: chunked".to_owned(),
+            chunked.concat(),
+        ),
+    ] {
+        let mut client = gateway.connect();
+        client.send(format!(
+            "CONNECT told.test:80 HTTP/1.1\r\nHost: told.test:80\r\n\
+             Proxy-Authorization: Bearer {}\r\n\r\n",
+            token("bot")
+        ));
+        assert_eq!(client.head().expect("an answer").status(), 200, "{case}");
+        client.send(format!(
+            "POST / HTTP/1.1\r\nHost: told.test\r\n{field}\r\n\r\n"
+        ));
+        client.send(body);
+        let answer = client.response();
+        assert_eq!((answer.status, answer.refusal()), (403, "rule"), "{case}");
+        assert!(client.closes(), "{case}");
+    }
+}
+
 /// How the answer inside a tunnel begins that is a stream of HTTP/2.
 fn over_http2(gateway: &Gateway) -> String {
     let asking = async {

@@ -9,13 +9,15 @@
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_rustls::TlsAcceptor;
 
-use crate::egress::head::{HeadProgress, progress};
+use crate::egress::ChunkedBody;
+use crate::egress::head::{self, BodyLength, HeadProgress, progress};
 use crate::egress::{Host, RequestId};
 use crate::gate::{AuditTrail, Cause, Denial};
 use crate::policy::RefusalForm;
@@ -72,7 +74,8 @@ pub(super) async fn tell(
     if !delay.is_zero() {
         tokio::time::sleep(delay).await;
     }
-    let longest = wire.shared.settings.handshake_timeout + wire.shared.settings.header_timeout;
+    let settings = &wire.shared.settings;
+    let longest = settings.handshake_timeout + settings.header_timeout + LEAVING;
     let told = tokio::time::timeout(longest, async {
         connect::say_ok(&mut io).await.map_err(|_| ABORTED)?;
         converse(&mut io, &wire, &denial, &trail.request_id(), telling.server).await
@@ -86,6 +89,11 @@ pub(super) async fn tell(
     trail.finish();
     io.close_gently().await;
 }
+
+/// How long a body may go on that nobody wants.
+const LEAVING: Duration = Duration::from_secs(5);
+/// How much of it is read.
+const MOST_BODY: u64 = 16 * 1024 * 1024;
 
 const ABORTED: &str = "to be told inside the tunnel: the client went away before it was";
 /// Some libraries make the whole handshake before they look at the certificate.
@@ -127,23 +135,57 @@ async fn answer(
 ) -> Result<(), &'static str> {
     let mut head = Vec::with_capacity(1024);
     let mut seen = 0;
-    loop {
+    let length = loop {
         match stream.read_buf(&mut head).await {
             Ok(0) | Err(_) if head.is_empty() => return Err(UNASKED),
             Ok(0) | Err(_) => return Err(ABORTED),
             Ok(_) => {}
         }
         match progress(&head, seen) {
-            Ok(HeadProgress::Complete(_)) => break,
+            Ok(HeadProgress::Complete(length)) => break length,
             Ok(HeadProgress::Partial) if head.len() <= most => seen = head.len(),
             _ => return Err("to be told inside the tunnel: what came was no request"),
         }
-    }
+    };
     let text = refusal::text(denial, id, head.starts_with(b"HEAD "));
     let sent = async {
         stream.write_all(&text).await?;
-        stream.flush().await?;
-        poll_fn(|cx| Pin::new(&mut *stream).poll_shutdown(cx)).await
+        stream.flush().await
     };
-    sent.await.map_err(|_| ABORTED)
+    sent.await.map_err(|_| ABORTED)?;
+    let (head, early) = head.split_at(length);
+    let body = match head::parse(head) {
+        // Who asks first whether to send it is told not to.
+        Ok(head) if head.field("expect").is_none() => head.body,
+        _ => BodyLength::None,
+    };
+    // Many send all of it before they read: one that finds the stream closed
+    // meanwhile fails, and never sees the answer.
+    let _ = tokio::time::timeout(LEAVING, discard(stream, early, body)).await;
+    // It has been told, whether it hears of the end or not.
+    let _ = poll_fn(|cx| Pin::new(&mut *stream).poll_shutdown(cx)).await;
+    Ok(())
+}
+
+/// Throws away a body of which this has come already.
+async fn discard(stream: &mut (impl AsyncRead + Unpin), early: &[u8], body: BodyLength) {
+    let (mut chunked, mut seen) = (ChunkedBody::default(), 0);
+    let mut is_over = |part: &[u8]| {
+        seen += part.len() as u64;
+        seen >= MOST_BODY
+            || match body {
+                BodyLength::None => true,
+                BodyLength::Bytes(count) => seen >= count,
+                BodyLength::Chunked => chunked.advance(part).is_err() || chunked.is_done(),
+            }
+    };
+    if is_over(early) {
+        return;
+    }
+    let mut part = vec![0; 16 * 1024];
+    while let Ok(count @ 1..) = stream.read(&mut part).await {
+        if is_over(&part[..count]) {
+            return;
+        }
+    }
 }
