@@ -375,8 +375,7 @@ impl Upstream {
         if let Some(addresses) = self.hosts.get(name) {
             return Some(Arc::clone(addresses));
         }
-        let text = name.as_str();
-        (text == "localhost" || text.ends_with(".localhost")).then(|| {
+        name.is_localhost().then(|| {
             Arc::from([
                 IpAddr::from(Ipv4Addr::LOCALHOST),
                 IpAddr::from(Ipv6Addr::LOCALHOST),

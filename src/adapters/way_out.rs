@@ -105,11 +105,11 @@ async fn direct(address: SocketAddr) -> Result<Box<dyn Carried>, String> {
     }
 }
 
-/// Whether a host is written as this machine (RFC 6761 section 6.3).
+/// Whether a host is written as this machine.
 fn is_here(host: &Host) -> bool {
     match host {
         Host::Address(address) => address.to_canonical().is_loopback(),
-        Host::Name(name) => name.as_str() == "localhost" || name.as_str().ends_with(".localhost"),
+        Host::Name(name) => name.is_localhost(),
     }
 }
 

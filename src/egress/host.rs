@@ -138,6 +138,15 @@ impl DnsName {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// Whether it means the machine of whoever looks it up (RFC 6761 section
+    /// 6.3).
+    #[must_use]
+    pub fn is_localhost(&self) -> bool {
+        self.0
+            .strip_suffix("localhost")
+            .is_some_and(|above| above.is_empty() || above.ends_with('.'))
+    }
 }
 
 impl Host {
@@ -389,6 +398,20 @@ mod tests {
                 Ok(form.to_owned()),
                 "{raw}"
             );
+        }
+    }
+
+    #[test]
+    fn which_names_mean_this_machine() {
+        for (raw, is) in [
+            ("localhost", true),
+            ("LocalHost.", true),
+            ("acme.localhost", true),
+            ("localhost.test", false),
+            ("notlocalhost", false),
+        ] {
+            let name = DnsName::parse(raw).expect(raw);
+            assert_eq!(name.is_localhost(), is, "{raw}");
         }
     }
 

@@ -458,8 +458,8 @@ impl Elsewhere for Parent {
         let Some(name) = to.host.name() else {
             return false;
         };
-        // Whose own machine that would be (RFC 6761 section 6.3).
-        let local = name.as_str() == "localhost" || name.as_str().ends_with(".localhost");
+        // Whose own machine that would be.
+        let local = name.is_localhost();
         self.asks == ParentAsks::UnresolvedName && !local && self.takes(to, None)
     }
 
