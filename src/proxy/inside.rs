@@ -76,14 +76,17 @@ pub(super) async fn tell(
     }
     let settings = &wire.shared.settings;
     let longest = settings.handshake_timeout + settings.header_timeout + LEAVING;
-    let told = tokio::time::timeout(longest, async {
+    let mut told = false;
+    let outcome = tokio::time::timeout(longest, async {
         connect::say_ok(&mut io).await.map_err(|_| ABORTED)?;
-        converse(&mut io, &wire, &denial, &trail.request_id(), telling.server).await
+        let id = trail.request_id();
+        converse(&mut io, &wire, (&denial, &id), telling.server, &mut told).await
     });
-    let how = match told.await {
-        Ok(Ok(())) => "told inside the tunnel",
+    let how = match outcome.await {
+        // Whatever became of the rest of its request.
+        _ if told => "told inside the tunnel",
         Ok(Err(how)) => how,
-        Err(_) => "to be told inside the tunnel: the client sent no request in time",
+        Ok(Ok(())) | Err(_) => "to be told inside the tunnel: the client sent no request in time",
     };
     trail.explain(how.to_owned());
     trail.finish();
@@ -103,9 +106,9 @@ const UNASKED: &str = "to be told inside the tunnel: the client went away withou
 async fn converse(
     io: &mut ConnIo,
     wire: &Wire,
-    denial: &Denial,
-    id: &RequestId,
+    refusal: (&Denial, &RequestId),
     server: Arc<ServerConfig>,
+    told: &mut bool,
 ) -> Result<(), &'static str> {
     while io.unread().is_empty() {
         match io.look_further().await {
@@ -116,22 +119,23 @@ async fn converse(
     let most = wire.shared.settings.header_bytes;
     // A record of TLS that holds a handshake (RFC 8446 section 5.1).
     if io.unread().first() != Some(&0x16) {
-        return answer(io, denial, id, most).await;
+        return answer(io, refusal, most, told).await;
     }
     io.pass_through();
     let handshake = TlsAcceptor::from(server).accept(&mut *io).await;
     let mut tls = handshake.map_err(|_| {
         "to be told inside the tunnel: the handshake failed; the client may not trust refusals.certificate"
     })?;
-    answer(&mut tls, denial, id, most).await
+    answer(&mut tls, refusal, most, told).await
 }
 
-/// Reads the head of one request, and answers it with the refusal.
+/// Reads the head of one request, and answers it with the refusal. Says when it
+/// is told, which is before all of the request has come.
 async fn answer(
     stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
-    denial: &Denial,
-    id: &RequestId,
+    (denial, id): (&Denial, &RequestId),
     most: usize,
+    told: &mut bool,
 ) -> Result<(), &'static str> {
     let mut head = Vec::with_capacity(1024);
     let mut seen = 0;
@@ -153,6 +157,7 @@ async fn answer(
         stream.flush().await
     };
     sent.await.map_err(|_| ABORTED)?;
+    *told = true;
     let (head, early) = head.split_at(length);
     let body = match head::parse(head) {
         // Who asks first whether to send it is told not to.
@@ -162,7 +167,6 @@ async fn answer(
     // Many send all of it before they read: one that finds the stream closed
     // meanwhile fails, and never sees the answer.
     let _ = tokio::time::timeout(LEAVING, discard(stream, early, body)).await;
-    // It has been told, whether it hears of the end or not.
     let _ = poll_fn(|cx| Pin::new(&mut *stream).poll_shutdown(cx)).await;
     Ok(())
 }
