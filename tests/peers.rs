@@ -20,6 +20,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use support::conn::Conn;
 use support::gateway::{Gateway, SECRET, token};
+use support::grpc::{GrpcOrigin, echoes};
 use support::names::Names;
 use support::origin::{Origin, Untouched};
 use support::pki::{Issued, Pki, Valid, replace};
@@ -1453,38 +1454,6 @@ fn a_resolver_that_is_silent_holds_up_no_start_and_what_it_says_late_counts() {
     assert_eq!(between.call("bob.peers.internal", "/open/x", "").0, 200);
 }
 
-async fn grpc(listener: tokio::net::TcpListener) {
-    while let Ok((tcp, _)) = listener.accept().await {
-        tokio::spawn(async move {
-            let mut connection = h2::server::handshake(tcp).await.expect("HTTP/2");
-            while let Some(Ok((request, mut respond))) = connection.accept().await {
-                tokio::spawn(async move {
-                    let (parts, mut body) = request.into_parts();
-                    let said = |name: &str| {
-                        let value = parts.headers.get(name);
-                        value.map(|value| value.to_str().expect("text").to_owned())
-                    };
-                    assert_eq!(said("te").as_deref(), Some("trailers"));
-                    assert_eq!(said("x-agentport-caller").as_deref(), Some("alice"));
-                    assert_eq!(parts.uri.path(), "/open/Echo");
-                    let head = http::Response::builder()
-                        .header("content-type", "application/grpc")
-                        .body(())
-                        .expect("an answer");
-                    let mut send = respond.send_response(head, false).expect("sent");
-                    while let Some(Ok(part)) = body.data().await {
-                        let _ = body.flow_control().release_capacity(part.len());
-                        send.send_data(part, false).expect("echoed");
-                    }
-                    let mut trailers = http::HeaderMap::new();
-                    trailers.insert("grpc-status", http::HeaderValue::from_static("0"));
-                    send.send_trailers(trailers).expect("ended");
-                });
-            }
-        });
-    }
-}
-
 #[test]
 fn grpc_streams_both_ways_with_trailers() {
     grpc_streams(false);
@@ -1497,11 +1466,11 @@ fn grpc_streams_both_ways_over_tls_to_the_endpoint() {
 
 fn grpc_streams(tls: bool) {
     let runtime = runtime();
-    let listener = runtime
-        .block_on(tokio::net::TcpListener::bind("127.0.0.1:0"))
-        .expect("a port");
-    let address = listener.local_addr().expect("an address");
-    runtime.spawn(grpc(listener));
+    let origin = GrpcOrigin::looking(|head| {
+        assert_eq!(head.headers["x-agentport-caller"], "alice");
+        assert_eq!(head.uri.path(), "/open/Echo");
+    });
+    let address = origin.address();
     let own = Pki::new("bob's CA");
     let server = own.server("bob", &["bob.test"]);
     let gateway = own.client("gateway", 1, &["gateway.test"], Valid::Now);
@@ -1528,38 +1497,7 @@ fn grpc_streams(tls: bool) {
             .connect("gateway.test".try_into().expect("a name"), tcp)
             .await
             .expect("a handshake");
-        let (sender, connection) = h2::client::handshake(tls).await.expect("HTTP/2");
-        tokio::spawn(connection);
-        let request = http::Request::post("https://bob.peers.internal:8443/open/Echo")
-            .header("content-type", "application/grpc")
-            .header("te", "trailers")
-            .body(())
-            .expect("a request");
-        let mut sender = sender.ready().await.expect("ready");
-        let (answer, mut send) = sender.send_request(request, false).expect("sent");
-        send.send_data(Bytes::from_static(b"first"), false)
-            .expect("sent");
-        let answer = answer.await.expect("an answer");
-        assert_eq!(answer.status(), 200);
-        let mut body = answer.into_body();
-        // Each part comes back before the next is sent.
-        for part in ["first", "second", "third"] {
-            if part != "first" {
-                send.send_data(Bytes::from_static(part.as_bytes()), false)
-                    .expect("sent");
-            }
-            let back = body.data().await.expect("a part").expect("read");
-            let _ = body.flow_control().release_capacity(back.len());
-            assert_eq!(back, part.as_bytes());
-        }
-        send.send_data(Bytes::new(), true).expect("ended");
-        assert!(
-            body.data()
-                .await
-                .is_none_or(|last| last.expect("read").is_empty())
-        );
-        let trailers = body.trailers().await.expect("read").expect("trailers");
-        assert_eq!(trailers["grpc-status"], "0");
+        echoes(tls, "https://bob.peers.internal:8443/open/Echo", &[]).await;
     };
     runtime
         .block_on(async { tokio::time::timeout(support::DEADLINE, talk).await })

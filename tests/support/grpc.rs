@@ -17,6 +17,11 @@ pub(crate) struct GrpcOrigin {
 
 impl GrpcOrigin {
     pub(crate) fn serve() -> Self {
+        Self::looking(|_| ())
+    }
+
+    /// One that looks at the head of each request, and fails it by a panic.
+    pub(crate) fn looking(look: fn(&http::request::Parts)) -> Self {
         let runtime = runtime();
         let listener = runtime
             .block_on(tokio::net::TcpListener::bind("127.0.0.1:0"))
@@ -24,7 +29,7 @@ impl GrpcOrigin {
         let address = listener.local_addr().expect("an address");
         runtime.spawn(async move {
             while let Ok((tcp, _)) = listener.accept().await {
-                tokio::spawn(connection(tcp));
+                tokio::spawn(connection(tcp, look));
             }
         });
         Self {
@@ -38,11 +43,12 @@ impl GrpcOrigin {
     }
 }
 
-async fn connection(tcp: tokio::net::TcpStream) {
+async fn connection(tcp: tokio::net::TcpStream, look: fn(&http::request::Parts)) {
     let mut connection = h2::server::handshake(tcp).await.expect("HTTP/2");
     while let Some(Ok((request, mut respond))) = connection.accept().await {
         tokio::spawn(async move {
             let (parts, mut body) = request.into_parts();
+            look(&parts);
             let te = parts.headers.get("te").map(http::HeaderValue::as_bytes);
             assert_eq!(te, Some(&b"trailers"[..]));
             let head = http::Response::builder()
