@@ -18,9 +18,9 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 use support::gateway::{Gateway, LOOPBACK_POLICY};
 use support::names::Names;
-use support::pebble::{EXTERNAL_KEY, Pebble, free_port};
+use support::pebble::{EXTERNAL_KEY, Pebble};
 use support::pki::Pki;
-use support::wait_for;
+use support::{ports, wait_for};
 
 /// What every gateway here has: the settings beside those of the challenge.
 fn settings(pebble: &Pebble, folder: &Path, tls: u16) -> Vec<(&'static str, String)> {
@@ -157,7 +157,7 @@ fn mode(path: &Path) -> u32 {
 fn both_challenges_bring_a_certificate_and_a_renewal() {
     let names = Names::serve();
     for (case, is_http) in [("http-01", true), ("tls-alpn-01", false)] {
-        let (http, tls) = (free_port(), free_port());
+        let (http, tls) = (ports::free(), ports::free());
         // One of twenty nonces is refused, as a real server may.
         let pebble = Pebble::with(http, tls, names.address(), 5, false);
         let temp = tempfile::tempdir().expect("a folder");
@@ -208,7 +208,8 @@ fn both_challenges_bring_a_certificate_and_a_renewal() {
 #[test]
 fn replicas_that_share_a_directory_order_once() {
     let names = Names::serve();
-    let (http, tls, other_http, other_tls) = (free_port(), free_port(), free_port(), free_port());
+    let (http, tls, other_http, other_tls) =
+        (ports::free(), ports::free(), ports::free(), ports::free());
     let pebble = Pebble::start(http, tls, names.address());
     let temp = tempfile::tempdir().expect("a folder");
     // Whoever orders, the first one is asked for the challenges.
@@ -246,7 +247,7 @@ fn replicas_that_share_a_directory_order_once() {
 #[test]
 fn a_server_that_is_down_or_refuses_leaves_the_last_certificate() {
     let names = Names::serve();
-    let (http, tls) = (free_port(), free_port());
+    let (http, tls) = (ports::free(), ports::free());
     let mut pebble = Pebble::start(http, tls, names.address());
     let temp = tempfile::tempdir().expect("a folder");
     let gateway = start(&[settings(&pebble, temp.path(), tls), by_http(http)]);
@@ -294,7 +295,7 @@ fn a_server_that_is_down_or_refuses_leaves_the_last_certificate() {
 #[test]
 fn an_external_account_is_bound_where_the_server_wants_one() {
     let names = Names::serve();
-    let (http, tls) = (free_port(), free_port());
+    let (http, tls) = (ports::free(), ports::free());
     let pebble = Pebble::with(http, tls, names.address(), 0, true);
     let temp = tempfile::tempdir().expect("a folder");
     let without = start(&[settings(&pebble, temp.path(), tls), by_http(http)]);
@@ -325,7 +326,7 @@ fn an_external_account_is_bound_where_the_server_wants_one() {
 #[test]
 fn the_port_of_challenges_answers_nothing_else() {
     let names = Names::serve();
-    let (http, tls) = (free_port(), free_port());
+    let (http, tls) = (ports::free(), ports::free());
     let pebble = Pebble::start(http, tls, names.address());
     let temp = tempfile::tempdir().expect("a folder");
     let _gateway = start(&[settings(&pebble, temp.path(), tls), by_http(http)]);
@@ -376,7 +377,7 @@ fn the_certificate_is_renewed_when_the_server_says() {
                 ("tls.acme.domains", "gw.test,proxy.test".to_owned()),
                 ("tls.acme.dir", temp.path().display().to_string()),
             ],
-            by_http(free_port()),
+            by_http(ports::free()),
         ]);
         let state = wait_for(case, || {
             let wanted = if is_due { 1 } else { 0 };

@@ -3,6 +3,8 @@
 
 #![cfg(feature = "gateway")]
 
+#[path = "support/ports.rs"]
+mod ports;
 #[path = "support/cli.rs"]
 #[expect(dead_code, reason = "each file of tests uses a part")]
 mod support;
@@ -599,16 +601,11 @@ fn it_says_what_to_write_and_what_is_away() {
             stderr(&output)
         );
     }
-    // Nobody listens there: a port that was free a moment ago.
-    let away = TcpListener::bind("127.0.0.1:0")
-        .expect("a port")
-        .local_addr()
-        .expect("an address");
     let connector = Connector::start(&[
         "--listen",
         "127.0.0.1:0",
         "--gateway",
-        &format!("http://{away}"),
+        &format!("http://127.0.0.1:{}", ports::free()),
         "--token-file",
         &file,
     ]);

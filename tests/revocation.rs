@@ -7,6 +7,8 @@
 #[path = "support/cli.rs"]
 #[expect(dead_code, reason = "each file of tests uses a part")]
 mod support;
+#[path = "support/ports.rs"]
+mod ports;
 #[path = "support/redis.rs"]
 #[expect(dead_code, reason = "each file of tests uses a part")]
 mod redis;

@@ -7,7 +7,7 @@
 #[expect(dead_code, reason = "each test uses a part of what is shared")]
 mod support;
 
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
@@ -23,7 +23,7 @@ use support::origin::{Origin, Untouched};
 use support::parent::{ByHand, RealParent, carry, credentials};
 use support::pki::{Pki, replace};
 use support::tls::Hello;
-use support::wait_for;
+use support::{ports, wait_for};
 
 /// Any bytes may pass in a tunnel here.
 const ANY_BYTES: &str = r#"
@@ -289,9 +289,7 @@ fn a_parent_that_says_nothing_is_waited_for_so_long() {
 
 #[test]
 fn a_parent_that_is_not_there() {
-    let gone = TcpListener::bind("127.0.0.1:0").expect("a port");
-    let port = gone.local_addr().expect("an address").port();
-    drop(gone);
+    let port = ports::free();
     let origin = Untouched::listen();
     for url in [
         format!("http://127.0.0.1:{port}"),

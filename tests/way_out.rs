@@ -17,15 +17,15 @@ use support::gateway::{Gateway, LOOPBACK_POLICY};
 use support::names::Names;
 use support::origin::Origin;
 use support::parent::{ByHand, RealParent, credentials};
-use support::pebble::{Pebble, free_port};
+use support::pebble::Pebble;
 use support::pki::Pki;
-use support::wait_for;
+use support::{ports, wait_for};
 
 #[test]
 fn a_certificate_by_acme_is_ordered_by_squid() {
     let squid = RealParent::squid();
     let names = Names::serve();
-    let (http, tls) = (free_port(), free_port());
+    let (http, tls) = (ports::free(), ports::free());
     let pebble = Pebble::start(http, tls, names.address());
     let folder = tempfile::tempdir().expect("a folder");
     let file = credentials(folder.path(), "gateway:hunter2\n");

@@ -4,7 +4,7 @@
 mod support;
 
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex};
 
@@ -13,7 +13,7 @@ use support::gateway::{Gateway, LOOPBACK_POLICY, token};
 use support::names::Names;
 use support::origin::{Origin, Untouched};
 use support::tls::Hello;
-use support::{DEADLINE, wait_for};
+use support::{DEADLINE, ports, wait_for};
 
 /// A CONNECT head from its template: `PORT` and `AUTH` as in `connect_to`.
 fn fill(template: &str, port: u16, agent: &str) -> String {
@@ -812,15 +812,12 @@ fn a_destination_that_does_not_answer_is_told_before_any_200() {
     names.set("nowhere.test", &[]);
     let gateway =
         Gateway::start_with_names(LOOPBACK_POLICY, &[("timeouts.connect", "300ms")], names);
-    let dead = TcpListener::bind("127.0.0.1:0")
-        .and_then(|gone| gone.local_addr())
-        .expect("a port");
     let full = Blackhole::new();
     for (case, host, port, status, word) in [
         (
             "nobody listens",
             "a.test",
-            dead.port(),
+            ports::free(),
             502,
             "connect_refused",
         ),

@@ -3,6 +3,7 @@ running gateway and the running agent give out."""
 
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -14,7 +15,7 @@ import threading
 import time
 import urllib.parse
 import urllib.request
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -26,6 +27,8 @@ DASHBOARD = HOME / "grafana/dashboards/agentport.json"
 # What the short traffic of this test does not bring about. Each is registered
 # in the source by that name, which is looked for there.
 NOT_PROVOKED = {"agentport_certificate_expiry_timestamp_seconds": '"agentport_certificate_expiry_timestamp"'}
+FIRST_GIVEN = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+PORTS = iter(random.sample(range(10_000, max(20_000, FIRST_GIVEN)), 5_000))
 direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
@@ -500,8 +503,12 @@ def started(command: list[str], log: Path, environment: dict[str, str] | None = 
 
 
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        return taken.getsockname()[1]
+    """A port below those that the kernel gives to who asks for any (ip(7)), so that
+    none of them takes it meanwhile. No two calls give the same."""
+    for port in PORTS:
+        with suppress(OSError), socket.create_server(("0.0.0.0", port)):
+            return port
+    raise RuntimeError("every port is taken")
 
 
 def connected(port: int):

@@ -14,6 +14,7 @@ pub(crate) mod origin;
 pub(crate) mod parent;
 pub(crate) mod pebble;
 pub(crate) mod pki;
+pub(crate) mod ports;
 pub(crate) mod redis;
 pub(crate) mod tls;
 

@@ -1,7 +1,7 @@
 //! Parent proxies: real Squid and tinyproxy, each a process of its own, and one
 //! made by hand that answers whatever a test wants.
 
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 
 use super::conn::{Conn, Head};
 use super::origin::Origin;
-use super::wait_for;
+use super::{ports, wait_for};
 
 /// A parent made by hand, which keeps what it was asked.
 pub(crate) struct ByHand {
@@ -165,10 +165,8 @@ impl RealParent {
         // Squid goes on as a user of its own, and writes its logs as that.
         let open = std::fs::Permissions::from_mode(0o777);
         std::fs::set_permissions(folder.path(), open).expect("set");
-        // A port that was free a moment ago: neither of them takes 0.
-        let free = TcpListener::bind("127.0.0.1:0").expect("a port");
-        let port = free.local_addr().expect("an address").port();
-        drop(free);
+        // Neither of them takes 0.
+        let port = ports::free();
         let mut child = command(folder.path(), port)
             .stdin(Stdio::null())
             .stdout(Stdio::null())

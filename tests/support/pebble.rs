@@ -1,11 +1,11 @@
 //! A real ACME server, pebble, as a process of its own on ports of its own.
 
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use super::pki::{Issued, Pki};
-use super::wait_for;
+use super::{ports, wait_for};
 
 /// A pebble that runs until it is killed or dropped, and can be started again
 /// on the same port, with nothing in it.
@@ -26,12 +26,6 @@ pub(crate) struct Pebble {
 /// The key that pebble knows as `kid-1`.
 pub(crate) const EXTERNAL_KEY: &str =
     "zWNDZM6eQGHWpSRTPal5eIUYFTu7EajVIoguysqZ9wG44nMEtx3MUAsUDkMTQ12W";
-
-/// A port that was free a moment ago.
-pub(crate) fn free_port() -> u16 {
-    let free = TcpListener::bind("127.0.0.1:0").expect("a port");
-    free.local_addr().expect("an address").port()
-}
 
 impl Pebble {
     /// One that looks for challenges at these ports, of names that this server
@@ -55,7 +49,7 @@ impl Pebble {
             folder: tempfile::tempdir().expect("a folder"),
             own: pki.server("pebble", &["127.0.0.1", "acme.test"]),
             pki,
-            port: free_port(),
+            port: ports::free(),
             http,
             tls,
             names,
@@ -70,7 +64,7 @@ impl Pebble {
     pub(crate) fn revive(&mut self) {
         let config = serde_json::json!({ "pebble": {
             "listenAddress": format!("127.0.0.1:{}", self.port),
-            "managementListenAddress": format!("127.0.0.1:{}", free_port()),
+            "managementListenAddress": format!("127.0.0.1:{}", ports::free()),
             "certificate": self.own.certificate,
             "privateKey": self.own.key,
             "httpPort": self.http,

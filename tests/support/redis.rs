@@ -1,11 +1,11 @@
 //! A real redis-server, as a process of its own on a port of its own.
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use super::wait_for;
+use super::{ports, wait_for};
 
 /// A Redis that runs until it is killed or dropped, and can be started again
 /// on the same port with nothing in it.
@@ -34,14 +34,11 @@ impl RedisServer {
         if tls {
             write_certificates(folder.path());
         }
-        // A port that was free a moment ago: redis-server takes no 0.
-        let free = TcpListener::bind("127.0.0.1:0").expect("a port");
-        let port = free.local_addr().expect("an address").port();
-        drop(free);
         let mut server = Self {
             child: None,
             folder,
-            port,
+            // redis-server takes no 0.
+            port: ports::free(),
             password,
             tls,
         };

@@ -8,6 +8,7 @@ use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use crate::ask_lossy;
 use crate::support::gateway::{Gateway, LOOPBACK_POLICY, SECRET, token, token_with};
 use crate::support::origin::{Origin, Untouched};
+use crate::support::ports;
 
 fn with(field: &str, port: u16) -> String {
     format!("GET http://a.test:{port}/ HTTP/1.1\r\nHost: a.test:{port}\r\n{field}\r\n\r\n")
@@ -127,7 +128,7 @@ fn a_bad_credential_is_refused_with_its_reason() {
     // reason alone.
     assert!(SigningKey::from_secret(SECRET).is_ok());
     let own = bearer(signed(hs256, body));
-    let (control, _) = ask_lossy(&gateway, with(&own, closed_port()));
+    let (control, _) = ask_lossy(&gateway, with(&own, ports::free()));
     assert_eq!(
         (control.status, control.refusal()),
         (502, "connect_refused")
@@ -312,14 +313,6 @@ fn a_bad_credential_is_refused_with_its_reason() {
         !gateway.names().asked().iter().any(|name| name != "a.test"),
         "no key was fetched"
     );
-}
-
-/// A port at which nobody listens.
-fn closed_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0")
-        .and_then(|gone| gone.local_addr())
-        .expect("a port")
-        .port()
 }
 
 #[test]

@@ -1,10 +1,9 @@
 //! What a refusal looks like, and which failures upstream become which.
 
-use std::net::TcpListener;
-
 use crate::support::gateway::{Gateway, LOOPBACK_POLICY};
 use crate::support::names::Names;
 use crate::support::origin::Origin;
+use crate::support::ports;
 use crate::{ask, ask_lossy, fill, get};
 
 #[test]
@@ -84,10 +83,7 @@ fn failures_of_the_destination_are_told_apart() {
     names.set("nowhere.test", &[]);
     let gateway =
         Gateway::start_with_names(LOOPBACK_POLICY, &[("timeouts.response", "300ms")], names);
-    let dead = TcpListener::bind("127.0.0.1:0")
-        .and_then(|gone| gone.local_addr())
-        .expect("a port")
-        .port();
+    let dead = ports::free();
     let closes = Origin::serve(|mut conn, _| drop(conn.head()));
     let silent = Origin::serve(|mut conn, _| drop(conn.rest()));
     let noise = Origin::serve(|mut conn, _| {
