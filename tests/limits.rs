@@ -667,9 +667,14 @@ fn a_body_that_is_waited_for_counts_among_the_requests_under_way() {
     let rpc = LOOPBACK_POLICY.to_owned() + "    rpc_methods: [eth_call]\n";
     let gateway = Gateway::start(&rpc, &[("limits.in_flight", "1")]);
     let origin = Origin::ok();
-    let waiting = announce(&gateway, origin.port(), "one");
     let overloaded = || call(&gateway, &origin, "two", "eth_call").status == 503;
-    wait_for("the only place to be taken", || overloaded().then_some(()));
+    let under_way = || gateway.metrics().contains("agentport_requests_in_flight 1");
+    let waiting = wait_for("the only place to be taken", || {
+        let waiting = announce(&gateway, origin.port(), "one");
+        wait_for("it to be under way", || under_way().then_some(()));
+        // It is refused itself if a call that asks has the place.
+        overloaded().then_some(waiting)
+    });
     drop(waiting);
     wait_for("the place to be free", || (!overloaded()).then_some(()));
 }
