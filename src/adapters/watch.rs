@@ -12,11 +12,13 @@
 
 mod trail;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
+use std::ffi::{OsStr, OsString};
 use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Read};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -155,7 +157,9 @@ pub fn read_version(path: &Path) -> io::Result<(Vec<u8>, Version)> {
     if before.len() > MAX_FILE_BYTES {
         return Err(too_large());
     }
-    let mut bytes = Vec::new();
+    // One more byte, at which the end shows.
+    let length = usize::try_from(before.len()).unwrap_or(0) + 1;
+    let mut bytes = Vec::with_capacity(length);
     file.by_ref()
         .take(MAX_FILE_BYTES + 1)
         .read_to_end(&mut bytes)
@@ -250,7 +254,10 @@ struct Watcher {
 struct Armed {
     /// Holds the kernel's watches.
     _kernel: Option<RecommendedWatcher>,
-    trail: Trail,
+    trail: Arc<Trail>,
+    /// Whether a file has come that is watched by its directory only, until
+    /// there is time.
+    stale: bool,
     /// Whether contents must be looked at, since events may not come.
     contents: bool,
 }
@@ -275,21 +282,29 @@ impl Watcher {
                 }
                 signal = incoming.try_recv().ok();
             }
+            let stirred = self.pending.has_stirred();
+            if stirred {
+                // Most have no use for it, and never look.
+                let _ = self.stir.try_send(());
+            }
             if paths_changed {
                 self.arm();
             }
-            if self.pending.has_stirred() {
-                // Most have no use for it, and never look.
-                let _ = self.stir.try_send(());
+            if stirred {
+                self.settle();
             }
             let now = Instant::now();
             if now >= next_look {
                 next_look = now + POLL;
+                if self.armed.stale {
+                    self.arm();
+                }
                 self.look(now);
             }
             if self.pending.is_due(now) {
-                self.pending.told();
-                self.looks.settle(prints(&self.paths));
+                if self.pending.told() {
+                    self.settle();
+                }
                 // Where it is full, someone is told already.
                 if let Err(mpsc::error::TrySendError::Closed(())) = self.tell.try_send(()) {
                     return;
@@ -313,11 +328,22 @@ impl Watcher {
         for path in &event.paths {
             if self.armed.trail.concerns(path) {
                 let what = happening(event.kind, path);
-                paths_changed |= !matches!(what, What::Nothing | What::Write | What::Close);
+                if !matches!(what, What::Nothing | What::Write | What::Close) {
+                    paths_changed |= self.armed.trail.leads_on(path);
+                    self.armed.stale = true;
+                }
                 self.pending.happened(what, path, now);
             }
         }
         paths_changed
+    }
+
+    /// Takes what stands there now for what will be told. Whatever comes after
+    /// this and without an event, a look finds; so it must not be done after
+    /// somebody was told, and may be done long before, while nothing else is
+    /// to do.
+    fn settle(&mut self) {
+        self.looks.settle(prints(&self.paths));
     }
 
     fn look(&mut self, now: Instant) {
@@ -331,7 +357,7 @@ impl Watcher {
     /// Watches what the paths lead to now. All watches are made anew: that is
     /// rare, and the kernel's are bound to files, not to names.
     fn arm(&mut self) {
-        let trail = Trail::follow(&self.paths);
+        let trail = Arc::new(Trail::follow(&self.paths));
         let kernel = self.kernel(&trail);
         if let Err(error) = &kernel {
             tracing::warn!(%error, "files cannot be watched by the kernel's events and are polled");
@@ -340,16 +366,21 @@ impl Watcher {
             contents: kernel.is_err() || trail.is_remote(),
             _kernel: kernel.ok(),
             trail,
+            stale: false,
         };
     }
 
-    fn kernel(&self, trail: &Trail) -> notify::Result<RecommendedWatcher> {
-        let signals = self.signals.clone();
+    fn kernel(&self, trail: &Arc<Trail>) -> notify::Result<RecommendedWatcher> {
+        let (signals, known) = (self.signals.clone(), Arc::clone(trail));
         let mut kernel = notify::recommended_watcher(move |event: notify::Result<Event>| {
-            // Opening and reading, our own among it, is not worth waking for.
-            let idle = event.as_ref().is_ok_and(|event| {
-                let closed = EventKind::Access(AccessKind::Close(AccessMode::Write));
-                matches!(event.kind, EventKind::Access(_)) && event.kind != closed
+            let idle = event.as_ref().is_ok_and(|event| match event.kind {
+                // Opening and reading, our own among it, is not worth waking for.
+                EventKind::Access(how) => how != AccessKind::Close(AccessMode::Write),
+                // Nor what is written to others, such as an audit log beside them.
+                EventKind::Modify(ModifyKind::Data(_)) if !event.need_rescan() => {
+                    !event.paths.iter().any(|path| known.concerns(path))
+                }
+                _ => false,
             });
             if !idle {
                 // Where the thread has ended nobody needs to know.
@@ -455,13 +486,15 @@ impl Pending {
         self.due().is_some_and(|due| due <= now)
     }
 
-    fn told(&mut self) {
+    /// Nothing is left to tell. Says whether something of it had not stirred.
+    fn told(&mut self) -> bool {
         self.since = None;
-        self.stirred = false;
+        let silent = std::mem::take(&mut self.stirred);
         for path in self.writing.drain() {
             tracing::warn!(path = %path.display(),
                 "a watched file has been open for writing for long; it may be read half written");
         }
+        silent
     }
 
     fn is_writing(&self, path: &Path) -> bool {
@@ -474,7 +507,8 @@ impl Pending {
 }
 
 /// What stands under each path: `None` where nothing does.
-type Prints = BTreeMap<PathBuf, Option<Print>>;
+/// In the order of the paths, as bytes: there may be thousands of them.
+type Prints = Vec<(OsString, Option<Print>)>;
 
 /// What tells one version of a file from another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -504,16 +538,20 @@ impl Looks {
     /// agree, so that events come first and nobody is seen in the middle of a
     /// write.
     fn look(&mut self, found: Prints, contents: bool, pending: &Pending) -> bool {
-        let differs = |path: &PathBuf, now: &Option<Print>| {
-            let before = self.told.get(path).copied().flatten();
+        let differs = |path: &OsStr, now: &Option<Print>| {
+            let before = under(&self.told, path).copied().flatten();
             let same = match (before, now) {
                 (Some(before), Some(now)) if contents => before == *now,
                 (Some(before), Some(now)) => before.identity == now.identity,
                 (before, now) => before.is_none() && now.is_none(),
             };
-            !same && !pending.is_writing(path)
+            !same && !pending.is_writing(Path::new(path))
         };
-        let gone = |path: &PathBuf| !found.contains_key(path);
+        if found == self.told {
+            self.last = None;
+            return false;
+        }
+        let gone = |path: &OsStr| under(&found, path).is_none();
         let changed = found.iter().any(|(path, now)| differs(path, now))
             || self
                 .told
@@ -536,12 +574,19 @@ fn prints(paths: &[PathBuf]) -> Prints {
         if metadata.as_ref().is_some_and(Metadata::is_dir) {
             for file in trail::files_of(path) {
                 let print = std::fs::metadata(&file).ok().as_ref().map(print);
-                found.insert(file, print);
+                found.push((file.into_os_string(), print));
             }
         }
-        found.insert(path.clone(), metadata.as_ref().map(print));
+        found.push((path.into(), metadata.as_ref().map(print)));
     }
+    found.sort_by(|(a, _), (b, _)| a.cmp(b));
+    found.dedup_by(|(a, _), (b, _)| a == b);
     found
+}
+
+fn under<'a>(prints: &'a Prints, path: &OsStr) -> Option<&'a Option<Print>> {
+    let place = prints.binary_search_by(|(one, _)| one.as_os_str().cmp(path));
+    place.ok().map(|place| &prints[place].1)
 }
 
 fn print(metadata: &Metadata) -> Print {

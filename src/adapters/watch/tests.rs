@@ -156,6 +156,71 @@ async fn a_directory_on_the_way_that_is_replaced_is_seen() {
 }
 
 #[tokio::test]
+async fn a_file_that_was_replaced_is_seen_to_be_written_under_another_name() {
+    let dir = directory();
+    let tenants = dir.path().join("tenants");
+    fs::create_dir(&tenants).expect("a directory");
+    let path = tenants.join("acme.yaml");
+    fs::write(&path, "old").expect("a file");
+    let mut watch = watch(&tenants);
+    let aside = dir.path().join("aside");
+    fs::write(&aside, "new").expect("a file");
+    let other = dir.path().join("other");
+    fs::hard_link(&aside, &other).expect("a second name");
+    fs::rename(&aside, &path).expect("a rename");
+    changed(&mut watch).await;
+    // The directory tells nothing of it, and the file is watched by itself only
+    // when there was time for it.
+    let started = Instant::now();
+    let a_while = Duration::from_millis(100);
+    fs::write(&other, "newer").expect("a file");
+    while tokio::time::timeout(a_while, watch.changed())
+        .await
+        .is_err()
+    {
+        assert!(started.elapsed() < LONG, "a write was not noticed");
+        fs::write(&other, "newer").expect("a file");
+    }
+}
+
+#[test]
+fn plain_files_of_a_directory_lead_nowhere_else() {
+    let dir = directory();
+    let tenants = dir.path().join("tenants");
+    fs::create_dir_all(tenants.join("below")).expect("directories");
+    let single = dir.path().join("policy.json");
+    for file in ["acme.yaml", "umbrella.yaml"] {
+        fs::write(tenants.join(file), "x").expect("a file");
+    }
+    fs::write(&single, "x").expect("a file");
+    symlink("acme.yaml", tenants.join("link.yaml")).expect("a link");
+    symlink("../away.yaml", tenants.join("dangling.yaml")).expect("a link");
+    let trail = Trail::follow(&[tenants.clone(), single]);
+    for (name, leads_on) in [
+        ("tenants/umbrella.yaml", false),
+        // What the link leads to.
+        ("tenants/acme.yaml", true),
+        ("tenants/new.yaml", false),
+        ("tenants/link.yaml", true),
+        ("tenants/dangling.yaml", true),
+        ("tenants/below", true),
+        ("tenants", true),
+        ("away.yaml", true),
+        ("policy.json", true),
+    ] {
+        let path = dir.path().join(name);
+        assert_eq!(trail.leads_on(&path), leads_on, "{name}");
+        assert!(trail.concerns(&path), "{name}");
+    }
+    // A file in whose place a link has come.
+    let path = tenants.join("umbrella.yaml");
+    fs::remove_file(&path).expect("a removal");
+    assert!(!trail.leads_on(&path));
+    symlink("acme.yaml", &path).expect("a link");
+    assert!(trail.leads_on(&path));
+}
+
+#[tokio::test]
 async fn half_a_file_is_not_seen_until_it_is_closed() {
     let dir = directory();
     let (path, other) = (dir.path().join("policy.json"), dir.path().join("other"));
@@ -238,8 +303,11 @@ fn what_stirs_is_told_once_and_not_in_the_middle_of_a_write() {
     assert!(!pending.has_stirred(), "it was told");
     assert!(pending.due().is_some(), "it has not settled");
     pending.happened(What::Close, path, now);
-    pending.told();
+    assert!(pending.told(), "nobody was told that it stirred");
     assert!(!pending.has_stirred(), "it has settled");
+    pending.happened(What::Close, path, now);
+    assert!(pending.has_stirred());
+    assert!(!pending.told());
 }
 
 #[test]

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeSet, HashSet, VecDeque};
 use std::ffi::OsString;
+use std::fs::FileType;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
@@ -33,7 +34,8 @@ const REMOTE: [i64; 8] = [
 /// Where some paths lead.
 #[derive(Debug, Default)]
 pub(super) struct Trail {
-    /// Names that matter, by the place where they really are.
+    /// Names that matter, by the place where they really are, but for the
+    /// plain files of [`Trail::whole`].
     names: HashSet<PathBuf>,
     /// Directories of which every visible file matters.
     whole: HashSet<PathBuf>,
@@ -49,7 +51,7 @@ impl Trail {
         let mut trail = Self::default();
         for path in paths {
             if let Some(directory) = trail.walk(path) {
-                trail.enter(path, directory);
+                trail.enter(directory);
             }
         }
         trail
@@ -62,6 +64,19 @@ impl Trail {
                 && path
                     .parent()
                     .is_some_and(|parent| self.whole.contains(parent)))
+    }
+
+    /// Whether a path may lead elsewhere since this name has come, gone or
+    /// been replaced. A plain file among those of a directory leads nowhere.
+    pub(super) fn leads_on(&self, path: &Path) -> bool {
+        let among = path.parent().is_some_and(|dir| self.whole.contains(dir));
+        let is_plain = || {
+            std::fs::symlink_metadata(path).map_or_else(
+                |error| error.kind() == std::io::ErrorKind::NotFound,
+                |found| found.is_file(),
+            )
+        };
+        !among || self.names.contains(path) || !is_plain()
     }
 
     /// What the kernel must watch.
@@ -87,8 +102,11 @@ impl Trail {
     /// Follows one path to its end. Gives the directory that it ends at, where
     /// it does.
     fn walk(&mut self, path: &Path) -> Option<PathBuf> {
-        let mut left: VecDeque<OsString> = parts(path);
-        let mut place = PathBuf::from("/");
+        self.walk_from(PathBuf::from("/"), parts(path))
+    }
+
+    /// As [`Trail::walk`], with what is left of the way from a place.
+    fn walk_from(&mut self, mut place: PathBuf, mut left: VecDeque<OsString>) -> Option<PathBuf> {
         let mut links = 0;
         while let Some(part) = left.pop_front() {
             if part == ".." {
@@ -122,45 +140,61 @@ impl Trail {
                 // What is left, if anything, cannot be below a file.
                 self.names.insert(next.clone());
                 self.directories.insert(place);
-                if self.files.len() < MAX_FILES {
-                    self.files.insert(next);
-                }
+                self.end_at(next);
                 return None;
             }
         }
         Some(place)
     }
 
+    fn end_at(&mut self, file: PathBuf) {
+        if self.files.len() < MAX_FILES {
+            self.files.insert(file);
+        }
+    }
+
     /// Takes in a directory and the files in it.
-    fn enter(&mut self, path: &Path, directory: PathBuf) {
+    fn enter(&mut self, directory: PathBuf) {
         if let Some(parent) = directory.parent() {
             // It may go and come again.
             self.directories.insert(parent.to_owned());
         }
         self.names.insert(directory.clone());
         self.directories.insert(directory.clone());
-        self.whole.insert(directory);
-        for file in files_of(path) {
-            self.walk(&file);
+        self.whole.insert(directory.clone());
+        for (file, kind) in entries_of(&directory) {
+            if kind.is_some_and(|kind| kind.is_file()) {
+                self.end_at(file);
+            } else if let Some(name) = file.file_name() {
+                self.walk_from(directory.clone(), VecDeque::from([name.to_owned()]));
+            }
         }
     }
 }
 
 /// The visible entries of a directory, in order. Those below are not looked at.
 pub(super) fn files_of(directory: &Path) -> Vec<PathBuf> {
+    let entries = entries_of(directory);
+    entries.into_iter().map(|(file, _)| file).collect()
+}
+
+/// The same, and what each is where the directory tells.
+fn entries_of(directory: &Path) -> Vec<(PathBuf, Option<FileType>)> {
     let Ok(entries) = std::fs::read_dir(directory) else {
         return Vec::new();
     };
-    let mut files: Vec<PathBuf> = entries
+    let mut files: Vec<_> = entries
         .filter_map(|entry| {
             let entry = entry.ok()?;
-            let is_dir = entry.file_type().is_ok_and(|kind| kind.is_dir());
+            let kind = entry.file_type().ok();
+            let is_dir = kind.is_some_and(|kind| kind.is_dir());
             let path = entry.path();
-            (!is_dir && is_visible(&path)).then_some(path)
+            (!is_dir && is_visible(&path)).then_some((path, kind))
         })
         .take(MAX_ENTRIES)
         .collect();
-    files.sort_unstable();
+    // Names of one directory need not be taken apart to be compared.
+    files.sort_unstable_by(|(a, _), (b, _)| a.as_os_str().cmp(b.as_os_str()));
     files
 }
 
