@@ -60,6 +60,7 @@ struct Known {
 
 /// A text, and what it says.
 struct Ahead {
+    text: String,
     hash: [u8; 32],
     outcome: Result<CheckedDocument, Mistake>,
 }
@@ -201,15 +202,17 @@ impl Known {
             }
         };
         self.version = version.is_telling(SystemTime::now()).then_some(version);
-        let hash = hash_of(&text);
-        let ahead = self.ahead.take();
+        let ahead = self.ahead.take().filter(|ahead| ahead.text == text);
+        let hash = ahead
+            .as_ref()
+            .map_or_else(|| hash_of(&text), |ahead| ahead.hash);
         if self.hash == Some(hash) {
             return;
         }
         self.hash = Some(hash);
         let outcome = match ahead {
-            Some(ahead) if ahead.hash == hash => ahead.outcome,
-            _ => self.parse(path, &text, mode),
+            Some(ahead) => ahead.outcome,
+            None => self.parse(path, &text, mode),
         };
         match outcome {
             Ok(document) => {
@@ -232,7 +235,11 @@ impl Known {
         let known = self.ahead.as_ref().map(|ahead| ahead.hash).or(self.hash);
         if known != Some(hash) {
             let outcome = self.parse(path, &text, mode);
-            self.ahead = Some(Ahead { hash, outcome });
+            self.ahead = Some(Ahead {
+                text,
+                hash,
+                outcome,
+            });
         }
     }
 

@@ -46,7 +46,10 @@ fn documents_in(path: &Path, extensions: &[&str]) -> Result<Vec<PathBuf>, LoadEr
     }
     let mut files = Vec::new();
     for entry in std::fs::read_dir(path).map_err(cannot)? {
-        let file = entry.map_err(cannot)?.path();
+        let entry = entry.map_err(cannot)?;
+        // Of a link, what it leads to.
+        let is_plain = entry.file_type().is_ok_and(|kind| kind.is_file());
+        let file = entry.path();
         let hidden = file
             .file_name()
             .is_none_or(|name| name.to_string_lossy().starts_with('.'));
@@ -56,11 +59,14 @@ fn documents_in(path: &Path, extensions: &[&str]) -> Result<Vec<PathBuf>, LoadEr
         let named = file
             .extension()
             .is_some_and(|extension| extensions.iter().any(|wanted| extension == *wanted));
-        if !hidden && !cases && named && std::fs::metadata(&file).map_err(cannot)?.is_file() {
+        if hidden || cases || !named {
+            continue;
+        }
+        if is_plain || std::fs::metadata(&file).map_err(cannot)?.is_file() {
             files.push(file);
         }
     }
-    files.sort();
+    files.sort_unstable_by(|a, b| a.as_os_str().cmp(b.as_os_str()));
     Ok(files)
 }
 
