@@ -200,7 +200,7 @@ pub struct Accepting {
 
 /// How many connections that are refused for want of room may take their time
 /// about leaving, each at most [`LEAVING`].
-const MOST_LEAVING: usize = 256;
+const MOST_LEAVING: usize = 128;
 /// How long such a connection may take.
 const LEAVING: Duration = Duration::from_secs(2);
 
