@@ -63,6 +63,29 @@ fn basic(pair: &str) -> String {
 }
 
 #[test]
+fn agent_keys_alone_are_keys_enough() {
+    let start = gateway(POLICY).without_env("AGENTPORT_JWKS_SECRET");
+    let file = start.path("agent-keys");
+    let key = agent_key(&file, &["create", "--agent-id", "bot-01"]);
+    let gateway = start
+        .set("identity.agent_keys", file.display().to_string())
+        .start();
+    let origin = Origin::http();
+    let passes = || get(&gateway, &bearer(key.trim_end()), &origin).status;
+    assert_eq!(passes(), 200);
+    let token = get(&gateway, &bearer(&support::token("bot-01")), &origin);
+    assert_eq!((token.status, token.error()), (403, "unknown_key".into()));
+    // Reading everything anew is no mistake, either.
+    gateway.signal(nix::sys::signal::Signal::SIGHUP);
+    until("the keys are read", || {
+        gateway.said("new keys are in force")
+    });
+    let refused = "the new keys are refused; the old ones stay in force";
+    assert!(gateway.said(refused).is_none(), "{}", gateway.log());
+    assert_eq!(passes(), 200);
+}
+
+#[test]
 fn a_key_passes_in_every_form_until_it_is_taken_away() {
     let start = gateway(POLICY);
     let (file, list) = (start.path("agent-keys"), start.path("revoked"));

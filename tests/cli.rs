@@ -612,6 +612,171 @@ fn a_check_changes_nothing_and_what_it_passes_is_served() {
 }
 
 #[test]
+fn mistakes_name_their_key_once_and_say_what_to_write() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    std::fs::write(path("policy.yaml"), OPENAI).expect("written");
+    std::fs::write(path("short"), "short\n").expect("written");
+    std::fs::write(path("agentport.yaml"), "timeout: {connect: 1s}\n").expect("written");
+    let policy = format!("policy={}", path("policy.yaml"));
+    let set = |key: &str, name: &str| format!("{key}={}", path(name));
+    let short = path("short");
+    for (case, arguments, code, says) in [
+        (
+            "a policy that nobody wrote",
+            &["config", "check", "--set", &set("policy", "gone.yaml")][..],
+            1,
+            "gone.yaml: there is no such file: write the policy's path as `policy:` in the \
+             configuration or `-s policy=FILE`, or set ALLOWED_DESTINATIONS",
+        ),
+        (
+            "one that a start wants",
+            &["serve", "--set", &set("policy", "gone.yaml")],
+            1,
+            "`-s policy=FILE`, or set ALLOWED_DESTINATIONS",
+        ),
+        (
+            "one that is to be checked",
+            &["policy", "check", "--set", &set("policy", "gone.yaml")],
+            2,
+            "or set ALLOWED_DESTINATIONS; or name files for this command",
+        ),
+        (
+            "one that was named",
+            &["policy", "check", &path("gone.yaml")],
+            2,
+            "gone.yaml: No such file",
+        ),
+        (
+            "a short secret in a file",
+            &[
+                "config",
+                "check",
+                "--set",
+                &policy,
+                "--set",
+                &set("identity.secret_file", "short"),
+            ],
+            1,
+            &format!("identity.secret_file: {short}: the shared secret has 5 bytes"),
+        ),
+        (
+            "no secret in a file",
+            &[
+                "config",
+                "check",
+                "--set",
+                &policy,
+                "--set",
+                &set("identity.secret_file", "gone"),
+            ],
+            1,
+            "identity.secret_file: ",
+        ),
+        (
+            "no key",
+            &[
+                "config",
+                "check",
+                "--set",
+                &policy,
+                "--set",
+                &set("identity.keys", "gone.pem"),
+            ],
+            1,
+            &format!("identity.keys[0]: {}: No such file", path("gone.pem")),
+        ),
+        (
+            "no key to sign with",
+            &[
+                "config",
+                "check",
+                "--set",
+                &policy,
+                "--set",
+                &set("identity.signing_key", "gone.pem"),
+            ],
+            1,
+            &format!("identity.signing_key: {}: No such file", path("gone.pem")),
+        ),
+        (
+            "no folder of keys",
+            &[
+                "config",
+                "check",
+                "--set",
+                &policy,
+                "--set",
+                &set("identity.signing_keys", "gone"),
+            ],
+            1,
+            "identity.signing_keys: ",
+        ),
+        (
+            "a letter too few",
+            &[
+                "config",
+                "check",
+                "-c",
+                &path("agentport.yaml"),
+                "--set",
+                &policy,
+            ],
+            1,
+            "timeout: unknown key: did you mean timeouts?",
+        ),
+        (
+            "a word for standard output",
+            &[
+                "config",
+                "check",
+                "--set",
+                &policy,
+                "--set",
+                "audit.path=stdout",
+            ],
+            1,
+            "audit.path: \"stdout\": write \"-\" for standard output, or ./stdout for a file of this name",
+        ),
+    ] {
+        let by_file = case.contains("secret in a file");
+        let key = if by_file { &[][..] } else { &[KEY] };
+        let output = run(arguments, key);
+        let said = stderr(&output);
+        assert_eq!(output.status.code(), Some(code), "{case}: {said}");
+        assert!(said.contains(says), "{case}: {said}");
+        for name in ["/gone", "/short"] {
+            assert!(
+                said.matches(name).count() <= 1,
+                "{case}: it is named twice: {said}"
+            );
+        }
+        assert!(
+            !by_file || !said.contains("AGENTPORT_JWKS_SECRET"),
+            "{case}: {said}"
+        );
+    }
+}
+
+#[test]
+fn a_start_says_which_policy_it_serves() {
+    for (case, policy, rules) in [
+        ("two rules", OPENAI, 2),
+        ("none", "version: 1\nrules: []\n", 0),
+    ] {
+        let gateway = gateway(policy).start();
+        let serving = gateway.said("serving").expect("it serves");
+        assert_eq!(serving["rules"], rules, "{case}: {serving}");
+        assert_eq!(serving["mode"], "enforce", "{case}: {serving}");
+        let version = serving["policy"].as_str().expect("a version");
+        assert_eq!(version.len(), 16, "{case}: {serving}");
+        // The log is in order: who has read of serving has read what was before.
+        let warned = gateway.said("no rules: everything is refused");
+        assert_eq!(warned.is_some(), rules == 0, "{case}");
+    }
+}
+
+#[test]
 fn a_configuration_is_shown_without_its_secrets() {
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("agentport.yaml");

@@ -17,7 +17,7 @@ pub enum KeyFileError {
     #[error("{0}: there is no such file; `agentport agent-key create` makes it")]
     Missing(String),
     /// What the system answered, with the path.
-    #[error("{0}")]
+    #[error(transparent)]
     System(#[from] io::Error),
     /// It cannot be understood.
     #[error("{place}: {error}")]

@@ -26,6 +26,9 @@ pub enum KeyringError {
     /// The system says no.
     #[error("{0}: {1}")]
     Io(PathBuf, io::Error),
+    /// A file cannot be read; the error names it.
+    #[error(transparent)]
+    Read(io::Error),
     /// There is no manifest.
     #[error("{0}: there is no {MANIFEST} in it: make one with `agentport keys generate --folder`")]
     NoManifest(PathBuf),
@@ -61,7 +64,7 @@ impl Keyring {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 return Err(KeyringError::NoManifest(folder.to_owned()));
             }
-            read => read.map_err(|error| KeyringError::Io(file.clone(), error))?,
+            read => read.map_err(KeyringError::Read)?,
         };
         let text = String::from_utf8_lossy(&bytes);
         let manifest =
@@ -107,7 +110,7 @@ impl Keyring {
 
     fn load(&self, entry: &FolderKey) -> Result<SigningKey, KeyringError> {
         let file = self.folder.join(&entry.file);
-        let bytes = read_stable(&file).map_err(|error| KeyringError::Io(file.clone(), error))?;
+        let bytes = read_stable(&file).map_err(KeyringError::Read)?;
         let key = SigningKey::from_pem(&String::from_utf8_lossy(&bytes))
             .map_err(|error| KeyringError::Key(file.clone(), error))?;
         let found = key.verifying_key().id();
@@ -297,6 +300,8 @@ mod tests {
             Err(KeyringError::OtherKey(path, _)) if path == file
         ));
         std::fs::remove_file(&file).expect("removed");
-        assert!(matches!(ring.verifying(NOW), Err(KeyringError::Io(path, _)) if path == file));
+        let said = ring.verifying(NOW).expect_err("it is gone").to_string();
+        let shown = file.display().to_string();
+        assert_eq!(said.matches(&shown).count(), 1, "{said}");
     }
 }

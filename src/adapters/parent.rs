@@ -55,7 +55,7 @@ pub fn is_open_to_all(file: &Path) -> bool {
 /// `Basic` (RFC 7617) with what stands in the file.
 fn authorization(file: &Path) -> Result<String, String> {
     let shown = file.display();
-    let bytes = read_stable(file).map_err(|error| format!("{shown}: {error}"))?;
+    let bytes = read_stable(file).map_err(|error| error.to_string())?;
     let mode = std::fs::metadata(file).map_or(0, |file| file.mode());
     if mode & 0o002 != 0 {
         return Err(format!(

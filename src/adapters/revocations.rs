@@ -24,7 +24,7 @@ pub enum StoreError {
     #[error("{0}: there is no such file")]
     Missing(String),
     /// What the system answered, with the path.
-    #[error("{0}")]
+    #[error(transparent)]
     System(#[from] io::Error),
     /// It cannot be understood.
     #[error("{place}: {error}")]

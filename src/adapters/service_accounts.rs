@@ -89,7 +89,8 @@ pub fn document(path: &Path) -> Result<AccountsDocument, String> {
         io::ErrorKind::NotFound => {
             format!("{shown}: there is no such file: `agentport service-account create` writes one")
         }
-        _ => format!("{shown}: {error}"),
+        // It names the file.
+        _ => error.to_string(),
     })?;
     let mode = std::fs::metadata(path).map(|file| file.mode()).unwrap_or(0);
     if mode & 0o002 != 0 {

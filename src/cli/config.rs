@@ -34,11 +34,10 @@ pub(super) fn run(settings: &SettingsArgs, command: &ConfigCommand) -> anyhow::R
     match command {
         ConfigCommand::Check => {
             let config = super::load(settings, Purpose::Serve)?;
-            for warning in &config.warnings {
+            super::serve::install_provider();
+            for warning in crate::server::check::everything(&config)? {
                 super::say(&format!("warning: {warning}"));
             }
-            super::serve::install_provider();
-            crate::server::check::everything(&config)?;
             super::say("the configuration is valid");
         }
         ConfigCommand::Show => super::give(super::load(settings, Purpose::Command)?.show()),

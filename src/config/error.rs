@@ -73,6 +73,17 @@ pub(super) fn nearest<'a>(
         .map(|(_, candidate)| candidate)
 }
 
+/// The candidate from which one letter tells it, where it is the only one.
+pub(super) fn slipped<'a>(
+    written: &str,
+    candidates: impl IntoIterator<Item = &'a str>,
+) -> Option<&'a str> {
+    let mut near = candidates
+        .into_iter()
+        .filter(|candidate| distance(written, candidate) == 1);
+    near.next().filter(|_| near.next().is_none())
+}
+
 /// Levenshtein's distance, in characters. Bounded, as it is quadratic and
 /// what is written may be long.
 fn distance(left: &str, right: &str) -> usize {

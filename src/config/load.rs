@@ -9,7 +9,7 @@ use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::sync::LazyLock;
 
-use super::error::{ConfigError, Place, nearest};
+use super::error::{ConfigError, Place, nearest, slipped};
 use super::settings::{self, BOUNDS, Config};
 use super::tree::{self, Node, Value};
 use super::value::{Secret, Setting};
@@ -194,12 +194,18 @@ impl Known {
         self.sections.iter().any(|section| section == path)
     }
 
-    /// The key that an unknown one may have meant: the same word in another
-    /// section, or one that is spelled much like it.
+    /// The key that an unknown one may have meant: one beside it but for a
+    /// letter, the same word in another section, or one that is spelled much
+    /// like it.
     fn like(&self, path: &str) -> Option<&str> {
         let word = path.rsplit('.').next().unwrap_or(path);
         let sections = self.sections.iter().filter(|path| !path.is_empty());
         let all = || self.keys.iter().map(|(key, _)| key).chain(sections.clone());
+        let parent = |key: &str| key.rsplit_once('.').map(|(parent, _)| parent.to_owned());
+        let beside = all().filter(|key| parent(key) == parent(path));
+        if let Some(slip) = slipped(path, beside.map(String::as_str)) {
+            return Some(slip);
+        }
         let mut same_word = all().filter(|key| key.rsplit('.').next() == Some(word));
         match (same_word.next(), same_word.next()) {
             (Some(only), None) => Some(only),

@@ -706,6 +706,11 @@ impl FromText for AuditPath {
         if raw == "-" {
             return Ok(Self::Stdout);
         }
+        if raw == "stdout" || raw == "stderr" {
+            return Err(format!(
+                "write \"-\" for standard output, or ./{raw} for a file of this name"
+            ));
+        }
         PathBuf::from_text(raw)
             .map(Self::File)
             .map_err(|_| "write a path, or \"-\" for standard output".into())

@@ -14,26 +14,39 @@ use crate::adapters::figures::Figures;
 use crate::adapters::parent;
 use crate::config::Config;
 use crate::gate::ports::Clock;
+use crate::policy::{Mode, PolicySet};
 
 use super::load::{self, LoadError};
 use super::{agent_keys, certificates, peers, refusals, revocation, routes, tokens};
 
-/// Reads everything that a start reads, and the policy.
+/// Reads everything that a start reads, and the policy. Gives what is worth a
+/// second look.
 ///
 /// A start takes a policy in which the document of one tenant has a mistake,
 /// and refuses that tenant; this does not.
 ///
 /// # Errors
 /// Every mistake, each with its place and what to write.
-pub fn everything(config: &Config) -> Result<(), LoadError> {
-    let policy = load::policy(config).err();
-    let policy = policy.map(|error| format!("the policy is not valid: {error}"));
-    let mut mistakes: Vec<_> = policy.into_iter().collect();
+pub fn everything(config: &Config) -> Result<Vec<String>, LoadError> {
+    let (mut mistakes, mut warnings) = (Vec::new(), config.warnings.clone());
+    match load::policy(config) {
+        Ok(policy) => warnings.extend(no_rules(config.mode, &policy).map(str::to_owned)),
+        Err(error) => mistakes.push(format!("the policy is not valid: {error}")),
+    }
     mistakes.extend(files(config));
     if mistakes.is_empty() {
-        Ok(())
+        Ok(warnings)
     } else {
         Err(LoadError(mistakes))
+    }
+}
+
+/// What there is to say of a policy that says nothing.
+pub(super) fn no_rules(mode: Mode, policy: &PolicySet) -> Option<&'static str> {
+    match (policy.rule_count(), mode) {
+        (0, Mode::Enforce) => Some("no rules: everything is refused"),
+        (0, Mode::Audit) => Some("no rules: everything is recorded as refused"),
+        _ => None,
     }
 }
 

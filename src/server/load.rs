@@ -1,5 +1,6 @@
 //! Policy and keys from their files, whole or not at all.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -37,9 +38,27 @@ impl std::error::Error for LoadError {}
 ///
 /// # Errors
 /// Where the path cannot be read.
-pub fn policy_files(path: &Path) -> Result<Vec<PathBuf>, LoadError> {
-    documents_in(path, &["yaml", "yml", "json"])
+pub fn named_policy_files(path: &Path) -> Result<Vec<PathBuf>, LoadError> {
+    documents_in(path, POLICY_EXTENSIONS)
 }
+
+/// The same of the path that the configuration names, or that nobody has named:
+/// where nothing is there, the error says how to name another.
+///
+/// # Errors
+/// Where the path cannot be read.
+pub fn policy_files(path: &Path) -> Result<Vec<PathBuf>, LoadError> {
+    if std::fs::metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
+        return Err(LoadError(vec![format!(
+            "{}: there is no such file: write the policy's path as `policy:` in the \
+             configuration or `-s policy=FILE`, or set ALLOWED_DESTINATIONS",
+            path.display()
+        )]));
+    }
+    named_policy_files(path)
+}
+
+const POLICY_EXTENSIONS: &[&str] = &["yaml", "yml", "json"];
 
 fn documents_in(path: &Path, extensions: &[&str]) -> Result<Vec<PathBuf>, LoadError> {
     let cannot = |error: std::io::Error| LoadError(vec![format!("{}: {error}", path.display())]);
@@ -236,7 +255,7 @@ pub fn keys(config: &Config, issuers: &[OtherIssuer]) -> Result<VerifyingKeys, L
     if let Some(folder) = &identity.signing_keys {
         match Keyring::read(folder).and_then(|ring| ring.verifying(now())) {
             Ok(keys) => own_keys.extend(keys),
-            Err(error) => errors.push(error.to_string()),
+            Err(error) => errors.push(format!("identity.signing_keys: {error}")),
         }
     }
     match secret(config) {
@@ -244,7 +263,7 @@ pub fn keys(config: &Config, issuers: &[OtherIssuer]) -> Result<VerifyingKeys, L
         Ok(Some(secret)) if identity.signing_key.is_some() || identity.signing_keys.is_some() => {
             match VerifyingKey::from_secret(&secret) {
                 Ok(key) => own_keys.push(key),
-                Err(error) => errors.push(format!("AGENTPORT_JWKS_SECRET: {error}")),
+                Err(error) => errors.push(format!("{}: {error}", secret_place(config))),
             }
         }
         Ok(_) => {}
@@ -268,25 +287,30 @@ pub fn keys(config: &Config, issuers: &[OtherIssuer]) -> Result<VerifyingKeys, L
         keys = add(keys, own(), own_keys, "identity", &mut errors);
     }
     let mut files = Vec::new();
-    for trusted in &identity.keys {
+    for (at, trusted) in identity.keys.iter().enumerate() {
         let name = trusted.issuer.as_deref().unwrap_or(&identity.issuer);
         let audience = trusted.audience.as_deref().unwrap_or(&identity.audience);
         let issuer = TrustedIssuer {
             published: name == identity.issuer,
             ..TrustedIssuer::own(name, audience)
         };
-        files.push((&trusted.file, issuer, None));
+        files.push((&trusted.file, format!("identity.keys[{at}]"), issuer, None));
     }
-    for other in issuers {
+    let list = match &identity.issuers_file {
+        Some(_) => "identity.issuers_file: issuers",
+        None => "identity.issuers",
+    };
+    for (at, other) in issuers.iter().enumerate() {
         if let KeySource::File(file) = &other.source {
-            files.push((file, other.trusted(&identity.audience), Some(other)));
+            let key = format!("{list}[{at}].jwks_file");
+            files.push((file, key, other.trusted(&identity.audience), Some(other)));
         }
     }
-    for (path, issuer, other) in files {
+    for (path, key, issuer, other) in files {
         match documents_in(path, &["pem", "jwk", "jwks", "json", "pub", "key"]) {
             Ok(files) if files.is_empty() => {
                 errors.push(format!(
-                    "{}: the directory has no key (*.pem, *.jwk, *.json)",
+                    "{key}: {}: the directory has no key (*.pem, *.jwk, *.json)",
                     path.display()
                 ));
             }
@@ -295,22 +319,25 @@ pub fn keys(config: &Config, issuers: &[OtherIssuer]) -> Result<VerifyingKeys, L
                 for file in files {
                     match read_keys(&file) {
                         Ok(more) => list.extend(more),
-                        Err(error) => errors.push(error),
+                        Err(error) => errors.push(format!("{key}: {error}")),
                     }
                 }
                 let before = list.len();
                 list.retain(|key| other.is_none_or(|other| other.allows(key.algorithm())));
                 if list.is_empty() && before > 0 {
                     errors.push(format!(
-                        "{}: there is no key for one of the algorithms of its issuer",
+                        "{key}: {}: there is no key for one of the algorithms of its issuer",
                         path.display()
                     ));
                 }
                 if !list.is_empty() {
-                    keys = add(keys, issuer, list, &path.display().to_string(), &mut errors);
+                    let place = format!("{key}: {}", path.display());
+                    keys = add(keys, issuer, list, &place, &mut errors);
                 }
             }
-            Err(error) => errors.extend(error.0),
+            Err(error) => {
+                errors.extend(error.0.iter().map(|error| format!("{key}: {error}")));
+            }
         }
     }
     // One file may be behind two of these.
@@ -378,21 +405,22 @@ fn read_keys(file: &Path) -> Result<Vec<VerifyingKey>, String> {
 /// Where its file cannot be read or is no such key.
 pub fn signing_key(config: &Config) -> Result<Option<SigningKey>, LoadError> {
     if let Some(file) = &config.identity.signing_key {
-        let text = read_text(file).map_err(|error| LoadError(vec![error]))?;
+        let of_this = || of_key("identity.signing_key");
+        let text = read_text(file).map_err(of_this())?;
         return SigningKey::from_pem(&text)
             .map(Some)
-            .map_err(|error| LoadError(vec![format!("{}: {error}", file.display())]));
+            .map_err(|error| of_this()(format!("{}: {error}", file.display())));
     }
     if let Some(folder) = &config.identity.signing_keys {
         return Keyring::read(folder)
             .and_then(|ring| ring.signer(now()))
             .map(Some)
-            .map_err(|error| LoadError(vec![error.to_string()]));
+            .map_err(|error| of_key("identity.signing_keys")(error.to_string()));
     }
     match secret(config)? {
         Some(secret) => SigningKey::from_secret(&secret)
             .map(Some)
-            .map_err(|error| LoadError(vec![format!("AGENTPORT_JWKS_SECRET: {error}")])),
+            .map_err(|error| LoadError(vec![format!("{}: {error}", secret_place(config))])),
         None => Ok(None),
     }
 }
@@ -405,6 +433,19 @@ fn now() -> u64 {
     since.unwrap_or_default().as_secs()
 }
 
+/// An error with the key whose file it is about.
+fn of_key(key: &'static str) -> impl Fn(String) -> LoadError {
+    move |error| LoadError(vec![format!("{key}: {error}")])
+}
+
+/// Where the shared secret was written.
+fn secret_place(config: &Config) -> String {
+    match (&config.identity.secret, &config.identity.secret_file) {
+        (None, Some(file)) => format!("identity.secret_file: {}", file.display()),
+        _ => "AGENTPORT_JWKS_SECRET".to_owned(),
+    }
+}
+
 /// The shared secret. A file may end in a line feed.
 fn secret(config: &Config) -> Result<Option<String>, LoadError> {
     if let Some(secret) = &config.identity.secret {
@@ -412,7 +453,7 @@ fn secret(config: &Config) -> Result<Option<String>, LoadError> {
     }
     match &config.identity.secret_file {
         Some(file) => {
-            let text = read_text(file).map_err(|error| LoadError(vec![error]))?;
+            let text = read_text(file).map_err(of_key("identity.secret_file"))?;
             Ok(Some(text.trim_end_matches(['\r', '\n']).to_owned()))
         }
         None => Ok(None),
@@ -425,8 +466,8 @@ pub(super) fn read_text(file: &Path) -> Result<String, String> {
 
 /// The text with what tells this version of the file from others.
 pub(super) fn read_text_version(file: &Path) -> Result<(String, Version), String> {
-    let (bytes, version) =
-        read_version(file).map_err(|error| format!("{}: {error}", file.display()))?;
+    // The error names the file.
+    let (bytes, version) = read_version(file).map_err(|error| error.to_string())?;
     let text = String::from_utf8(bytes);
     let text = text.map_err(|_| format!("{}: the file is not UTF-8", file.display()))?;
     Ok((text, version))

@@ -538,6 +538,7 @@ impl Gateway {
             behind,
         } = self;
         let pid_file = write_pid_file(config.pid_file.as_deref())?;
+        let policy = reloader.in_force();
         let reloading = tokio::spawn(reloader.run(Arc::clone(&log))?);
         let mut background = JoinSet::new();
         if let Some((file, in_force)) = agent_keys {
@@ -608,11 +609,18 @@ impl Gateway {
                 .behind(config.listen.proxy_protocol.clone());
             accepting.spawn(accept.run(bound));
         }
+        if let Some(warning) = check::no_rules(config.mode, &policy) {
+            tracing::warn!("{warning}");
+        }
         tracing::info!(
             version = env!("CARGO_PKG_VERSION"),
             threads = threads(&config),
+            policy = %policy.digest(),
+            rules = policy.rule_count(),
+            mode = config.mode.as_str(),
             "serving"
         );
+        drop(policy);
         until.await;
 
         tracing::info!(drain = ?config.timeouts.drain, tunnels = wire.tunnels().len(), "draining");

@@ -271,6 +271,11 @@ impl Reloader {
         *known = now;
     }
 
+    /// The policy in force.
+    pub(super) fn in_force(&self) -> Arc<PolicySet> {
+        self.policy.current()
+    }
+
     /// The files of the keys in force.
     fn key_files(&self) -> Vec<PathBuf> {
         let listed = self.listed.lock().unwrap_or_else(PoisonError::into_inner);

@@ -125,7 +125,12 @@ fn read(settings: &SettingsArgs, paths: &[PathBuf], mode: Mode) -> anyhow::Resul
     }
     let config: Config = super::load(settings, Purpose::Command)?;
     let mut read = match &config.policy {
-        Some(path) => read_paths(std::slice::from_ref(path), config.mode)?,
+        Some(path) => {
+            if let Err(error) = load::policy_files(path) {
+                anyhow::bail!("{error}; or name files for this command");
+            }
+            read_paths(std::slice::from_ref(path), config.mode)?
+        }
         None => Read::Good(Loaded {
             set: load::policy(&config)?,
             sources: Vec::new(),
@@ -141,7 +146,7 @@ fn read(settings: &SettingsArgs, paths: &[PathBuf], mode: Mode) -> anyhow::Resul
 fn read_paths(paths: &[PathBuf], mode: Mode) -> anyhow::Result<Read> {
     let (mut sources, mut errors) = (Vec::new(), Vec::new());
     for path in paths {
-        for file in load::policy_files(path)? {
+        for file in load::named_policy_files(path)? {
             let text = read_text(&file)?;
             let name = SourceName::from(file.display().to_string());
             match PolicyDocument::check(&name, format_of(&file), &text) {
@@ -177,8 +182,8 @@ fn read_paths(paths: &[PathBuf], mode: Mode) -> anyhow::Result<Read> {
 }
 
 fn read_text(file: &Path) -> anyhow::Result<String> {
-    let bytes =
-        read_stable(file).map_err(|error| anyhow::anyhow!("{}: {error}", file.display()))?;
+    // The error names the file.
+    let bytes = read_stable(file)?;
     String::from_utf8(bytes)
         .map_err(|_| anyhow::anyhow!("{}: the file is not UTF-8", file.display()))
 }
