@@ -180,7 +180,13 @@ impl PolicySet {
         };
         if let Decision::Allow(permit) = &decision {
             let literal = permit.literal.into_iter();
-            let addresses: Vec<IpAddr> = literal.chain(addresses.iter().copied()).collect();
+            let mut all: Vec<IpAddr> = Vec::new();
+            for address in literal.chain(addresses.iter().copied()) {
+                if !all.contains(&address) {
+                    all.push(address);
+                }
+            }
+            let addresses = all;
             if let Some(refused) = address_checks(permit, &addresses, &mut checks) {
                 verdict = match (verdict, refused.enforced()) {
                     (_, true) => Verdict::Deny,
