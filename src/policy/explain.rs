@@ -781,7 +781,7 @@ rules:
   - name: intern
     action: allow
     agents: any
-    hosts: [db.example]
+    hosts: [db.example, 10.0.0.1]
     addresses: [10.0.0.0/8]
 ";
 
@@ -879,6 +879,18 @@ rules:
         assert_eq!(
             verdict(&["192.168.0.1"]),
             (Verdict::Deny, Some("address_private"))
+        );
+    }
+
+    #[test]
+    fn an_address_that_is_the_target_and_was_dialled_is_told_once() {
+        let explanation = explain("bot", Ask::Tunnel, "10.0.0.1:443", &["10.0.0.1"]);
+        assert_eq!(explanation.verdict, Verdict::Allow, "{explanation}");
+        let addresses = explanation.checks.iter();
+        assert_eq!(
+            addresses.filter(|check| check.step == "address").count(),
+            1,
+            "{explanation}"
         );
     }
 
