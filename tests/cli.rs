@@ -6,10 +6,19 @@
 #[path = "support/cli.rs"]
 #[expect(dead_code, reason = "each file of tests uses a part")]
 mod support;
+#[path = "support/pki.rs"]
+#[expect(dead_code, reason = "each file of tests uses a part")]
+mod pki;
 
+use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Output, Stdio};
+use std::time::SystemTime;
 
-use support::{SECRET, agentport, gateway, run, stderr, stdout, token};
+use pki::Pki;
+
+use support::{SECRET, agentport, gateway, run, stderr, stdout, token, until};
 
 const KEY: (&str, &str) = ("AGENTPORT_JWKS_SECRET", SECRET);
 
@@ -318,6 +327,288 @@ fn a_configuration_is_checked_with_its_files() {
             stderr(&output)
         );
     }
+}
+
+/// A configuration that names a file of every kind, all of them good; everything
+/// is in the folder of the CA.
+fn with_every_file(pki: &Pki) -> PathBuf {
+    let server = pki.server("server", &["gateway.test"]);
+    pki.server("other", &["other.test"]);
+    let write = |name: &str, text: &str| std::fs::write(pki.path(name), text).expect("written");
+    write("policy.yaml", OPENAI);
+    write("accounts.yaml", "version: 1\naccounts: []\n");
+    write("agent-keys.jsonl", "");
+    write("revoked.jsonl", "");
+    write("agents.yaml", "agents: []\n");
+    write("secret", &format!("{SECRET}\n"));
+    let path = |name: &str| pki.path(name).display().to_string();
+    let pair = format!(
+        "{{certificate: {}, key: {}}}",
+        server.certificate.display(),
+        server.key.display()
+    );
+    let (ca, names) = (path("ca.pem"), "spiffe://example.org/agent/{agent}");
+    let text = format!(
+        "listen: {{egress: [\"127.0.0.1:0\"], egress_tls: [\"127.0.0.1:0\"], peers: \"127.0.0.1:0\", \
+         admin: \"127.0.0.1:0\", admin_secret_file: {}}}\n\
+         policy: {}\n\
+         tls: {{certificates: [{pair}], clients: {{certificates: optional, ca: {ca}, names: [\"{names}\"]}}}}\n\
+         peers: {{certificates: [{pair}], ca: {ca}, names: [\"{names}\"], agents: {}}}\n\
+         upstream_ca: {ca}\n\
+         identity: {{secret_file: {}, service_accounts: {}, agent_keys: {}, revocations: {{file: {}}}}}\n\
+         audit: {{path: {}}}\n",
+        path("secret"),
+        path("policy.yaml"),
+        path("agents.yaml"),
+        path("secret"),
+        path("accounts.yaml"),
+        path("agent-keys.jsonl"),
+        path("revoked.jsonl"),
+        path("audit.jsonl"),
+    );
+    let file = pki.path("agentport.yaml");
+    std::fs::write(&file, text).expect("written");
+    file
+}
+
+/// What stands in a folder, and when it was written.
+fn written_in(folder: &Path) -> BTreeMap<PathBuf, SystemTime> {
+    let entries = std::fs::read_dir(folder).expect("a folder");
+    let entries = entries.map(|entry| {
+        let entry = entry.expect("an entry");
+        let written = entry.metadata().and_then(|file| file.modified());
+        (entry.path(), written.expect("a time"))
+    });
+    entries.collect()
+}
+
+/// What a gateway says that does not start. One that does is stopped, and the
+/// test fails.
+#[track_caller]
+fn does_not_start(case: &str, arguments: &[&str]) -> Output {
+    let mut command = agentport();
+    command.arg("serve").args(arguments);
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("the binary runs");
+    let deadline = std::time::Instant::now() + support::LONGEST;
+    while child.try_wait().expect("a child").is_none() {
+        if std::time::Instant::now() > deadline {
+            let _ = child.kill();
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    let output = child.wait_with_output().expect("its output");
+    assert_eq!(output.status.code(), Some(1), "{case}: {}", stderr(&output));
+    output
+}
+
+#[test]
+fn what_serve_refuses_the_check_refuses() {
+    enum Broken {
+        /// The file is not there.
+        Gone(&'static str),
+        /// The file holds this.
+        Holds(&'static str, &'static str),
+        /// The file is this one.
+        Is(&'static str, &'static str),
+        /// The key is set to this.
+        Set(&'static str, &'static str),
+    }
+    use Broken::{Gone, Holds, Is, Set};
+    for (case, broken, says) in [
+        (
+            "no certificate",
+            &[Gone("server.pem")][..],
+            &["server.pem"][..],
+        ),
+        (
+            "no key of a certificate",
+            &[Gone("server.key")],
+            &["server.key"],
+        ),
+        (
+            "another certificate's key",
+            &[Is("server.key", "other.key")],
+            &[
+                "server.key: the key is not that of the certificate in",
+                "peers: ",
+            ],
+        ),
+        (
+            "no CA of clients",
+            &[Set("tls.clients.ca", "/none/ca.pem")],
+            &["/none/ca.pem: No such"],
+        ),
+        (
+            "no CA of peers",
+            &[Set("peers.ca", "/none/ca.pem")],
+            &["peers: ", "/none/ca.pem: No such"],
+        ),
+        (
+            "no list of agents",
+            &[Gone("agents.yaml")],
+            &["peers.agents: ", "agents.yaml: No such"],
+        ),
+        (
+            "no bundle",
+            &[Set("upstream_ca", "/none/ca.pem")],
+            &["upstream_ca: /none/ca.pem: No such"],
+        ),
+        (
+            "a bundle that is none",
+            &[Set("upstream_ca", "/dev/null")],
+            &["upstream_ca: /dev/null"],
+        ),
+        (
+            "no accounts",
+            &[Gone("accounts.yaml")],
+            &[
+                "identity.service_accounts: ",
+                "agentport service-account create",
+            ],
+        ),
+        (
+            "accounts with a mistake",
+            &[Holds("accounts.yaml", "version: 1\naccounts: 7\n")],
+            &["identity.service_accounts: ", "accounts.yaml: "],
+        ),
+        (
+            "accounts and nowhere to ask",
+            &[Set("listen.admin", "off")],
+            &["identity.service_accounts: ", "set listen.admin"],
+        ),
+        (
+            "no agent keys",
+            &[Gone("agent-keys.jsonl")],
+            &["identity.agent_keys: ", "agentport agent-key create"],
+        ),
+        (
+            "agent keys with a mistake",
+            &[Holds("agent-keys.jsonl", "nonsense\n")],
+            &["identity.agent_keys: ", "line 1"],
+        ),
+        (
+            "revocations with a mistake",
+            &[Holds("revoked.jsonl", "nonsense\n")],
+            &["identity.revocations.file: ", "line 1"],
+        ),
+        (
+            "revocations in a folder that is not there",
+            &[Set("identity.revocations.file", "/none/revoked.jsonl")],
+            &["identity.revocations.file: /none/revoked.jsonl: there is no folder /none"],
+        ),
+        (
+            "no admin secret",
+            &[Set("listen.admin_secret_file", "/none/secret")],
+            &["listen.admin_secret_file: /none/secret: No such"],
+        ),
+        (
+            "a short admin secret",
+            &[
+                Holds("short", "short\n"),
+                Set("listen.admin_secret_file", "short"),
+            ],
+            &[
+                "listen.admin_secret_file: ",
+                "short: it has 5 bytes and needs 32: write the output of",
+            ],
+        ),
+        (
+            "a policy with a mistake",
+            &[Holds("policy.yaml", "version: 9\n")],
+            &["policy.yaml"],
+        ),
+        (
+            "several at once",
+            &[
+                Holds("policy.yaml", "version: 9\n"),
+                Gone("server.key"),
+                Gone("accounts.yaml"),
+                Holds("revoked.jsonl", "nonsense\n"),
+                Set("upstream_ca", "/none/ca.pem"),
+            ],
+            &[
+                "policy.yaml",
+                "server.key: No such",
+                "identity.service_accounts: ",
+                "identity.revocations.file: ",
+                "upstream_ca: ",
+            ],
+        ),
+    ] {
+        let pki = Pki::new("the CA of all");
+        let config = with_every_file(&pki).display().to_string();
+        let mut arguments = vec!["-c".to_owned(), config];
+        for one in broken {
+            match one {
+                Gone(name) => std::fs::remove_file(pki.path(name)).expect("removed"),
+                Holds(name, text) => std::fs::write(pki.path(name), text).expect("written"),
+                Is(name, other) => {
+                    std::fs::copy(pki.path(other), pki.path(name)).expect("copied");
+                }
+                Set(key, value) => {
+                    let here = pki.path(value);
+                    let value = if here.is_file() {
+                        here.display().to_string()
+                    } else {
+                        (*value).to_owned()
+                    };
+                    arguments.extend(["--set".to_owned(), format!("{key}={value}")]);
+                }
+            }
+        }
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        let before = written_in(pki.path("x").parent().expect("a folder"));
+        let checked = run(&[&["config", "check"], &arguments[..]].concat(), &[]);
+        assert_eq!(
+            checked.status.code(),
+            Some(1),
+            "{case}: {}",
+            stderr(&checked)
+        );
+        assert_eq!(
+            written_in(pki.path("x").parent().expect("a folder")),
+            before,
+            "{case}"
+        );
+        let refused = does_not_start(case, &arguments);
+        for (who, said) in [("check", stderr(&checked)), ("serve", stderr(&refused))] {
+            for words in says {
+                assert!(said.contains(words), "{case}: {who}: {words:?}: {said}");
+            }
+            assert!(!said.contains("panicked"), "{case}: {who}: {said}");
+        }
+    }
+}
+
+#[test]
+fn a_check_changes_nothing_and_what_it_passes_is_served() {
+    let pki = Pki::new("the CA of all");
+    let config = with_every_file(&pki).display().to_string();
+    let folder = pki.path("x").parent().expect("a folder").to_owned();
+    std::fs::remove_file(pki.path("revoked.jsonl")).expect("removed");
+    let before = written_in(&folder);
+    let checked = run(&["config", "check", "-c", &config], &[]);
+    assert_eq!(checked.status.code(), Some(0), "{}", stderr(&checked));
+    assert!(stderr(&checked).contains("the configuration is valid"));
+    assert_eq!(written_in(&folder), before);
+    let mut command = agentport();
+    let pid_file = pki.path("pid");
+    let pid = format!("pid_file={}", pid_file.display());
+    command.args(["serve", "-c", &config, "--set", &pid]);
+    let mut child = command
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("the binary runs");
+    // It is written when all is bound.
+    until("it serves", || {
+        assert!(child.try_wait().expect("a child").is_none(), "it has ended");
+        pid_file.exists().then_some(())
+    });
+    child.kill().expect("stopped");
+    child.wait().expect("ended");
+    assert!(pki.path("revoked.jsonl").exists());
 }
 
 #[test]

@@ -10,7 +10,8 @@ fuzz_target!(|raw: &str| {
     };
     assert_eq!(path.as_str(), raw, "what travels on is what was sent");
     let views: Vec<&str> = path.views().collect();
-    assert!((1..=2).contains(&views.len()), "{raw:?}");
+    // Five depths of decoding, eight readings of each.
+    assert!((1..=40).contains(&views.len()), "{raw:?}");
     for view in &views {
         assert!(view.starts_with('/'), "{raw:?} has the view {view:?}");
         assert!(

@@ -8,7 +8,7 @@
 //! bad ones (RFC 7662, 2.1).
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -143,6 +143,28 @@ fn answer(status: StatusCode, body: &Value) -> Response {
         .into_response()
 }
 
+/// The admin secret that a file holds, which may end in a line feed.
+fn secret_in(text: &str) -> Result<&str, String> {
+    let secret = text.trim_end_matches(['\r', '\n']);
+    if secret.len() < MIN_SECRET_BYTES {
+        return Err(format!(
+            "it has {} bytes and needs {MIN_SECRET_BYTES}: write the output of `openssl rand -hex 32`",
+            secret.len()
+        ));
+    }
+    Ok(secret)
+}
+
+/// Whether a file holds an admin secret that can be used.
+///
+/// # Errors
+/// With the file, and what to write.
+pub fn check_secret(file: &Path) -> Result<(), String> {
+    let text = std::fs::read_to_string(file).map_err(|error| error.to_string());
+    let checked = text.and_then(|text| secret_in(&text).map(drop));
+    checked.map_err(|error| format!("{}: {error}", file.display()))
+}
+
 impl RevocationPages {
     /// The pages.
     pub fn router(self) -> Router {
@@ -184,13 +206,7 @@ impl RevocationPages {
         let text = tokio::fs::read_to_string(path)
             .await
             .map_err(|error| unusable(error.to_string()))?;
-        let secret = text.trim_end_matches(['\r', '\n']);
-        if secret.len() < MIN_SECRET_BYTES {
-            return Err(unusable(format!(
-                "it has {} bytes and needs {MIN_SECRET_BYTES}",
-                secret.len()
-            )));
-        }
+        let secret = secret_in(&text).map_err(unusable)?;
         let sent = headers
             .get(header::AUTHORIZATION)
             .and_then(|value| value.to_str().ok())

@@ -10,7 +10,19 @@ use super::SettingsArgs;
 
 #[derive(Subcommand)]
 pub(super) enum ConfigCommand {
-    /// Check the configuration; every mistake is named
+    /// Check the configuration, and all that `serve` reads; every mistake is named
+    ///
+    /// The policy, keys, certificates, lists and secrets that the configuration
+    /// names are read as `serve` reads them, as the user who runs this. Nothing is
+    /// bound, written or asked. So it does not see: whether ports are free and
+    /// sockets can be made; whether what the gateway writes can be written (the
+    /// audit log, `pid_file`, `tls.acme.dir`, a list of revocations that is not
+    /// there yet); whether Redis, the ACME server, DNS, `upstream_proxy` and other
+    /// issuers answer; and what lies in `tls.acme.dir`.
+    ///
+    /// A policy in which one tenant's document has a mistake is refused here;
+    /// `serve` starts with it and refuses that tenant.
+    #[command(verbatim_doc_comment)]
     Check,
     /// Print the settings in force with their sources; secrets are not shown
     Show,
@@ -25,17 +37,8 @@ pub(super) fn run(settings: &SettingsArgs, command: &ConfigCommand) -> anyhow::R
             for warning in &config.warnings {
                 super::say(&format!("warning: {warning}"));
             }
-            crate::server::load::keys(&config, &crate::server::load::issuers(&config)?)?;
-            crate::server::load::policy(&config)?;
-            crate::server::routes::read(&config)?;
-            if let Some(proxy) = &config.upstream_proxy {
-                crate::adapters::parent::access(proxy).map_err(anyhow::Error::msg)?;
-            }
-            if let Some(pair) = config.refusals.authority() {
-                let clock = std::sync::Arc::new(crate::adapters::clock::SystemClock::new());
-                crate::adapters::refusals::RefusalAuthority::open(pair, clock)
-                    .map_err(|error| anyhow::anyhow!("refusals: {error}"))?;
-            }
+            super::serve::install_provider();
+            crate::server::check::everything(&config)?;
             super::say("the configuration is valid");
         }
         ConfigCommand::Show => super::give(super::load(settings, Purpose::Command)?.show()),

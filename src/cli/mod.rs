@@ -27,6 +27,7 @@ use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::{Config, Override, Purpose, Sources};
+use crate::server::check::in_words;
 
 /// Where the configuration is looked for when none is named.
 const DEFAULT_CONFIG: &str = "/etc/agentport/agentport.yaml";
@@ -142,7 +143,7 @@ pub fn main() -> ExitCode {
     match done {
         Ok(code) => code,
         Err(error) => {
-            say(&format!("agentport: {error:#}"));
+            say(&format!("agentport: {}", in_words(&error)));
             ExitCode::FAILURE
         }
     }

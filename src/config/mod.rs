@@ -29,7 +29,7 @@ pub use peers::{CalleeTlsFiles, HealthCheck, MAX_CALLEES, PeerAgent, PeerDirecto
 pub use route::{AuthorizationOwner, NamedRoute, UpstreamHttp2, parse_routes};
 pub use settings::{
     Agent, Audit, Config, Identity, Limits, Listen, Log, Peers, Redis, Refusals, Resolver,
-    ResolverCache, Timeouts, Tls, TlsClients, TokenCache, TunnelDefaults,
+    ResolverCache, SET_A_KEY, Timeouts, Tls, TlsClients, TokenCache, TunnelDefaults,
 };
 pub use upstream::{AskFor, ProxyUrl, UpstreamProxy};
 pub use value::{

@@ -894,6 +894,14 @@ fn is_base_url(url: &str) -> bool {
 }
 
 /// A gateway without any key would refuse everybody. Better that it says so.
+/// What to write where there is no key that anybody could pass by.
+pub const SET_A_KEY: &str = "set AGENTPORT_JWKS_SECRET (make one with `openssl rand -hex 32`), or \
+                             write identity.signing_key (make one with `agentport keys generate \
+                             --out FILE`), identity.signing_keys (a folder of them, by `agentport \
+                             keys generate --folder`), identity.secret_file, identity.keys, \
+                             identity.issuers, identity.issuers_file or identity.agent_keys \
+                             (`agentport agent-key create`)";
+
 fn some_key(read: &mut Reader<'_>, identity: &Identity) {
     let has_one = identity.secret.is_some()
         || identity.secret_file.is_some()
@@ -901,13 +909,11 @@ fn some_key(read: &mut Reader<'_>, identity: &Identity) {
         || identity.signing_keys.is_some()
         || !identity.keys.is_empty()
         || !identity.issuers.is_empty()
-        || identity.issuers_file.is_some();
+        || identity.issuers_file.is_some()
+        || identity.agent_keys.is_some();
     // A secret that is there and bad has been reported.
     if !has_one {
-        read.missing(
-            "no key, so nobody could pass: set AGENTPORT_JWKS_SECRET (make one with `openssl \
-             rand -hex 32`), or write identity.secret_file or identity.keys",
-        );
+        read.missing(&format!("no key, so nobody could pass: {SET_A_KEY}"));
     }
 }
 

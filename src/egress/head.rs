@@ -251,6 +251,13 @@ impl<'a> Lines<'a> {
     }
 }
 
+/// Whether this is a method as they are written: in capitals, and not long.
+#[must_use]
+pub fn is_method(word: &str) -> bool {
+    let written = |b: u8| b.is_ascii_uppercase() || b.is_ascii_digit() || matches!(b, b'-' | b'_');
+    !word.is_empty() && word.len() <= 32 && word.bytes().all(written)
+}
+
 fn request_line(line: &[u8]) -> Result<(&str, &str, bool), HeadError> {
     let line = std::str::from_utf8(line).map_err(|_| HeadError::RequestLine)?;
     let mut words = line.split(' ');
@@ -259,8 +266,7 @@ fn request_line(line: &[u8]) -> Result<(&str, &str, bool), HeadError> {
     else {
         return Err(HeadError::RequestLine);
     };
-    let word = |b: u8| b.is_ascii_uppercase() || b.is_ascii_digit() || matches!(b, b'-' | b'_');
-    if method.is_empty() || method.len() > 32 || !method.bytes().all(word) {
+    if !is_method(method) {
         return Err(HeadError::Method);
     }
     if target.len() > MAX_TARGET_BYTES {

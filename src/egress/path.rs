@@ -1,10 +1,16 @@
 //! Paths, as policy sees them, and the globs that rules write.
 //!
 //! What travels on to the origin is the path as it was sent. What is judged is
-//! every way in which an origin may read it: a path that two origins would read
-//! differently has two views, an allow rule must match both and a deny rule
-//! needs to match one. So `/public/..%2fadmin` is no way round `/admin/**`.
+//! every way in which an origin may read it: a path that origins would read
+//! differently has several views, an allow rule must match all and a deny rule
+//! needs to match one. So `/v1%2fadmin` is no way round `/v1/admin`.
+//!
+//! Where dot segments come together with what some origins take for a slash, or
+//! for nothing, there is no end to the readings, and one that nobody thought of
+//! climbs somewhere else. Such a path, as `/public/..%2fadmin`, is in no pattern
+//! of an allow rule but one for every path, and in each pattern of a deny rule.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 
@@ -14,10 +20,12 @@ pub struct RequestPath {
     raw: String,
     /// Unreserved characters decoded, dot segments removed (RFC 3986, 6.2.2).
     strict: String,
-    /// As the most lenient origin reads it, where that differs: decoded through
-    /// and through, backslashes as slashes, matrix parameters dropped, empty
-    /// segments merged.
-    lenient: Option<String>,
+    /// As other origins read it, where that differs: decoded once or several
+    /// times, backslashes as slashes, matrix parameters dropped, empty segments
+    /// merged, and any of these without the others.
+    lenient: Vec<String>,
+    /// Whether it may lead anywhere.
+    unclear: bool,
 }
 
 /// Why a path is refused before any rule is asked.
@@ -55,14 +63,26 @@ impl RequestPath {
         if is_plain(raw) {
             return Ok(Self {
                 strict: raw.to_owned(),
-                lenient: None,
+                lenient: Vec::new(),
+                unclear: false,
                 raw: raw.to_owned(),
             });
         }
-        let strict = remove_dot_segments(&decode_unreserved(raw)?);
-        let lenient = lenient_view(raw)?;
+        let decoded = decode_unreserved(raw)?;
+        let strict = remove_dot_segments(&decoded);
+        let mut decodings = decodings(raw)?;
+        let most = decodings.last().unwrap_or(&decoded);
+        let unclear = has_dot_segment(most) && is_uncertain(raw);
+        decodings.insert(0, decoded);
+        let mut lenient: Vec<String> = Vec::new();
+        for view in decodings.iter().flat_map(|text| readings(text)) {
+            if view != strict && !lenient.contains(&view) {
+                lenient.push(view);
+            }
+        }
         Ok(Self {
-            lenient: (lenient != strict).then_some(lenient),
+            lenient,
+            unclear,
             strict,
             raw: raw.to_owned(),
         })
@@ -74,10 +94,19 @@ impl RequestPath {
         &self.raw
     }
 
-    /// The views that rules are matched against: one, or two where origins
+    /// Whether nobody can tell where it leads: it has a dot segment beside an
+    /// empty segment, a semicolon, a backslash, or one of these, a slash or a
+    /// percent sign escaped.
+    #[must_use]
+    pub fn is_unclear(&self) -> bool {
+        self.unclear
+    }
+
+    /// The views that rules are matched against: one, or several where origins
     /// may differ.
     pub fn views(&self) -> impl Iterator<Item = &str> {
-        std::iter::once(self.strict.as_str()).chain(self.lenient.as_deref())
+        let lenient = self.lenient.iter().map(String::as_str);
+        std::iter::once(self.strict.as_str()).chain(lenient)
     }
 }
 
@@ -130,12 +159,13 @@ fn decode_unreserved(raw: &str) -> Result<String, PathError> {
     Ok(out)
 }
 
-fn lenient_view(raw: &str) -> Result<String, PathError> {
+/// The path decoded once, twice and so on, as long as that changes anything.
+fn decodings(raw: &str) -> Result<Vec<String>, PathError> {
+    let mut all = Vec::new();
     let mut bytes = raw.as_bytes().to_vec();
     for _ in 0..MAX_DECODINGS {
         let mut out = Vec::with_capacity(bytes.len());
         let mut at = 0;
-        let mut changed = false;
         while at < bytes.len() {
             match (bytes[at] == b'%').then(|| escape_at(&bytes, at)).flatten() {
                 Some(octet) => {
@@ -143,7 +173,6 @@ fn lenient_view(raw: &str) -> Result<String, PathError> {
                         return Err(PathError::EscapedControl);
                     }
                     out.push(octet);
-                    changed = true;
                     at += 3;
                 }
                 None => {
@@ -152,26 +181,68 @@ fn lenient_view(raw: &str) -> Result<String, PathError> {
                 }
             }
         }
-        bytes = out;
-        if !changed {
+        if out.len() == bytes.len() {
             break;
         }
+        all.push(String::from_utf8_lossy(&out).into_owned());
+        bytes = out;
     }
-    let text = String::from_utf8_lossy(&bytes).replace('\\', "/");
-    let segments: Vec<&str> = text
-        .split('/')
-        .map(|segment| segment.split(';').next().unwrap_or(segment))
-        .collect();
-    let mut merged = String::with_capacity(text.len());
-    for (at, segment) in segments.iter().enumerate() {
-        let last = at + 1 == segments.len();
-        if segment.is_empty() && !last {
-            continue;
+    Ok(all)
+}
+
+/// The ways to read a decoded path: with or without backslashes as slashes,
+/// without matrix parameters, with empty segments merged.
+fn readings(text: &str) -> impl Iterator<Item = String> {
+    (0..8_u8).filter_map(move |ways| {
+        let (slashes, bare, merged) = (ways & 1 != 0, ways & 2 != 0, ways & 4 != 0);
+        // What changes nothing has been read already.
+        if (slashes && !text.contains('\\')) || (bare && !text.contains(';')) {
+            return None;
         }
-        merged.push('/');
-        merged.push_str(segment);
-    }
-    Ok(remove_dot_segments(&merged))
+        let text = match slashes {
+            true => Cow::from(text.replace('\\', "/")),
+            false => Cow::from(text),
+        };
+        let mut out = String::with_capacity(text.len());
+        let mut segments = text.split('/').skip(1).peekable();
+        while let Some(segment) = segments.next() {
+            let last = segments.peek().is_none();
+            let segment = match bare {
+                true => segment.split(';').next().unwrap_or(segment),
+                false => segment,
+            };
+            if merged && segment.is_empty() && !last {
+                continue;
+            }
+            out.push('/');
+            out.push_str(segment);
+        }
+        Some(remove_dot_segments(&out))
+    })
+}
+
+/// Whether a segment of the decoded path is, to any origin, the one it stands
+/// in or the one above. Some drop dots and blanks at the end of a name.
+fn has_dot_segment(decoded: &str) -> bool {
+    decoded
+        .split(['/', '\\'])
+        .filter_map(|segment| segment.split(';').next())
+        .any(|name| name.contains('.') && name.bytes().all(|b| b == b'.' || b == b' '))
+}
+
+/// Whether origins may differ in where segments begin and end.
+fn is_uncertain(raw: &str) -> bool {
+    let bytes = raw.as_bytes();
+    let escaped = |pair: &[u8]| {
+        [&b"2f"[..], b"5c", b"3b", b"25"]
+            .iter()
+            .any(|known| pair.eq_ignore_ascii_case(known))
+    };
+    bytes.iter().any(|b| matches!(b, b'\\' | b';'))
+        || bytes.windows(2).any(|pair| pair == b"//")
+        || bytes
+            .windows(3)
+            .any(|escape| escape[0] == b'%' && escaped(&escape[1..]))
 }
 
 /// RFC 3986 section 5.2.4. What climbs above the root stays at the root.
@@ -278,13 +349,14 @@ impl PathGlob {
     /// Whether every view of the path matches: what an allow rule asks.
     #[must_use]
     pub fn matches_all(&self, path: &RequestPath) -> bool {
-        path.views().all(|view| self.matches_view(view))
+        let every = || self.segments == [Segment::AnyDepth];
+        (!path.unclear || every()) && path.views().all(|view| self.matches_view(view))
     }
 
     /// Whether any view of the path matches: what a deny rule asks.
     #[must_use]
     pub fn matches_any(&self, path: &RequestPath) -> bool {
-        path.views().any(|view| self.matches_view(view))
+        path.unclear || path.views().any(|view| self.matches_view(view))
     }
 
     /// Greedy with one point of return, the last `**`: time is at most the
@@ -385,15 +457,19 @@ mod tests {
             ("/%61", vec!["/a"]),
             ("/a/%2e%2e/b", vec!["/b"]),
             ("/a/%2E%2e/b", vec!["/b"]),
-            ("/a/..%2fb", vec!["/a/..%2Fb", "/b"]),
-            ("/a/..%5cb", vec!["/a/..%5Cb", "/b"]),
-            ("/a/..\\b", vec!["/a/..\\b", "/b"]),
-            ("/a/..;x=1/b", vec!["/a/..;x=1/b", "/b"]),
             ("/a//b", vec!["/a//b", "/a/b"]),
             ("//a", vec!["//a", "/a"]),
-            ("/a/%252e%252e/b", vec!["/a/%252e%252e/b", "/b"]),
             ("/@s%2fname", vec!["/@s%2Fname", "/@s/name"]),
             ("/a;v=1", vec!["/a;v=1", "/a"]),
+            ("/a\\b", vec!["/a\\b", "/a/b"]),
+            ("/a%20b", vec!["/a%20b", "/a b"]),
+            // Each of what an origin may do, without the others.
+            ("/z//a;b", vec!["/z//a;b", "/z//a", "/z/a;b", "/z/a"]),
+            ("/a%252fb", vec!["/a%252fb", "/a%2fb", "/a/b"]),
+            (
+                "/z//a%2fb",
+                vec!["/z//a%2Fb", "/z/a%2Fb", "/z//a/b", "/z/a/b"],
+            ),
         ] {
             assert_eq!(views(raw), expected, "{raw}");
         }
@@ -452,15 +528,56 @@ mod tests {
         let public = PathGlob::parse("/public/**").expect("glob");
         let admin = PathGlob::parse("/admin/**").expect("glob");
         for sneaky in [
-            "/public/..%2fadmin",
-            "/public/..%5cadmin/x",
-            "/public/..;/admin",
-            "/public/%252e%252e/admin",
+            "/public/../admin",
+            "/%61dmin",
+            "//admin",
+            "/admin;x",
+            "/admin%2fx",
         ] {
             let path = RequestPath::parse(sneaky).expect(sneaky);
             assert!(!public.matches_all(&path), "{sneaky}");
             assert!(admin.matches_any(&path), "{sneaky}");
         }
+        for mixed in ["/public/a%2fb", "/public//a;b%5cc", "/public/%2561"] {
+            let path = RequestPath::parse(mixed).expect(mixed);
+            assert!(public.matches_all(&path), "{mixed}");
+        }
+        let (everything, other) = (PathGlob::parse("/**"), PathGlob::parse("/x/*"));
+        let (everything, other) = (everything.expect("glob"), other.expect("glob"));
+        for unclear in [
+            "/public/..%2fadmin",
+            "/public/..%2Fadmin",
+            "/public/%2e%2e%2fadmin",
+            "/public/..%5cadmin/x",
+            "/public/..\\admin",
+            "/public/..;/admin",
+            "/public/..%3bx/admin",
+            "/public/%252e%252e/admin",
+            "/public/.//../../admin",
+            "/public/./b;c",
+            "/public/..%20/admin%2fx",
+            // What one origin climbs out of, another climbs back into.
+            "/public/..%2fadmin/secret/..;/..;/public/x",
+            "/public/..%2fadmin/x/%252e%252e/%252e%252e/public/y",
+            "/public/..;x/admin/secret/..%3b/..%3b/public/x",
+            "/public/;/..%2fadmin/secret",
+            "/public/\\/..%2fadmin/x",
+        ] {
+            let path = RequestPath::parse(unclear).expect(unclear);
+            assert!(path.is_unclear(), "{unclear}");
+            assert!(!public.matches_all(&path), "{unclear}");
+            assert!(everything.matches_all(&path), "{unclear}");
+            for denied in [&admin, &public, &other] {
+                assert!(denied.matches_any(&path), "{unclear}");
+            }
+        }
+        for clear in ["/a/../b", "/.../a", "/a/.b%2fc", "/..a/b;c", "/a%2fb/c.d"] {
+            let path = RequestPath::parse(clear).expect(clear);
+            assert!(!path.is_unclear(), "{clear}");
+        }
+        let starred = PathGlob::parse("/z/a*b").expect("glob");
+        let path = RequestPath::parse("/z//a;b").expect("a path");
+        assert!(starred.matches_any(&path), "merged, with its parameter");
     }
 
     #[test]

@@ -220,9 +220,9 @@ impl Route {
             ""
         };
         let there = RequestPath::parse(&format!("{}{rest}{slash}", self.to.base))?;
-        let stays = there
-            .views()
-            .all(|view| below(view, &self.to.base).is_some());
+        let below_base = |view| below(view, &self.to.base).is_some();
+        let stays = self.to.base.is_empty() || !there.is_unclear();
+        let stays = stays && there.views().all(below_base);
         stays.then_some(there).ok_or(RouteError::Leaves)
     }
 

@@ -85,8 +85,10 @@ pub enum TargetError {
     /// A fragment, which never travels (RFC 9110, 7.1).
     #[error("the request target has a fragment")]
     Fragment,
-    /// A space, a control character or a byte outside ASCII.
-    #[error("the request target has a space, a control character or a byte outside ASCII")]
+    /// A character that no URL has.
+    #[error(
+        "the request target has a space, a control character, a byte outside ASCII or one of < > \" `; percent-encode it"
+    )]
     InvalidCharacter,
     /// The authority is not valid.
     #[error(transparent)]
@@ -119,6 +121,12 @@ impl RequestTarget {
         }
         if raw.contains('#') {
             return Err(TargetError::Fragment);
+        }
+        // Never in a URL (RFC 3986 section 2). Some send braces and the like all
+        // the same, and some servers take them.
+        let (path, query) = raw.split_once('?').unwrap_or((raw, ""));
+        if path.contains(['<', '>', '`']) || query.contains(['<', '>', '"']) {
+            return Err(TargetError::InvalidCharacter);
         }
         if raw.starts_with('/') {
             let (path, query) = split_query(raw);

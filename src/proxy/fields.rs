@@ -133,6 +133,47 @@ pub(super) fn from_http2(request: &mut RequestHeader) -> pingora::Result<()> {
     Ok(())
 }
 
+/// Leaves one way to tell where an answer ends, or says why there is none. A
+/// client that told it otherwise than we do would take what an origin sends
+/// behind its answer for that of the next one asked (RFC 9112 section 6.3).
+pub(super) fn make_framing_clear(response: &mut ResponseHeader) -> Result<(), &'static str> {
+    let mut codings = response.headers.get_all(header::TRANSFER_ENCODING).iter();
+    let coded = codings.next();
+    let chunked = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"chunked");
+    if codings.next().is_some() || !coded.is_none_or(chunked) {
+        return Err("the destination's answer has a Transfer-Encoding other than chunked");
+    }
+    let coded = coded.is_some();
+    let mut lengths = response.headers.get_all(header::CONTENT_LENGTH).iter();
+    let Some(length) = lengths.next().cloned() else {
+        return Ok(());
+    };
+    let digits = !length.is_empty() && length.as_bytes().iter().all(u8::is_ascii_digit);
+    let mut more = false;
+    let same = lengths.all(|other| {
+        more = true;
+        *other == length
+    });
+    if !digits || !same {
+        return Err("the destination's answer has no clear Content-Length");
+    }
+    if coded {
+        response.remove_header(&header::CONTENT_LENGTH);
+    } else if more {
+        let _ = response.insert_header(header::CONTENT_LENGTH, length);
+    }
+    Ok(())
+}
+
+/// Whether an origin writes a field of RFC 9209 in this gateway's name.
+pub(super) fn speaks_for_us(response: &ResponseHeader) -> bool {
+    let names = |value: &HeaderValue| {
+        let text = String::from_utf8_lossy(value.as_bytes()).to_ascii_lowercase();
+        text.contains("agentport")
+    };
+    response.headers.get_all("proxy-status").iter().any(names)
+}
+
 /// What belongs to the connection with the origin only (RFC 9110 section
 /// 7.6.1). The framing and an upgrade stay: Pingora writes the client's from
 /// them.

@@ -31,8 +31,8 @@ use super::conn::Connection;
 use super::exchange::{Exchange, LONG, SETTLING};
 use super::failure::{broke_off, denial_of, upstream_cause};
 use super::fields::{
-    CLIENTS_OWN_WORD, TOKEN_FIELD, forwarded, from_http2, next_hop_trace, remove_alike,
-    remove_hop_fields,
+    CLIENTS_OWN_WORD, TOKEN_FIELD, forwarded, from_http2, make_framing_clear, next_hop_trace,
+    remove_alike, remove_hop_fields, speaks_for_us,
 };
 use super::look::Verdict;
 use super::parent::{Hop, ParentError};
@@ -424,6 +424,12 @@ impl ProxyHttp for Forward {
         response: &mut ResponseHeader,
         exchange: &mut Box<Exchange>,
     ) -> pingora::Result<()> {
+        let upgrade = response.status == http::StatusCode::SWITCHING_PROTOCOLS;
+        let clear = match upgrade && !exchange.websocket {
+            true => Err("the destination switches protocols, which nobody asked for"),
+            false => make_framing_clear(response),
+        };
+        clear.map_err(|why| Error::explain(ErrorType::InvalidHTTPHeader, why).into_up())?;
         remove_hop_fields(response);
         // A hint to go round the gateway, and names that only we may use.
         for name in [
@@ -432,6 +438,9 @@ impl ProxyHttp for Forward {
             HeaderName::from_static("x-agentport-reason"),
         ] {
             response.remove_header(&name);
+        }
+        if speaks_for_us(response) {
+            response.remove_header("proxy-status");
         }
         // HTTP/1.0 knows no chunks: there the end of the connection is that of
         // the body (RFC 9112 section 6.1).

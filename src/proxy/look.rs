@@ -5,6 +5,7 @@ use std::sync::Arc;
 use http::header::{self, HeaderName};
 use pingora::proxy::Session;
 
+use crate::egress::head::{HeadError, is_method};
 use crate::egress::{
     Ask, Authority, EgressRequest, Host, RequestId, RequestPath, RequestTarget, Scheme,
 };
@@ -401,9 +402,21 @@ fn http2_request(session: &Session) -> Result<CurrentRequest, Denial> {
     if head.method == http::Method::TRACE {
         return Err(Denial::new(Cause::Method));
     }
+    let bad = |why| Err(Denial::new(Cause::BadRequest(why)));
+    // As in HTTP/1.1: origins differ in what `delete` is, and a rule has one.
+    if !is_method(head.method.as_str()) {
+        return bad(HeadError::Method.message());
+    }
+    let lengths = head.headers.get_all(header::CONTENT_LENGTH).iter();
+    if lengths.count() > 1 {
+        return bad("there are two Content-Length fields");
+    }
     let uri = &head.uri;
     let path = std::str::from_utf8(head.raw_path())
         .map_err(|_| Denial::new(Cause::BadRequest("the path is not ASCII")))?;
+    if !path.starts_with('/') && path != "*" {
+        return bad("the path does not begin with a slash");
+    }
     let mut raw = String::with_capacity(64);
     if let Some(authority) = uri.authority() {
         raw.push_str(uri.scheme_str().unwrap_or("http"));

@@ -24,21 +24,32 @@ impl AgentKeySource for AgentKeysInForce {
     }
 }
 
-/// The file that a configuration names, read for the first time.
+/// The file that a configuration names, and what stands in it.
 ///
 /// # Errors
-/// A file that cannot be read.
-pub(super) fn open(
-    config: &Config,
-    in_force: &AgentKeysInForce,
-) -> anyhow::Result<Option<AgentKeyFile>> {
+/// A file that cannot be read, or has a mistake.
+pub(super) fn read(config: &Config) -> anyhow::Result<Option<(AgentKeyFile, AgentKeys)>> {
     let Some(path) = &config.identity.agent_keys else {
         return Ok(None);
     };
     let file = AgentKeyFile::new(path);
     let table = file.table().context("identity.agent_keys")?;
-    in_force.0.store(Arc::new(table));
-    Ok(Some(file))
+    Ok(Some((file, table)))
+}
+
+/// The same, put in force for the first time.
+///
+/// # Errors
+/// As [`read`].
+pub(super) fn open(
+    config: &Config,
+    in_force: &AgentKeysInForce,
+) -> anyhow::Result<Option<AgentKeyFile>> {
+    let read = read(config)?;
+    Ok(read.map(|(file, table)| {
+        in_force.0.store(Arc::new(table));
+        file
+    }))
 }
 
 /// Keeps the keys in force what their file says, for ever.

@@ -9,7 +9,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::adapters::certificates::{self, InUse, Loaded};
 use crate::adapters::figures::Figures;
 use crate::adapters::watch::Watch;
-use crate::config::Tls;
+use crate::config::{Config, Tls};
 use crate::gate::ports::Clock;
 use crate::proxy::{ListenerTls, Wire};
 
@@ -31,6 +31,21 @@ pub(super) fn listener_tls(
         .map_err(anyhow::Error::msg)
         .context("tls")?;
     Ok((Arc::new(tls), loaded.digest))
+}
+
+/// The same for the egress listeners; `None` where none speaks TLS.
+///
+/// # Errors
+/// As [`listener_tls`].
+pub(super) fn of_egress(
+    config: &Config,
+    figures: &Figures,
+    clock: &dyn Clock,
+) -> anyhow::Result<Option<(Arc<ListenerTls>, [u8; 32])>> {
+    if config.listen.egress_tls.is_empty() {
+        return Ok(None);
+    }
+    listener_tls(&config.tls, figures, clock).map(Some)
 }
 
 fn observe(figures: &Figures, loaded: &Loaded) {

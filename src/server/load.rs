@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use anyhow::{Context, bail};
+
 use crate::adapters::clock::SystemClock;
 use crate::adapters::keyring::Keyring;
 use crate::adapters::watch::{Version, read_version};
@@ -197,6 +199,23 @@ pub fn issuers(config: &Config) -> Result<Vec<OtherIssuer>, LoadError> {
     })
 }
 
+/// Every key that tokens may be verified with at a start, with the other
+/// issuers whose keys are among them, or are fetched.
+///
+/// # Errors
+/// Every file that gives no key, and what to do; or that there is no key.
+pub(super) fn every_key(config: &Config) -> anyhow::Result<(Vec<OtherIssuer>, VerifyingKeys)> {
+    let listed = issuers(config).context("the issuers are not valid")?;
+    let keys = keys(config, &listed).context("the keys are not valid")?;
+    if keys.is_empty() && !does_without(config, &listed) {
+        bail!(
+            "there is no key to verify tokens with: {}",
+            config::SET_A_KEY
+        );
+    }
+    Ok((listed, keys))
+}
+
 /// Every key that tokens may be verified with, but those that these other
 /// issuers are asked for.
 ///
@@ -303,11 +322,13 @@ pub fn keys(config: &Config, issuers: &[OtherIssuer]) -> Result<VerifyingKeys, L
     }
 }
 
-/// Whether keys are fetched as well, or may be, so that there may be none yet.
-#[must_use]
-pub fn fetches_keys(config: &Config, issuers: &[OtherIssuer]) -> bool {
+/// Whether somebody may pass where there is no key in a file: keys are fetched as
+/// well, or may be, or agents have keys of their own and bring no tokens.
+pub(super) fn does_without(config: &Config, issuers: &[OtherIssuer]) -> bool {
     let in_file = |source: &KeySource| matches!(source, KeySource::File(_));
-    config.identity.issuers_file.is_some() || issuers.iter().any(|issuer| !in_file(&issuer.source))
+    config.identity.issuers_file.is_some()
+        || config.identity.agent_keys.is_some()
+        || issuers.iter().any(|issuer| !in_file(&issuer.source))
 }
 
 /// The files that keys come from, with these other issuers.

@@ -3,6 +3,7 @@
 
 mod acme;
 mod certificates;
+pub mod check;
 mod documents;
 mod first;
 mod agent_keys;
@@ -138,27 +139,25 @@ impl Gateway {
         raise_open_files(&figures, &config);
         let system_clock = SystemClock::new();
         let clock: Arc<dyn Clock> = Arc::new(system_clock);
-        let mut documents = Documents::new(&config).context("the policy is not valid")?;
-        let loaded = documents.load().context("the policy is not valid")?;
-        let policy = loaded.policy;
-        let listed = load::issuers(&config).context("the issuers are not valid")?;
-        let keys = load::keys(&config, &listed).context("the keys are not valid")?;
-        if keys.is_empty() && !load::fetches_keys(&config, &listed) {
-            bail!(
-                "there is no key to verify tokens with: set AGENTPORT_JWKS_SECRET or identity.keys"
-            );
-        }
-        if let Some(bundle) = &config.upstream_ca {
-            check_bundle(bundle)?;
-        }
-        let egress_tls = Arc::new(config.tls.clone());
-        let (tls, tls_files) = match config.listen.egress_tls.is_empty() {
-            true => (None, None),
-            false => {
-                let (tls, files) = certificates::listener_tls(&egress_tls, &figures, &*clock)?;
-                (Some(tls), Some(files))
+        // First only to be checked, so that every mistake is told at once.
+        let mut mistakes = check::files(&config);
+        let read = Documents::new(&config).and_then(|mut documents| {
+            let loaded = documents.load()?;
+            Ok((documents, loaded))
+        });
+        let (documents, loaded) = match read {
+            Ok(read) if mistakes.is_empty() => read,
+            read => {
+                if let Err(error) = read {
+                    mistakes.insert(0, format!("the policy is not valid: {error}"));
+                }
+                bail!("{}", mistakes.join("\n"));
             }
         };
+        let policy = loaded.policy;
+        let (listed, keys) = load::every_key(&config)?;
+        let egress_tls = Arc::new(config.tls.clone());
+        let (tls, tls_files) = certificates::of_egress(&config, &figures, &*clock)?.unzip();
         let refusals = refusals::open(&config, &figures, &clock)?;
         let between = peers::open(&config, &figures, &*clock)?;
         let routes = routes::read(&config)?;
@@ -723,7 +722,10 @@ fn raise_open_files(figures: &Figures, config: &Config) {
 
 /// Pingora would panic over a bundle in which there is anything but certificates
 /// that it can use.
-fn check_bundle(bundle: &Path) -> anyhow::Result<()> {
+fn check_bundle(config: &Config) -> anyhow::Result<()> {
+    let Some(bundle) = &config.upstream_ca else {
+        return Ok(());
+    };
     trust::in_file(bundle)
         .map_err(anyhow::Error::msg)
         .context("upstream_ca")?;

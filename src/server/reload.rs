@@ -288,7 +288,7 @@ impl Reloader {
             Ok(Err(error)) => return self.keys_refused(&error.to_string()),
             Err(error) => return self.keys_refused(&error.to_string()),
         };
-        if read.keys.is_empty() && !load::fetches_keys(&self.config, &read.issuers) {
+        if read.keys.is_empty() && !load::does_without(&self.config, &read.issuers) {
             return self.keys_refused("there is no key any more");
         }
         self.issuers.replace(read.keys, &read.issuers);

@@ -1,16 +1,19 @@
 //! Revocations while the gateway serves: read when the list changes, put in
 //! force at once, and put to what is open.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use arc_swap::ArcSwap;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::adapters::figures::Figures;
 use crate::adapters::redis::Redis;
-use crate::adapters::revocations::{Held, RedisRevocations, RevocationFile, RevocationStore};
+use crate::adapters::revocations::{
+    Held, RedisRevocations, RevocationFile, RevocationStore, StoreError,
+};
 use crate::admin::Readiness;
 use crate::config::{Config, Switch};
 use crate::gate::ports::{Clock, RevocationSource};
@@ -57,6 +60,34 @@ pub(crate) fn store(config: &Config, redis: Option<&Redis>) -> Option<Revocation
             Some(RevocationStore::Redis(RedisRevocations::new(redis.clone())))
         }
         (None, _) => None,
+    }
+}
+
+/// Whether a list in a file can be read. One that is not there yet is made by
+/// the start, in a folder that must be there.
+///
+/// # Errors
+/// A list that cannot be read, or made.
+pub(super) fn check(config: &Config) -> anyhow::Result<()> {
+    let Some(path) = &config.identity.revocations.file else {
+        return Ok(());
+    };
+    match RevocationFile::new(path).list() {
+        Err(StoreError::Missing(_)) => {
+            let folder = path
+                .parent()
+                .filter(|folder| !folder.as_os_str().is_empty());
+            let folder = folder.unwrap_or(Path::new("."));
+            if folder.is_dir() {
+                return Ok(());
+            }
+            bail!(
+                "identity.revocations.file: {}: there is no folder {}: make it, for the gateway to write",
+                path.display(),
+                folder.display()
+            );
+        }
+        listed => listed.map(drop).context("identity.revocations.file"),
     }
 }
 

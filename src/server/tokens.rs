@@ -12,7 +12,7 @@ use crate::adapters::service_accounts::AccountsFile;
 use crate::admin::oauth::{EndpointParts, TokenEndpoint};
 use crate::config::Config;
 use crate::gate::ports::Clock;
-use crate::identity::{CachedVerifier, Terms};
+use crate::identity::{CachedVerifier, SigningKey, Terms};
 
 use super::load;
 use super::revocation::RevocationsInForce;
@@ -20,6 +20,34 @@ use super::revocation::RevocationsInForce;
 /// How often the folder of keys is asked who signs: a key may begin to at a
 /// time that was written long before.
 const ASK_FOR_THE_SIGNER: Duration = Duration::from_secs(5);
+
+/// The accounts, where the configuration names a file of them.
+///
+/// # Errors
+/// Where that file is wrong, or there is nothing to listen on.
+pub(super) fn accounts(config: &Config) -> anyhow::Result<Option<AccountsFile>> {
+    let Some(path) = &config.identity.service_accounts else {
+        return Ok(None);
+    };
+    if config.listen.admin.is_none() {
+        bail!(
+            "identity.service_accounts: tokens are issued on the admin listener: set listen.admin"
+        );
+    }
+    let accounts = AccountsFile::open(path).map_err(anyhow::Error::msg);
+    accounts.context("identity.service_accounts").map(Some)
+}
+
+/// What tokens are signed with.
+///
+/// # Errors
+/// Where there is nothing to sign with.
+pub(super) fn signer(config: &Config) -> anyhow::Result<SigningKey> {
+    load::signing_key(config)?.context(
+        "identity.service_accounts: there is no key to sign tokens with: set identity.signing_key \
+         or identity.signing_keys (`agentport keys generate`) or AGENTPORT_JWKS_SECRET",
+    )
+}
 
 /// The endpoint, where the configuration names a file of accounts.
 ///
@@ -34,23 +62,11 @@ pub(super) fn endpoint(
     figures: &Arc<Figures>,
     clock: &Arc<dyn Clock>,
 ) -> anyhow::Result<Option<Arc<TokenEndpoint>>> {
-    let identity = &config.identity;
-    let Some(path) = &identity.service_accounts else {
+    let Some(accounts) = accounts(config)? else {
         return Ok(None);
     };
-    if config.listen.admin.is_none() {
-        bail!(
-            "identity.service_accounts: tokens are issued on the admin listener: set listen.admin"
-        );
-    }
-    let accounts = AccountsFile::open(path)
-        .map_err(anyhow::Error::msg)
-        .context("identity.service_accounts")?;
-    let Some(key) = load::signing_key(config)? else {
-        bail!(
-            "identity.service_accounts: there is no key to sign tokens with: set identity.signing_key (`agentport keys generate`) or AGENTPORT_JWKS_SECRET"
-        );
-    };
+    let key = signer(config)?;
+    let identity = &config.identity;
     let endpoint = TokenEndpoint::new(
         Arc::new(accounts),
         EndpointParts {

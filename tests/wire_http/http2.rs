@@ -155,6 +155,24 @@ fn requests_on_one_connection_are_judged_one_by_one() {
                 "method_refused",
             ),
             (
+                "a method that is written otherwise",
+                request(
+                    Method::from_bytes(b"delete").expect("a method"),
+                    &uri("a.test", "/"),
+                    Some("bot"),
+                ),
+                400,
+                "bad_request",
+            ),
+            (
+                "two lengths",
+                request(Method::POST, &uri("a.test", "/"), Some("bot"))
+                    .header("content-length", "0")
+                    .header("content-length", "0"),
+                400,
+                "bad_request",
+            ),
+            (
                 "two credentials",
                 request(Method::GET, &uri("a.test", "/"), Some("bot"))
                     .header("proxy-authorization", "Bearer x"),
@@ -213,7 +231,7 @@ fn requests_on_one_connection_are_judged_one_by_one() {
     assert_eq!(head.all("cookie"), ["a=b; c=d"]);
     assert!(head.all("via")[0].starts_with("2 agentport"), "{head:?}");
     let records = gateway.stop();
-    assert_eq!(records.len(), 11, "one record each");
+    assert_eq!(records.len(), 13, "one record each");
 }
 
 #[test]

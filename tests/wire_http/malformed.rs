@@ -483,6 +483,10 @@ const TARGETS: &[(&str, &str)] = &[
     ("an escape that is cut", "http://a.test:PORT/%"),
     ("an escape that is none", "http://a.test:PORT/%zz"),
     ("an escaped NUL in the path", "http://a.test:PORT/%00"),
+    ("angle brackets in the path", "http://a.test:PORT/<x>"),
+    ("a backtick in the path", "http://a.test:PORT/`x"),
+    ("a quote in the query", "http://a.test:PORT/?\"x"),
+    ("an angle bracket in the query", "http://a.test:PORT/?x>"),
 ];
 
 #[test]

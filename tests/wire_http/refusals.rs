@@ -154,6 +154,70 @@ fn failures_of_the_destination_are_told_apart() {
     assert_eq!(records.len(), 7, "one record each: {records:#?}");
 }
 
+/// A client that told the end of such an answer otherwise than the gateway
+/// would take what follows for the answer of the next origin it asks.
+#[test]
+fn an_answer_that_could_end_in_two_places_is_none() {
+    let gateway = Gateway::open();
+    for (case, head, body) in [
+        ("a switch of protocols", "101 Switching Protocols\r\n", ""),
+        (
+            "a switch to what was not asked for",
+            "101 Switching Protocols\r\nUpgrade: h2c\r\nConnection: Upgrade\r\n",
+            "",
+        ),
+        (
+            "two codings in two fields",
+            "200 OK\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n",
+            "2\r\nab\r\n0\r\n\r\n",
+        ),
+        (
+            "two codings",
+            "200 OK\r\nTransfer-Encoding: chunked, identity\r\n",
+            "2\r\nab\r\n0\r\n\r\n",
+        ),
+        (
+            "an unknown coding",
+            "200 OK\r\nTransfer-Encoding: xchunked\r\nContent-Length: 2\r\n",
+            "ab",
+        ),
+        (
+            "a length with a sign",
+            "200 OK\r\nContent-Length: +2\r\n",
+            "ab",
+        ),
+    ] {
+        let origin = Origin::serve(move |mut conn, _| {
+            conn.head();
+            conn.send_lossy(&format!("HTTP/1.1 {head}\r\n{body}"));
+            conn.send_lossy("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nEVIL");
+            conn.rest();
+        });
+        let ask = "GET http://a.test:PORT/ HTTP/1.1\r\nHost: a.test:PORT\r\nAUTH\r\n\r\n";
+        let (answer, mut client) = ask_lossy(&gateway, fill(ask, origin.port(), "bot"));
+        assert_eq!(
+            (answer.status, answer.refusal()),
+            (502, "upstream_protocol"),
+            "{case}"
+        );
+        assert_eq!(client.rest(), b"", "{case}: nothing comes behind it");
+        assert_eq!(gateway.record_of(&answer)["status"], 502, "{case}");
+    }
+    // One way to tell it, said twice, is one.
+    let origin = Origin::serve(|mut conn, _| {
+        conn.head();
+        conn.send_lossy(
+            "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 2\r\n\
+             Proxy-Status: AgentPort; error=destination_ip_prohibited\r\n\r\nab",
+        );
+    });
+    let ask = "GET http://a.test:PORT/ HTTP/1.1\r\nHost: a.test:PORT\r\nAUTH\r\n\r\n";
+    let (answer, _) = ask_lossy(&gateway, fill(ask, origin.port(), "bot"));
+    assert_eq!((answer.status, answer.body.as_slice()), (200, &b"ab"[..]));
+    assert_eq!(answer.head.all("content-length"), ["2"]);
+    assert!(answer.field("proxy-status").is_none(), "none but ours");
+}
+
 #[test]
 fn a_method_that_would_send_fields_back_is_refused() {
     let gateway = Gateway::open();

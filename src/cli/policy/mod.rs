@@ -20,6 +20,7 @@ use crate::adapters::watch::read_stable;
 use crate::config::{Config, Purpose};
 use crate::limit::Limit;
 use crate::policy::{Format, Mode, PolicyDocument, PolicyError, PolicySet, SourceName};
+use crate::server::check::in_words;
 use crate::server::load::{self, Source};
 
 use super::SettingsArgs;
@@ -84,7 +85,7 @@ pub(super) fn run(settings: &SettingsArgs, command: &PolicyCommand) -> anyhow::R
         Ok(Found::Nothing) => ExitCode::SUCCESS,
         Ok(Found::Something) => ExitCode::from(1),
         Err(error) => {
-            super::say(&format!("agentport: {error:#}"));
+            super::say(&format!("agentport: {}", in_words(&error)));
             ExitCode::from(2)
         }
     })

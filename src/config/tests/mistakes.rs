@@ -644,16 +644,35 @@ fn a_mistake_that_a_variable_hides_is_one() {
 
 #[test]
 fn a_gateway_without_a_key_does_not_serve() {
-    let expected = "configuration: no key, so nobody could pass: set AGENTPORT_JWKS_SECRET (make \
-                    one with `openssl rand -hex 32`), or write identity.secret_file or \
-                    identity.keys";
-    assert_eq!(messages(load("", &[], &[], Purpose::Serve)), [expected]);
+    let said = messages(load("", &[], &[], Purpose::Serve));
+    let [said] = said.as_slice() else {
+        panic!("{said:?}");
+    };
+    assert!(
+        said.starts_with("configuration: no key, so nobody could pass: set AGENTPORT_JWKS_SECRET")
+    );
+    for way in [
+        "openssl rand -hex 32",
+        "identity.secret_file",
+        "identity.keys",
+        "identity.signing_key ",
+        "identity.signing_keys ",
+        "identity.issuers,",
+        "identity.issuers_file",
+        "identity.agent_keys",
+        "agentport keys generate --out",
+        "agentport agent-key create",
+    ] {
+        assert!(said.contains(way), "{way}: {said}");
+    }
     for file in [
         "identity: {secret_file: /run/secrets/jwt}",
         "identity: {keys: [/etc/agentport/keys]}",
         "identity: {signing_key: /etc/agentport/key.pem}",
         "identity: {signing_keys: /etc/agentport/signing}",
         "identity: {issuers: [{issuer: i, jwks_file: /etc/agentport/i.json}]}",
+        "identity: {issuers_file: /etc/agentport/issuers.yaml}",
+        "identity: {agent_keys: /etc/agentport/agent-keys}",
     ] {
         assert!(load(file, &[], &[], Purpose::Serve).is_ok(), "{file}");
     }
