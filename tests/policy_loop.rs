@@ -7,12 +7,15 @@
 #[expect(dead_code, reason = "each test uses a part of what is shared")]
 mod support;
 
+use std::io::{Read, Write};
+use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use support::conn::Response;
 use support::gateway::{Gateway, LOOPBACK_POLICY, token};
 use support::origin::{Origin, Untouched};
+use support::parent::ByHand;
 use support::tls::Hello;
 
 /// `agentport policy …`, with its exit code and what it printed.
@@ -254,6 +257,68 @@ fn from_what_agents_do_to_what_they_may_do() {
         &url,
     ];
     assert_eq!(json(&at)["verdict"], "allow", "the policy of then");
+}
+
+#[test]
+fn what_answers_without_an_address_is_learned_and_passes() {
+    let origin = Origin::ok();
+    let parent = ByHand::relaying();
+    let sockets = tempfile::tempdir().expect("a folder");
+    let path = sockets.path().join("agent.sock");
+    let listener = UnixListener::bind(&path).expect("bound");
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.expect("a connection");
+            let mut head = Vec::new();
+            let mut byte = [0];
+            while !head.ends_with(b"\r\n\r\n") && stream.read(&mut byte).is_ok_and(|n| n == 1) {
+                head.push(byte[0]);
+            }
+            // The gateway may be gone by now, at the end of the test.
+            let _ = stream
+                .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok");
+        }
+    });
+    let watching = LOOPBACK_POLICY.replace("rules:", "mode: audit\nrules:");
+    let gateway = Gateway::start(
+        &watching,
+        &[
+            ("agent.upstream", &format!("unix:{}", path.display())),
+            ("upstream_proxy.url", &parent.url()),
+            ("upstream_proxy.address", "unchecked"),
+        ],
+    );
+    let by_parent = format!("http://a.corp:{}/v1", origin.port());
+    let fronted = |path: &str| {
+        let mut client = gateway.connect();
+        client.send(format!(
+            "POST {path} HTTP/1.1\r\nHost: gateway\r\nAuthorization: Bearer {}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
+            token("caller")
+        ));
+        client.response().status
+    };
+    let work = || {
+        assert_eq!(fronted("/v1/skills"), 200);
+        assert_eq!(ask(&gateway, "reader", "GET", &by_parent).status, 200);
+    };
+    work();
+    for agent in ["caller", "reader"] {
+        let record = gateway.record(agent, |record| record["agent_id"] == agent);
+        assert!(record["destination_ip"].is_null(), "{record}");
+        assert_eq!(record["would_deny"], "no_rule", "{record}");
+    }
+    let log = shown(&gateway.folder().join("audit.jsonl"));
+    let (code, learned, said) = policy(&["learn", &log], None);
+    assert_eq!(code, 0, "{said}");
+    assert!(!learned.contains("Left out"), "{learned}");
+    let file = shown(&gateway.folder().join("learned.yaml"));
+    std::fs::write(&file, &learned).expect("written");
+    let replayed = json(&["diff", "--format=json", "--replay", &log, &file, &file]);
+    assert_eq!(replayed["replay"]["requests"], 2, "{replayed}");
+
+    gateway.change_policy(&learned);
+    work();
+    assert_eq!(fronted("/v1/other"), 403, "what was not seen");
 }
 
 #[test]

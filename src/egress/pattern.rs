@@ -26,8 +26,8 @@ pub enum HostPatternError {
     /// The host, or the part after `*.`, is not valid.
     #[error("{0}")]
     Host(#[from] HostError),
-    /// A star anywhere else than as the whole first label.
-    #[error("a star may only be the whole first label: write \"*.{0}\"")]
+    /// A star anywhere else than as the whole first label, with what to write.
+    #[error("a star may only be the whole first label: write {0}")]
     Star(String),
     /// A scheme, a port or a path.
     #[error("write the host only, here \"{0}\"")]
@@ -80,8 +80,7 @@ impl HostPattern {
         }
         if let Some(rest) = raw.strip_prefix("*.") {
             if rest.contains('*') {
-                let clean = rest.replace("*.", "").replace('*', "");
-                return Err(HostPatternError::Star(clean));
+                return Err(misplaced_star(raw));
             }
             return match parse_normal(rest) {
                 Ok(Host::Name(name)) => Ok(Self::Below(name)),
@@ -93,8 +92,13 @@ impl HostPattern {
             };
         }
         if raw.contains('*') {
-            let clean = raw.trim_start_matches(['*', '.']).replace('*', "");
-            return Err(HostPatternError::Star(clean));
+            return Err(misplaced_star(raw));
+        }
+        // As lists of other programs write all names below one.
+        if let Some(rest) = raw.strip_prefix('.')
+            && let Ok(name) = DnsName::parse(rest)
+        {
+            return Err(HostPatternError::NotNormal(format!("*.{name}")));
         }
         parse_normal(raw).map(Self::Exact)
     }
@@ -113,6 +117,21 @@ impl HostPattern {
             }),
         }
     }
+}
+
+/// Below a name of one label is nearly everything, so that is not offered.
+fn misplaced_star(raw: &str) -> HostPatternError {
+    let offered = |name: &str| match DnsName::parse(name) {
+        Ok(name) if name.as_str().contains('.') => Some(format!("\"*.{name}\"")),
+        _ => None,
+    };
+    let only_a_dot_lacks = raw.strip_prefix('*').and_then(offered);
+    let behind = || raw.rsplit('*').next()?.split_once('.');
+    HostPatternError::Star(
+        only_a_dot_lacks
+            .or_else(|| Some(offered(behind()?.1)? + ", or the hosts one by one"))
+            .unwrap_or_else(|| "the hosts one by one".to_owned()),
+    )
 }
 
 /// A host in the very form that is compared, so that what a reader of the
@@ -264,12 +283,35 @@ mod tests {
             ("example.com.", "write \"example.com\""),
             (
                 "a*.example.com",
-                "a star may only be the whole first label: write \"*.a.example.com\"",
+                "a star may only be the whole first label: write \"*.example.com\", or the hosts one by one",
             ),
             (
                 "*.*.example.com",
+                "a star may only be the whole first label: write \"*.example.com\", or the hosts one by one",
+            ),
+            (
+                "api.*.example.com",
+                "a star may only be the whole first label: write \"*.example.com\", or the hosts one by one",
+            ),
+            (
+                "*Example.com",
                 "a star may only be the whole first label: write \"*.example.com\"",
             ),
+            (
+                "api.*.com",
+                "a star may only be the whole first label: write the hosts one by one",
+            ),
+            (
+                "example.*",
+                "a star may only be the whole first label: write the hosts one by one",
+            ),
+            (
+                "**",
+                "a star may only be the whole first label: write the hosts one by one",
+            ),
+            (".Example.com", "write \"*.example.com\""),
+            ("..example.com", "the host has an empty label"),
+            (".", "the host has an empty label"),
             (
                 "https://api.example.com/v1",
                 "write the host only, here \"api.example.com\"",
@@ -290,6 +332,9 @@ mod tests {
         ] {
             let error = HostPattern::parse(raw).expect_err(raw);
             assert_eq!(error.to_string(), says, "{raw}");
+            if let Some(offered) = says.split('"').nth(1) {
+                HostPattern::parse(offered).expect(raw);
+            }
         }
     }
 

@@ -17,8 +17,8 @@ use super::schema::cases_schema;
 use super::set::PolicySet;
 use super::shape;
 use crate::egress::{
-    AgentId, Ask, Destination, EgressRequest, RequestTarget, RpcError, Scheme, Subject, TenantId,
-    rpc_called,
+    AgentId, Ask, Authority, Destination, EgressRequest, RequestTarget, RpcError, Scheme, Subject,
+    TenantId, rpc_called,
 };
 
 /// A file of cases.
@@ -351,6 +351,11 @@ impl Question {
     /// # Errors
     /// What is wrong with it and what to write.
     pub fn request(method: &str, url: &str, inside: bool) -> Result<EgressRequest, String> {
+        if method == "CONNECT"
+            && let Some(authority) = authority_of(url)
+        {
+            return Err(format!("CONNECT asks for host and port: write {authority}"));
+        }
         match RequestTarget::parse(method, url).map_err(|error| error.to_string())? {
             RequestTarget::Authority(authority) => Ok(EgressRequest {
                 authority,
@@ -422,6 +427,19 @@ impl Question {
     }
 }
 
+/// The `host:port` that a URL asks for, as a tunnel to it is asked for.
+fn authority_of(url: &str) -> Option<Authority> {
+    let (scheme, rest) = url.split_once("://")?;
+    let host = rest.split(['/', '?', '#']).next()?;
+    let port = match scheme.to_ascii_lowercase().as_str() {
+        "http" | "ws" => 80,
+        _ => 443,
+    };
+    Authority::parse(host)
+        .or_else(|_| Authority::parse(&format!("{host}:{port}")))
+        .ok()
+}
+
 fn failures(case: &Case, got: &Explanation) -> Vec<String> {
     let mut failures = Vec::new();
     let expected = match case.expect {
@@ -456,6 +474,21 @@ fn failures(case: &Case, got: &Explanation) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_tunnel_is_asked_for_by_host_and_port() {
+        for (url, says) in [
+            ("https://github.com/", "write github.com:443"),
+            ("http://github.com", "write github.com:80"),
+            ("wss://github.com:8443/a?b", "write github.com:8443"),
+            ("https://[::1]/", "write [::1]:443"),
+            ("github.com", "write host:port"),
+        ] {
+            let error = Question::request("CONNECT", url, false).expect_err(url);
+            assert!(error.ends_with(says), "{url}: {error}");
+        }
+        Question::request("CONNECT", "github.com:443", false).expect("a tunnel");
+    }
     use crate::policy::PolicyDocument;
 
     const POLICY: &str = "version: 1

@@ -3,7 +3,7 @@
 
 use std::net::IpAddr;
 
-use super::decision::{Decision, Denied, DenyReason, Permit, RefusalForm};
+use super::decision::{Decision, Denied, DenyReason, Permit, RefusalForm, TlsUse};
 use super::document::Mode;
 use super::index::{Rank, Slot};
 use super::range::class_of;
@@ -79,6 +79,10 @@ impl PolicySet {
             // Nothing passes unseen, so what is seen is judged by itself.
             denied_addresses.retain(|(_, needs_inside)| !needs_inside);
         }
+        let anything = |chosen: &Chosen| rules.rule(chosen.id).tls.tls == TlsUse::Any;
+        let clear_text_denied = matches!(what.ask, Ask::Tunnel)
+            && chosen.as_ref().is_some_and(anything)
+            && judge.denies_clear_text();
         let (rule, by_address) = match chosen {
             Some(chosen) => (Some(chosen.id), chosen.by_address),
             None => (None, Vec::new()),
@@ -94,6 +98,7 @@ impl PolicySet {
             token_ranges,
             audited: refused.advisory,
             inside,
+            clear_text_denied,
         })
     }
 }
@@ -404,6 +409,27 @@ impl<'a> Judge<'a> {
             });
         }
         later
+    }
+
+    /// Whether an enforced deny rule is about requests in clear text only, so
+    /// that it has no word on the tunnel.
+    fn denies_clear_text(&self) -> bool {
+        let speaks = |(number, scope): (u32, &Scope), slot: &Slot| {
+            slot.lists(self.who.agent).flatten().any(|id| {
+                let rule = scope.rule(*id);
+                let (by, reason) = (RuleId::new(number, *id), DenyReason::Rule);
+                rule.is_about_clear_text()
+                    && rule.ports.contains(self.what.authority.port)
+                    && self.denied(reason, by).enforced()
+            })
+        };
+        self.rules.scopes(self.tenant).any(|scope| {
+            let deny = &scope.1.deny;
+            speaks(scope, deny.by_address())
+                || deny
+                    .by_host(&self.what.authority.host)
+                    .any(|(_, slot)| speaks(scope, slot))
+        })
     }
 
     /// The most specific allow rule. Rules by addresses only come after those

@@ -45,6 +45,8 @@ pub struct Permit {
     pub(super) audited: Option<Denied>,
     /// Why bytes whose inside is not seen may not pass.
     pub(super) inside: Option<Denied>,
+    /// Whether a deny rule speaks of clear text in this tunnel.
+    pub(super) clear_text_denied: bool,
 }
 
 /// Why a request may not go.
@@ -185,12 +187,17 @@ impl Permit {
         self.inside.as_ref()
     }
 
-    /// What the tunnel may carry.
+    /// What the tunnel may carry. Beside a deny rule about clear text that is
+    /// never anything: what we do not take for a request an origin might, and
+    /// the deny rule would not have been asked.
     #[must_use]
     pub fn tls(&self) -> TlsRule {
-        self.rule
-            .map(|id| self.rules.rule(id).tls)
-            .unwrap_or_default()
+        let rule = self.rule.map(|id| self.rules.rule(id).tls);
+        let mut tls = rule.unwrap_or_default();
+        if self.clear_text_denied {
+            tls.tls = TlsUse::Strict;
+        }
+        tls
     }
 }
 

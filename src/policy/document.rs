@@ -328,7 +328,7 @@ impl PolicyDocument {
                 }
                 match Self::parse_apart(text) {
                     Some(document) => Ok(document),
-                    None => yaml_serde::from_str(text).map_err(yaml_problem),
+                    None => yaml_serde::from_str(text).map_err(|error| yaml_problem(text, error)),
                 }
             }
             Format::Json => serde_json::from_str(text).map_err(json_problem),
@@ -450,11 +450,14 @@ impl PolicyDocument {
 type Failed = (String, Option<Location>, String);
 
 /// Takes the place out of the message, since it is told apart.
-fn yaml_problem(error: yaml_serde::Error) -> Failed {
+fn yaml_problem(text: &str, error: yaml_serde::Error) -> Failed {
     let location = error.location().map(|at| Location {
         line: at.line(),
         column: at.column(),
     });
+    if let Some(message) = tabbed(text, location) {
+        return (String::new(), location, message);
+    }
     let full = error.to_string();
     let message = match full.rfind(" at line ") {
         Some(at) if location.is_some() => &full[..at],
@@ -471,6 +474,16 @@ fn yaml_problem(error: yaml_serde::Error) -> Failed {
         _ => ("", message),
     };
     (path.to_owned(), location, message.to_owned())
+}
+
+/// What is wrong where YAML broke off at a line that a tab indents, which the
+/// parser tells in other words.
+pub(super) fn tabbed(text: &str, at: Option<Location>) -> Option<String> {
+    let line = text.lines().nth(at?.line.checked_sub(1)?)?;
+    let indent = line.split(|c| c != ' ' && c != '\t').next()?;
+    indent
+        .contains('\t')
+        .then(|| "a tab indents this line: write spaces".to_owned())
 }
 
 fn is_path(text: &str) -> bool {

@@ -180,7 +180,13 @@ impl PolicySet {
         };
         if let Decision::Allow(permit) = &decision {
             let literal = permit.literal.into_iter();
-            let addresses: Vec<IpAddr> = literal.chain(addresses.iter().copied()).collect();
+            let mut all: Vec<IpAddr> = Vec::new();
+            for address in literal.chain(addresses.iter().copied()) {
+                if !all.contains(&address) {
+                    all.push(address);
+                }
+            }
+            let addresses = all;
             if let Some(refused) = address_checks(permit, &addresses, &mut checks) {
                 verdict = match (verdict, refused.enforced()) {
                     (_, true) => Verdict::Deny,
@@ -775,7 +781,7 @@ rules:
   - name: intern
     action: allow
     agents: any
-    hosts: [db.example]
+    hosts: [db.example, 10.0.0.1]
     addresses: [10.0.0.0/8]
 ";
 
@@ -873,6 +879,18 @@ rules:
         assert_eq!(
             verdict(&["192.168.0.1"]),
             (Verdict::Deny, Some("address_private"))
+        );
+    }
+
+    #[test]
+    fn an_address_that_is_the_target_and_was_dialled_is_told_once() {
+        let explanation = explain("bot", Ask::Tunnel, "10.0.0.1:443", &["10.0.0.1"]);
+        assert_eq!(explanation.verdict, Verdict::Allow, "{explanation}");
+        let addresses = explanation.checks.iter();
+        assert_eq!(
+            addresses.filter(|check| check.step == "address").count(),
+            1,
+            "{explanation}"
         );
     }
 

@@ -189,6 +189,8 @@ enum Inside {
     Clear,
     /// Requests over TLS, as on a named route.
     Tls,
+    /// Calls of another agent, which are judged as requests over TLS.
+    Call,
 }
 
 #[derive(Clone, Debug)]
@@ -196,7 +198,12 @@ struct Seen {
     host: HostPattern,
     /// The hosts that a wildcard stands for, or the one.
     hosts: BTreeSet<String>,
+    /// Those whose address is known.
     span: Span,
+    /// Those without an address, as where a parent proxy resolves the name or
+    /// what answers is behind a Unix socket. A rule that names ranges refuses
+    /// such requests.
+    unplaced: Span,
     ports: Few<u16>,
     methods: Few<String>,
     paths: Few<String>,
@@ -204,6 +211,21 @@ struct Seen {
     /// What bodies called by JSON-RPC; too many where a record does not tell.
     calls: Few<String>,
     addresses: BTreeSet<IpAddr>,
+}
+
+impl Seen {
+    /// Whether a rule must name the addresses: public ones alone need not be.
+    fn needs_ranges(&self) -> bool {
+        self.addresses
+            .iter()
+            .any(|address| class_of(*address) != AddressClass::Public)
+    }
+
+    fn whole_span(&self) -> Span {
+        let mut whole = self.span.clone();
+        whole.merge(&self.unplaced);
+        whole
+    }
 }
 
 /// A set that gives up when it is large.
@@ -320,10 +342,8 @@ impl Learner {
                     scheme: Scheme::Http,
                     ..
                 } => Inside::Clear,
-                Ask::Request {
-                    scheme: Scheme::Https,
-                    ..
-                } => Inside::Tls,
+                Ask::Request { .. } if record.event == RecordedEvent::Delegation => Inside::Call,
+                Ask::Request { .. } => Inside::Tls,
             },
             host: request.authority.host.to_string(),
         };
@@ -339,6 +359,7 @@ impl Learner {
             host: HostPattern::Exact(request.authority.host.clone()),
             hosts: BTreeSet::from([host]),
             span: Span::default(),
+            unplaced: Span::default(),
             ports: Few::default(),
             methods: Few::default(),
             paths: Few::default(),
@@ -362,7 +383,10 @@ impl Learner {
                 return;
             }
         }
-        seen.span.add(&record.ts, record.count);
+        match record.address {
+            Some(_) => seen.span.add(&record.ts, record.count),
+            None => seen.unplaced.add(&record.ts, record.count),
+        }
         self.span.add(&record.ts, record.count);
         seen.ports.add(request.authority.port);
         if let Ask::Request { method, path, .. } = &request.ask {
@@ -384,20 +408,42 @@ impl Learner {
         }
     }
 
+    /// Where a host was seen at private addresses too, a rule must name them, and
+    /// such a rule refuses what has no address. Without ranges it would refuse
+    /// the others, and ranges without the host would allow more than was seen.
+    fn leave_out_the_unplaced(&mut self) {
+        const WHY: &str = "its address was not known, and others to this host went to addresses \
+                           that are not public, which a rule must name: write a rule without \
+                           `addresses` if this is how it goes from now on";
+        let mut found = Vec::new();
+        for (pair, seen) in &mut self.seen {
+            if seen.unplaced.count > 0 && seen.needs_ranges() {
+                let count = std::mem::take(&mut seen.unplaced).count;
+                found.push((format!("{} to {}", pair.agent, pair.host), count));
+            }
+        }
+        for (what, count) in found {
+            self.count_left_out((WHY.to_owned(), what), count);
+        }
+    }
+
     fn leave_out(&mut self, why: String, record: &Recorded) {
         let agent = record
             .agent
             .as_ref()
             .map_or("nobody", |agent| agent.as_str());
-        let to = record.request.as_ref().map_or_else(
-            || "what is no destination".to_owned(),
-            |request| request.authority.to_string(),
-        );
-        let key = (why, format!("{agent} to {to}"));
+        let what = match &record.destination {
+            Some(to) => format!("{agent} to {to}"),
+            None => agent.to_owned(),
+        };
+        self.count_left_out((one_line(&why), one_line(&what)), record.count);
+    }
+
+    fn count_left_out(&mut self, key: (String, String), count: u64) {
         if self.left_out.len() >= MAX_LEFT_OUT && !self.left_out.contains_key(&key) {
-            self.more_left_out += record.count;
+            self.more_left_out += count;
         } else {
-            *self.left_out.entry(key).or_default() += record.count;
+            *self.left_out.entry(key).or_default() += count;
         }
     }
 
@@ -415,6 +461,7 @@ impl Learner {
             return Err(LearnError::Tenants(names.join(", ")));
         }
         let tenant = tenants.into_iter().next().flatten();
+        self.leave_out_the_unplaced();
         let pairs = match self.options.wildcards {
             Some(many) => widened(&self.seen, many.max(2)),
             None => self.seen.clone(),
@@ -448,7 +495,12 @@ impl Learner {
 /// Why a record is no evidence that a request is wanted.
 fn not_wanted(record: &Recorded) -> Option<String> {
     match (record.event, record.would_deny.as_deref()) {
-        (RecordedEvent::Other, _) => return Some("the record is of another kind".to_owned()),
+        (RecordedEvent::TokenIssued | RecordedEvent::TokenRefused, _) => {
+            return Some("it tells of a token, not of a request".to_owned());
+        }
+        (RecordedEvent::Other, _) => {
+            return Some("this version does not know what such a record tells of".to_owned());
+        }
         _ if !record.allowed => return Some(format!("it was refused ({})", record.reason)),
         // These say only that no rule allows it yet.
         (_, None | Some("no_rule" | "not_inspectable")) => {}
@@ -463,18 +515,28 @@ fn not_wanted(record: &Recorded) -> Option<String> {
     if record.request.is_none() {
         return Some("the destination is not understood".to_owned());
     }
-    if record.address.is_none() {
+    if !record.reached {
         return Some(format!("nothing was reached ({})", record.reason));
     }
     None
 }
 
+/// What a record says, as it may stand in a comment: a line that began anew
+/// would be part of the policy.
+fn one_line(text: &str) -> String {
+    const MOST: usize = 400;
+    let plain = |c: char| if matches!(c, ' '..='~') { c } else { '?' };
+    text.chars().take(MOST).map(plain).collect()
+}
+
 /// Pairs whose hosts stand below one registered domain, as one.
 fn widened(pairs: &BTreeMap<Pair, Seen>, many: usize) -> BTreeMap<Pair, Seen> {
-    let mut below: BTreeMap<(&AgentId, Inside, &str), usize> = BTreeMap::new();
+    let mut below: BTreeMap<(&AgentId, Inside, &str), (usize, bool)> = BTreeMap::new();
     for (pair, seen) in pairs {
         if let Some(domain) = domain_of(seen) {
-            *below.entry((&pair.agent, pair.inside, domain)).or_default() += 1;
+            let (hosts, ranged) = below.entry((&pair.agent, pair.inside, domain)).or_default();
+            *hosts += 1;
+            *ranged |= seen.needs_ranges();
         }
     }
     let mut wide: BTreeMap<Pair, Seen> = BTreeMap::new();
@@ -483,7 +545,10 @@ fn widened(pairs: &BTreeMap<Pair, Seen>, many: usize) -> BTreeMap<Pair, Seen> {
             .filter(|domain| {
                 below
                     .get(&(&pair.agent, pair.inside, domain))
-                    .is_some_and(|hosts| *hosts >= many)
+                    // Ranges that others need would refuse what has no address.
+                    .is_some_and(|(hosts, ranged)| {
+                        *hosts >= many && !(*ranged && seen.unplaced.count > 0)
+                    })
             })
             .and_then(|domain| HostPattern::parse(&format!("*.{domain}")).ok());
         let pattern = wildcard.unwrap_or_else(|| seen.host.clone());
@@ -503,6 +568,7 @@ fn widened(pairs: &BTreeMap<Pair, Seen>, many: usize) -> BTreeMap<Pair, Seen> {
             }
             Some(other) => {
                 other.span.merge(&seen.span);
+                other.unplaced.merge(&seen.unplaced);
                 other.hosts.extend(seen.hosts.iter().cloned());
                 other.ports.merge(&seen.ports);
                 other.methods.merge(&seen.methods);
@@ -540,12 +606,12 @@ struct Terms {
 /// Hosts of one agent with the same terms are one rule, and so are agents with
 /// the same hosts.
 fn rules_of(pairs: &BTreeMap<Pair, Seen>, max_paths: usize) -> Vec<LearnedRule> {
-    let mut by_agent: BTreeMap<(&AgentId, Terms), BTreeMap<&str, &Span>> = BTreeMap::new();
+    let mut by_agent: BTreeMap<(&AgentId, Terms), BTreeMap<&str, Span>> = BTreeMap::new();
     for (pair, seen) in pairs {
         by_agent
             .entry((&pair.agent, terms(pair.inside, seen, max_paths)))
             .or_default()
-            .insert(&pair.host, &seen.span);
+            .insert(&pair.host, seen.whole_span());
     }
     type Hosts<'a> = BTreeMap<&'a str, Span>;
     type Agents<'a> = BTreeSet<&'a AgentId>;
@@ -555,7 +621,7 @@ fn rules_of(pairs: &BTreeMap<Pair, Seen>, max_paths: usize) -> Vec<LearnedRule> 
         let (agents, spans) = together.entry((terms, names)).or_default();
         agents.insert(agent);
         for (host, span) in hosts {
-            spans.entry(host).or_default().merge(span);
+            spans.entry(host).or_default().merge(&span);
         }
     }
     let mut grouped: Vec<_> = together.into_iter().collect();
@@ -578,6 +644,7 @@ fn rules_of(pairs: &BTreeMap<Pair, Seen>, max_paths: usize) -> Vec<LearnedRule> 
                 Inside::Hidden => "tunnels",
                 Inside::Clear => "http",
                 Inside::Tls => "routes",
+                Inside::Call => "calls",
             };
             let base = format!("{who} {how}");
             let number = names.entry(base.clone()).or_default();
@@ -596,7 +663,7 @@ fn rules_of(pairs: &BTreeMap<Pair, Seen>, max_paths: usize) -> Vec<LearnedRule> 
                 ports: terms.ports,
                 scheme: match terms.inside {
                     Inside::Clear => "http",
-                    Inside::Hidden | Inside::Tls => "https",
+                    Inside::Hidden | Inside::Tls | Inside::Call => "https",
                 },
                 methods: terms.methods,
                 paths: terms.paths,
@@ -613,10 +680,6 @@ fn terms(inside: Inside, seen: &Seen, max_paths: usize) -> Terms {
     let methods = seen.methods.list().unwrap_or_default();
     // A policy has methods in upper case; others are not told apart by it.
     let written = |method: &String| method.to_ascii_uppercase() == *method && method != "CONNECT";
-    let all_public = seen
-        .addresses
-        .iter()
-        .all(|address| class_of(*address) == AddressClass::Public);
     Terms {
         inside,
         ports: seen.ports.list().unwrap_or_default(),
@@ -627,9 +690,9 @@ fn terms(inside: Inside, seen: &Seen, max_paths: usize) -> Terms {
         paths: paths(seen, max_paths),
         rpc_methods: seen.calls.list().unwrap_or_default(),
         // A rule that names ranges allows no others, so then all are named.
-        addresses: match all_public {
-            true => Vec::new(),
-            false => seen
+        addresses: match seen.needs_ranges() {
+            false => Vec::new(),
+            true => seen
                 .addresses
                 .iter()
                 .map(|address| match address {
@@ -823,7 +886,7 @@ fn asks(inside: Inside, seen: &Seen) -> Vec<Ask> {
     let scheme = match inside {
         Inside::Hidden => return vec![Ask::Tunnel],
         Inside::Clear => Scheme::Http,
-        Inside::Tls => Scheme::Https,
+        Inside::Tls | Inside::Call => Scheme::Https,
     };
     let methods = seen
         .methods
@@ -879,6 +942,12 @@ fn passes(
     };
     if let Some(denied) = permit.audited_denial() {
         return refuses(denied.to_string());
+    }
+    if seen.unplaced.count > 0 {
+        match permit.unresolved() {
+            Ok(None) => {}
+            Ok(Some(denied)) | Err(denied) => return refuses(denied.to_string()),
+        }
     }
     for address in &seen.addresses {
         match permit.address(*address) {
@@ -1023,8 +1092,33 @@ rules:
             ),
             (
                 "never reached",
-                r#"{"destination_ip":null,"reason":"dns"}"#,
-                "nothing was reached (dns)",
+                r#"{"destination_ip":null,"reason":"name_not_found","status":502}"#,
+                "nothing was reached (name_not_found)",
+            ),
+            (
+                "never reached, through a parent proxy",
+                r#"{"destination_ip":null,"via_proxy":"p:3128","reason":"parent_refused","status":502}"#,
+                "nothing was reached (parent_refused)",
+            ),
+            (
+                "given up before an answer",
+                r#"{"destination_ip":null,"reason":"aborted","status":null}"#,
+                "nothing was reached (aborted)",
+            ),
+            (
+                "a token",
+                r#"{"event":"token_issued","destination_host":null}"#,
+                "it tells of a token, not of a request",
+            ),
+            (
+                "a kind of tomorrow",
+                r#"{"event":"of_tomorrow"}"#,
+                "this version does not know what such a record tells of",
+            ),
+            (
+                "what would begin a line of the policy",
+                r#"{"action_allowed":false,"reason":"x)\nrules: [\u2028#"}"#,
+                "it was refused (x)?rules: [?#)",
             ),
             (
                 "no host",
@@ -1052,6 +1146,113 @@ rules:
         assert!(learned.left_out.is_empty() && learned.rules.is_empty());
         assert_eq!(learned.unreadable, 2);
         assert!(learned.first_unreadable.expect("one").starts_with("2: "));
+    }
+
+    #[test]
+    fn what_has_answered_without_an_address_is_learned() {
+        for (case, fields) in [
+            ("behind a Unix socket", r#"{"destination_ip":null}"#),
+            (
+                "by a name that a parent proxy resolves",
+                r#"{"destination_ip":null,"via_proxy":"p:3128"}"#,
+            ),
+            (
+                "an answer that broke off",
+                r#"{"destination_ip":null,"reason":"upstream_broke_off","status":200}"#,
+            ),
+        ] {
+            let learned = learn(LearnOptions::default(), &[record(fields)]).expect("a policy");
+            assert!(learned.left_out.is_empty(), "{case}: {}", learned.policy);
+            let [rule] = learned.rules.as_slice() else {
+                panic!("{case}: {}", learned.policy);
+            };
+            assert_eq!(rule.hosts, [("a.example".to_owned(), 1)], "{case}");
+            assert!(rule.addresses.is_empty(), "{case}");
+        }
+    }
+
+    #[test]
+    fn ranges_and_requests_without_an_address_do_not_mix() {
+        let lines = [
+            record(r#"{"destination_ip":"10.1.2.3"}"#),
+            record(r#"{"destination_ip":null,"count":2}"#),
+            record(r#"{"destination_ip":null,"agent_id":"cat"}"#),
+        ];
+        let learned = learn(LearnOptions::default(), &lines).expect("a policy");
+        let rules: Vec<_> = learned
+            .rules
+            .iter()
+            .map(|rule| (rule.agents.join(" "), rule.addresses.join(" "), rule.count))
+            .collect();
+        let rule = |agent: &str, ranges: &str| (agent.to_owned(), ranges.to_owned(), 1);
+        assert_eq!(rules, [rule("bot", "10.1.2.3/32"), rule("cat", "")]);
+        let [left_out] = learned.left_out.as_slice() else {
+            panic!("{}", learned.policy);
+        };
+        assert_eq!(left_out.count, 2);
+        assert_eq!(left_out.what, "bot to a.example");
+        assert!(left_out.why.contains("not known"), "{left_out:?}");
+
+        // Nor by a wildcard that would take both in.
+        let lines = [
+            record(r#"{"destination_host":"a.b.example","destination_ip":"10.1.2.3"}"#),
+            record(r#"{"destination_host":"c.b.example","destination_ip":"10.1.2.4"}"#),
+            record(r#"{"destination_host":"d.b.example","destination_ip":null}"#),
+        ];
+        let options = LearnOptions {
+            wildcards: Some(2),
+            ..LearnOptions::default()
+        };
+        let learned = learn(options, &lines).expect("a policy");
+        let hosts: Vec<_> = learned
+            .rules
+            .iter()
+            .flat_map(|rule| rule.hosts.iter().map(|(host, _)| host.as_str()))
+            .collect();
+        assert_eq!(hosts, ["d.b.example", "*.b.example"], "{}", learned.policy);
+        assert!(learned.left_out.is_empty(), "{}", learned.policy);
+    }
+
+    #[test]
+    fn calls_of_other_agents_are_learned() {
+        let call = r#"{"event":"delegation","scheme":"https","destination_port":443,
+            "destination_host":"writer.peers.internal","destination_ip":"127.0.0.1","path":"/tasks"}"#;
+        let learned = learn(LearnOptions::default(), &[record(call)]).expect("a policy");
+        let [rule] = learned.rules.as_slice() else {
+            panic!("{}", learned.policy);
+        };
+        assert_eq!(rule.name, "bot calls");
+        assert_eq!(rule.hosts[0].0, "writer.peers.internal");
+        assert_eq!((rule.scheme, &*rule.paths[0]), ("https", "/tasks"));
+        assert!(
+            rule.addresses.is_empty(),
+            "where agents are is no rule's business"
+        );
+        let nobody = call.replace("\"127.0.0.1\"", "null").replacen(
+            '{',
+            "{\"reason\":\"unreachable\",\"status\":502,",
+            1,
+        );
+        let learned = learn(LearnOptions::default(), &[record(&nobody)]).expect("a policy");
+        assert_eq!(learned.left_out[0].why, "nothing was reached (unreachable)");
+    }
+
+    #[test]
+    fn what_is_left_out_is_told_with_its_destination() {
+        for (fields, what) in [
+            (
+                r#"{"scheme":null,"agent_id":null}"#,
+                "nobody to a.example:80",
+            ),
+            (r#"{"event":"token_issued","destination_host":null}"#, "bot"),
+            (
+                r#"{"scheme":null,"destination_host":"fd00::1"}"#,
+                "bot to [fd00::1]:80",
+            ),
+        ] {
+            let learned = learn(LearnOptions::default(), &[record(fields)]).expect("a policy");
+            assert_eq!(learned.left_out[0].what, what);
+        }
     }
 
     #[test]

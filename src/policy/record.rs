@@ -31,12 +31,19 @@ pub struct Recorded {
     pub audiences: Option<Vec<String>>,
     /// What was asked for, where that was understood.
     pub request: Option<EgressRequest>,
+    /// Host and port as they are written, also where the rest is not understood.
+    pub destination: Option<String>,
     /// What its body called by JSON-RPC, where that was recorded.
     pub calls: Option<Vec<String>>,
     /// What had proven the agent, where that was recorded.
     pub proven: Option<Proven>,
-    /// The address that was dialled or refused.
+    /// The address that was dialled or refused, where policy is asked about it:
+    /// of the endpoint of another agent it is not.
     pub address: Option<IpAddr>,
+    /// Whether anything was dialled, or has answered: what answers need not have
+    /// an address, as behind a Unix socket, or one that is known here, as where
+    /// a parent proxy resolves the name.
+    pub reached: bool,
     /// Whether it passed.
     pub allowed: bool,
     /// Why not, or how it ended.
@@ -61,6 +68,12 @@ pub enum RecordedEvent {
     TunnelClosed,
     /// Refusals that were counted.
     Repeated,
+    /// A call from one agent to another.
+    Delegation,
+    /// A token that was issued.
+    TokenIssued,
+    /// A token that was asked for and refused.
+    TokenRefused,
     /// Something that this version does not know.
     #[serde(other)]
     Other,
@@ -86,12 +99,46 @@ struct Line {
     reason: String,
     would_deny: Option<String>,
     policy_version: Option<String>,
+    status: Option<u16>,
     #[serde(default = "one")]
     count: u64,
 }
 
 fn one() -> u64 {
     1
+}
+
+/// How an exchange ends that has broken off. With a status beside it, the
+/// destination had begun to answer: the gateway's own answers have other
+/// reasons.
+const BROKE_OFF: &[&str] = &[
+    "aborted",
+    "upstream_broke_off",
+    "byte_budget",
+    "policy_changed",
+    "credential_ended",
+    "revoked",
+    "drained",
+];
+
+impl Line {
+    fn reached(&self) -> bool {
+        let broke_off = || BROKE_OFF.contains(&self.reason.as_str());
+        self.destination_ip.is_some()
+            || self.reason == "ok"
+            || (self.status.is_some() && broke_off())
+    }
+
+    fn destination(&self) -> Option<String> {
+        let host = self.destination_host.as_deref()?;
+        Some(match self.destination_port {
+            Some(port) if host.contains(':') && !host.starts_with('[') => {
+                format!("[{host}]:{port}")
+            }
+            Some(port) => format!("{host}:{port}"),
+            None => host.to_owned(),
+        })
+    }
 }
 
 impl Recorded {
@@ -132,6 +179,8 @@ impl Recorded {
         }
         Ok(Self {
             request: request(&line),
+            destination: line.destination(),
+            reached: line.reached(),
             ts: line.ts,
             event: line.event,
             request_id: line.request_id,
@@ -140,7 +189,9 @@ impl Recorded {
             audiences: line.audience,
             calls: line.rpc_methods,
             proven: line.credential.as_deref().map(Proven::recorded),
-            address: line.destination_ip,
+            address: line
+                .destination_ip
+                .filter(|_| line.event != RecordedEvent::Delegation),
             allowed: line.action_allowed,
             reason: line.reason,
             would_deny: line.would_deny,

@@ -139,6 +139,12 @@ impl Rule {
         }
     }
 
+    /// Whether the rule has a word on requests in clear text, and on nothing that
+    /// is seen of a tunnel.
+    pub(super) fn is_about_clear_text(&self) -> bool {
+        self.http && !self.https
+    }
+
     /// Clear text in a tunnel is judged request by request, so a rule is asked
     /// here for its word on what cannot be seen, which is TLS.
     fn fits_tunnel(&self) -> Fit {

@@ -30,24 +30,36 @@ impl PolicyDocument {
         format: Format,
         text: &str,
     ) -> Result<Self, Vec<PolicyError>> {
-        Self::parse(source, format, text).map_err(|first| {
-            let first = vec![first];
-            if matches!(first[0].what, Problem::TooLarge | Problem::Aliases) {
-                return first;
-            }
-            let Some(tree) = read_tree(format, text) else {
-                return first;
-            };
-            let mut found = misshapen(source, &policy_schema(), &tree);
-            if found.is_empty() {
-                return first;
-            }
-            let mut inside = mistakes_inside(source, &tree, &found);
-            PolicyError::locate(&mut inside, source, text);
-            found.extend(inside);
-            found.sort_by_key(|finding| finding.location);
-            found
-        })
+        Self::parse(source, format, text)
+            .map_err(|first| Self::mistakes(source, format, text, first))
+    }
+
+    /// Every mistake in the shape of a text that is no document, and those in
+    /// the rules whose shape is good; at least the `first`, with which reading
+    /// it failed.
+    #[must_use]
+    pub fn mistakes(
+        source: &SourceName,
+        format: Format,
+        text: &str,
+        first: PolicyError,
+    ) -> Vec<PolicyError> {
+        let first = vec![first];
+        if matches!(first[0].what, Problem::TooLarge | Problem::Aliases) {
+            return first;
+        }
+        let Some(tree) = read_tree(format, text) else {
+            return first;
+        };
+        let mut found = misshapen(source, &policy_schema(), &tree);
+        if found.is_empty() {
+            return first;
+        }
+        let mut inside = mistakes_inside(source, &tree, &found);
+        PolicyError::locate(&mut inside, source, text);
+        found.extend(inside);
+        found.sort_by_key(|finding| finding.location);
+        found
     }
 }
 
@@ -78,7 +90,8 @@ pub(super) fn read<T: DeserializeOwned>(
                 line: at.line(),
                 column: at.column(),
             });
-            one(at, error.to_string())
+            let message = super::document::tabbed(text, at);
+            one(at, message.unwrap_or_else(|| error.to_string()))
         }),
         Format::Json => serde_json::from_str(text).map_err(|error| {
             let at = (error.line() > 0).then(|| Location {
@@ -623,6 +636,35 @@ rules:
                 "p:1:18: rule: unknown member: did you mean `rules`?"
             ]
         );
+    }
+
+    #[test]
+    fn a_tab_is_told_from_what_else_breaks_the_syntax() {
+        for (case, text, line) in [
+            ("before an entry", "version: 1\nrules:\n\t- name: a\n", 3),
+            (
+                "before a member",
+                "version: 1\nrules:\n  - name: a\n\taction: deny\n",
+                4,
+            ),
+            (
+                "after spaces",
+                "version: 1\nrules:\n  - name: a\n  \taction: deny\n",
+                4,
+            ),
+        ] {
+            let errors = said(Format::Yaml, text);
+            let [error] = errors.as_slice() else {
+                panic!("{case}: {errors:?}");
+            };
+            assert!(error.starts_with(&format!("p:{line}:")), "{case}: {error}");
+            assert!(
+                error.ends_with("a tab indents this line: write spaces"),
+                "{case}: {error}"
+            );
+        }
+        let errors = said(Format::Yaml, "version: 1\nrules: [@x]\n");
+        assert!(!errors[0].contains("tab"), "{errors:?}");
     }
 
     #[test]

@@ -252,7 +252,7 @@ impl Known {
         let format = format_of(path);
         let source = SourceName::from(path.display().to_string());
         PolicyDocument::parse_again(&source, format, text, &mut self.rules)
-            .map_err(|error| vec![error])
+            .map_err(|first| PolicyDocument::mistakes(&source, format, text, first))
             .and_then(|written| CheckedDocument::check(&source, &written, mode))
             .map_err(|mut errors| {
                 PolicyError::locate(&mut errors, &source, text);
@@ -483,6 +483,59 @@ mod tests {
         assert_eq!(asked(&mended, "a", "a2.example"), "allowed");
         assert_eq!(asked(&mended, "a", "a1.example"), "no_rule");
         assert!(mended.refused.is_empty());
+    }
+
+    #[test]
+    fn every_mistake_is_named_as_the_checker_names_it() {
+        const MISTAKES: &str = "version: 1
+rules:
+  - {name: one, action: alow, agents: any, hosts: [a.example]}
+  - name: two
+    action: allow
+    agents: any
+    host: [b.example]
+  - just words
+";
+        let said = [
+            "a.yaml:3:17: rules[0].action: \"alow\": write `allow` or `deny`",
+            "a.yaml:7:5: rules[1].host: unknown member: did you mean `hosts`?",
+            "a.yaml:8:5: rules[2]: ",
+        ];
+        let names_all = |case: &str, error: &str| {
+            let lines: Vec<_> = error.lines().collect();
+            assert_eq!(lines.len(), said.len(), "{case}: {error}");
+            for (line, said) in lines.iter().zip(said) {
+                assert!(line.contains(said), "{case}: {line}: {said}");
+            }
+            let folder = Folder::with(&[("a.yaml", MISTAKES)]);
+            let path = folder.0.path().join("a.yaml");
+            let Err(checked) = super::super::load::read_documents(&[path]) else {
+                panic!("{case}: the checker takes it");
+            };
+            let after = |text: &str| text.split_once("a.yaml").map(|(_, rest)| rest.to_owned());
+            let checked: Vec<_> = checked.0.iter().map(|line| after(line)).collect();
+            let lines: Vec<_> = lines.iter().map(|line| after(line)).collect();
+            assert_eq!(lines, checked, "{case}");
+        };
+        let folder = Folder::with(&[("a.yaml", MISTAKES)]);
+        let Err(error) = folder.documents().load() else {
+            panic!("it starts");
+        };
+        names_all("at the start", &error.to_string());
+
+        folder.write("a.yaml", &allows("", "a.example"));
+        let mut documents = folder.documents();
+        documents.load().expect("a policy");
+        folder.write("a.yaml", MISTAKES);
+        let loaded = documents.load().expect("a policy");
+        names_all("at a change", &loaded.refused[0].error);
+        assert_eq!(asked(&loaded, "", "a.example"), "allowed");
+        folder.write("a.yaml", &allows("", "a.example"));
+        documents.load().expect("a policy");
+        folder.write("a.yaml", MISTAKES);
+        documents.read_ahead();
+        let loaded = documents.load().expect("a policy");
+        names_all("where it was read ahead", &loaded.refused[0].error);
     }
 
     #[test]

@@ -15,6 +15,7 @@ mod protocols;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -267,6 +268,20 @@ fn a_call_goes_by_host_or_path_and_says_who_calls() {
     assert_eq!(record["rule"], "alice-calls");
     assert_eq!(record["action_allowed"], true);
     assert!(record.get("on_behalf_of").is_none(), "{record}");
+    // What the calls were is learned, and they pass by that alone.
+    let log = between.gateway.folder().join("audit.jsonl");
+    let learned = Command::new(env!("CARGO_BIN_EXE_agentport"))
+        .args(["policy", "learn"])
+        .arg(log)
+        .env_clear()
+        .output()
+        .expect("it runs");
+    let policy = String::from_utf8(learned.stdout).expect("UTF-8");
+    assert!(policy.contains("\"bob.peers.internal\""), "{policy}");
+    assert!(!policy.contains("addresses"), "{policy}");
+    between.gateway.change_policy(&policy);
+    assert_eq!(between.call("bob.peers.internal", "/open/a", "").0, 200);
+    assert_eq!(between.call("bob.peers.internal", "/open/never", "").0, 403);
     let metrics = between.gateway.metrics();
     assert!(
         metrics.contains("agentport_tls_handshakes_total{listener=\"peers\""),

@@ -189,7 +189,7 @@ fn an_answer_that_could_end_in_two_places_is_none() {
     ] {
         let origin = Origin::serve(move |mut conn, _| {
             conn.head();
-            conn.send_lossy(&format!("HTTP/1.1 {head}\r\n{body}"));
+            conn.send_lossy(format!("HTTP/1.1 {head}\r\n{body}"));
             conn.send_lossy("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nEVIL");
             conn.rest();
         });

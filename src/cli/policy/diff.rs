@@ -15,8 +15,8 @@ pub(in crate::cli) struct DiffArgs {
     old: PathBuf,
     /// The one that is to take its place
     new: PathBuf,
-    /// Put the requests in these audit logs to both; - is standard input
-    #[arg(long, value_name = "LOG", num_args = 1..)]
+    /// Put the requests in this audit log to both; - is standard input; may be given again
+    #[arg(long, value_name = "LOG")]
     replay: Vec<PathBuf>,
     /// Exit with 1 where there is such a change
     #[arg(long, value_enum)]

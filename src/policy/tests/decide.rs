@@ -202,6 +202,30 @@ fn the_most_specific_host_wins_then_the_order() {
 }
 
 #[test]
+fn beside_a_deny_rule_about_clear_text_a_tunnel_does_not_carry_anything() {
+    let set = rules(
+        "  - {name: all, action: allow, agents: any, hosts: [\"*.example\"], ports: any, tls: any}
+  - {name: no-admin, action: deny, agents: any, hosts: [a.example], ports: any, schemes: [http], paths: [/admin/**]}
+  - {name: no-ports, action: deny, agents: any, hosts: [b.example], ports: [80], schemes: [http]}
+  - {name: trial, action: deny, mode: audit, agents: any, hosts: [c.example], schemes: [http]}
+  - {name: others, action: deny, agents: [other], hosts: [d.example], schemes: [http]}
+  - {name: net, action: deny, agents: any, addresses: [10.0.0.0/8], ports: [25], schemes: [http]}",
+    );
+    for (tunnel, carries) in [
+        ("CONNECT a.example:8080", TlsUse::Strict),
+        ("CONNECT b.example:80", TlsUse::Strict),
+        ("CONNECT b.example:8080", TlsUse::Any),
+        ("CONNECT c.example:80", TlsUse::Any),
+        ("CONNECT d.example:80", TlsUse::Any),
+        ("CONNECT e.example:25", TlsUse::Strict),
+    ] {
+        let permit = permit(&set, tunnel);
+        assert_eq!(permit.tls().tls, carries, "{tunnel}");
+        assert!(permit.opaque(), "{tunnel}: TLS passes");
+    }
+}
+
+#[test]
 fn addresses_are_public_or_named_by_a_range() {
     let set = rules(
         "  - {name: plain, action: allow, agents: any, hosts: [a.example]}

@@ -153,7 +153,7 @@ fn texts_that_are_no_documents() {
         ("version: 1\ndenylist: !!binary eA==".into(), "invalid type"),
         (
             "version: 1\n\trules: []".into(),
-            "p.yaml:2:1: found a tab character",
+            "p.yaml:2:1: a tab indents this line: write spaces",
         ),
     ] {
         let error = PolicyDocument::parse(&"p.yaml".into(), Format::Yaml, &text).expect_err(&text);
