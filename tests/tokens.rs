@@ -753,7 +753,8 @@ fn a_revocation_reaches_what_was_exchanged() {
     assert_eq!(claims(&grandchild)["client_id"], "second");
     let others = token_in(&exchange(&by(1), &sibling));
     passes(&grandchild);
-    revoke("--jti", of(&parent).as_str().expect("a jti"));
+    // Who has a token gives it whole.
+    revoke("--jti", &parent);
     for token in [&parent, &child, &grandchild] {
         becomes_revoked(token);
     }
@@ -950,6 +951,43 @@ fn a_key_past_its_end_opens_nothing() {
     assert!(
         answer.2.contains("expired"),
         "the key was right: {answer:?}"
+    );
+}
+
+#[test]
+fn a_key_is_not_shown_again() {
+    let accounts = Accounts::new();
+    let (key, other) = (accounts.open("ci"), accounts.open("other"));
+    let more = accounts.key(&["add-key", "ci"]);
+    for (case, id, given) in [
+        ("another account's", "ci", &other),
+        ("one that is cut", "ci", &key[..key.len() - 1].to_owned()),
+    ] {
+        let output = accounts.run(&["revoke", id, "--key", given]);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success(), "{case}");
+        assert!(
+            !said.contains("apsa_") && said.contains("key"),
+            "{case}: {said}"
+        );
+    }
+    // Whole, it names itself.
+    let output = accounts.run(&["revoke", "ci", "--key", &more]);
+    assert!(output.status.success(), "{output:?}");
+    let text = std::fs::read_to_string(accounts.path()).expect("the file");
+    let id = more.split('_').nth(2).expect("an id");
+    assert!(!text.contains(id), "{text}");
+    // One that was written where its hash belongs.
+    let text = format!(
+        "version: 1\naccounts: [{{id: ci, agents: any, destinations: any, keys: [{key}]}}]\n"
+    );
+    std::fs::write(accounts.path(), text).expect("it is written");
+    let output = accounts.run(&["list"]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success());
+    assert!(
+        !said.contains("apsa_") && said.contains("write {id, hash}"),
+        "{said}"
     );
 }
 

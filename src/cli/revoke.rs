@@ -10,7 +10,7 @@ use clap::{Args, Subcommand};
 use crate::adapters::revocations::{RevocationStore, StoreError};
 use crate::audit::Rfc3339;
 use crate::config::{Config, Purpose, Switch};
-use crate::identity::{Revocation, Revoked, RevokedKind};
+use crate::identity::{Revocation, Revoked, RevokedKind, claimed_jti};
 use crate::server;
 
 use super::SettingsArgs;
@@ -47,7 +47,7 @@ enum RevokeCommand {
 
 #[derive(Args, Clone)]
 struct WhatArgs {
-    /// One token, by its number; with what was exchanged from it
+    /// One token, by its `jti` or whole; with what was exchanged from it
     #[arg(long, value_name = "ID")]
     jti: Option<String>,
     /// All that an agent has been issued so far; with --tenant, only that tenant's
@@ -89,6 +89,14 @@ impl WhatArgs {
             bail!(
                 "say what to revoke by one of --jti, --agent (with or without --tenant), --tenant, --key and --service-account"
             );
+        };
+        // Who has a token rarely knows its id.
+        let value = match (kind, claimed_jti(&value)) {
+            (RevokedKind::Jti, Some(Some(jti))) => jti,
+            (RevokedKind::Jti, Some(None)) => {
+                bail!("--jti: this token has no jti; revoke its --agent, or its --key")
+            }
+            _ => value,
         };
         Ok(Revoked {
             kind,

@@ -125,6 +125,11 @@ fn with_token(args: &ProxyArgs) -> anyhow::Result<String> {
         (None, None) => None,
     };
     let (Some(token), Some((scheme, rest))) = (token, args.url.split_once("://")) else {
+        if !args.url.contains('@') {
+            super::say(
+                "agentport: no credential: the gateway asks for one (407) unless the network says who this is; set AGENTPORT_TOKEN, or write --token-file FILE",
+            );
+        }
         return Ok(args.url.clone());
     };
     if rest.contains('@') {

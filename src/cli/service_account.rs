@@ -12,7 +12,7 @@ use crate::adapters::service_accounts as file;
 use crate::config::Purpose;
 use crate::identity::{
     AccountDocument, AccountsDocument, Any, AnyOrList, KeySet, NewKey, VerifyingKey, is_account_id,
-    parse_lifetime, public_jwks,
+    is_key_id, key_parts, parse_lifetime, public_jwks,
 };
 
 use super::SettingsArgs;
@@ -40,8 +40,8 @@ pub(super) enum ServiceAccountCommand {
     Revoke {
         /// The account
         id: String,
-        /// Only this key, by the id that `list` shows
-        #[arg(long, value_name = "KEY")]
+        /// Only this key, by the id that `list` shows or whole
+        #[arg(long, value_name = "KEY_ID")]
         key: Option<String>,
         #[command(flatten)]
         file: FileArgs,
@@ -204,10 +204,20 @@ fn revoke(
             account.jwks = None;
             return Ok(());
         };
+        // Whoever has the key whole may give it so; it is not shown again.
+        let key = match key_parts(key) {
+            Some((owner, key)) if owner == id => key,
+            Some(_) => return Err(format!("{id}: this is the key of another account")),
+            None => key,
+        };
         let before = account.keys.len();
         account.keys.retain(|known| known.id != key);
         if account.keys.len() == before {
-            return Err(format!("{id}: it has no key {key}; `agentport service-account list` shows them"));
+            // What is no id may be a secret with a mistake in it.
+            let key = if is_key_id(key) { key } else { "of this id" };
+            return Err(format!(
+                "{id}: it has no key {key}; `agentport service-account list` shows the ids, of 8 hexadecimal digits"
+            ));
         }
         // The last key is the account's end, and that is said by its name.
         if account.keys.is_empty() && account.jwks.is_none() {

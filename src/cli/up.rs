@@ -376,6 +376,7 @@ Point your programs at it (the token lives for {} hours):
   export TOKEN={token}
   curl -x http://{CLIENT}:$TOKEN@{egress} http://{origin}/hello
   HTTP_PROXY=http://{CLIENT}:$TOKEN@{egress} NO_PROXY= python3 -c 'import urllib.request as u; print(u.urlopen(\"http://{origin}/hello\").read())'
+  # Node from 24, or 22.21: an older one does not go through any proxy by itself
   NODE_USE_ENV_PROXY=1 HTTP_PROXY=http://{CLIENT}:$TOKEN@{egress} NO_PROXY= node -e 'fetch(\"http://{origin}/hello\").then(r => r.text()).then(console.log)'
   AGENTPORT_URL=http://{egress} AGENTPORT_TOKEN=$TOKEN {program} run -- YOUR-AGENT
 

@@ -76,9 +76,9 @@ pub use revocation::{Revocation, RevocationError, RevocationSet, Revoked, Revoke
 pub use service_account::{
     AccountDocument, AccountsDocument, AccountsError, Any, AnyOrList, KeyCheck, KeyDocument,
     KeyRefused, MAX_ACCOUNTS_BYTES, NewKey, ServiceAccount, ServiceAccounts, is_account_id,
-    parse_lifetime,
+    is_key_id, key_parts, parse_lifetime,
 };
-pub use verify::{TokenVerifier, VerifierSettings, claimed_issuer};
+pub use verify::{TokenVerifier, VerifierSettings, claimed_issuer, claimed_jti};
 
 #[cfg(test)]
 mod differences;

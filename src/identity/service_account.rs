@@ -243,7 +243,8 @@ impl AccountsDocument {
             let message = format!("the document has more than {MAX_ACCOUNTS_BYTES} bytes");
             return Err(AccountsError(vec![message]));
         }
-        yaml_serde::from_str(text).map_err(|error| AccountsError(vec![error.to_string()]))
+        yaml_serde::from_str(text)
+            .map_err(|error| AccountsError(vec![without_keys(&error.to_string())]))
     }
 
     /// The document as YAML.
@@ -319,7 +320,7 @@ impl ServiceAccounts {
             refused: None,
             now,
         };
-        let Some((account, id)) = parts(key) else {
+        let Some((account, id)) = key_parts(key) else {
             return check.refused(KeyRefused::Form);
         };
         if account != client {
@@ -475,7 +476,8 @@ static NOBODYS: LazyLock<Hashed> = LazyLock::new(|| Hashed {
 });
 
 /// The account and the id of a key in the form of one.
-fn parts(key: &str) -> Option<(&str, &str)> {
+#[must_use]
+pub fn key_parts(key: &str) -> Option<(&str, &str)> {
     let mut parts = key.strip_prefix(KEY_PREFIX)?.split('_');
     let (account, id, secret) = (parts.next()?, parts.next()?, parts.next()?);
     let fits = parts.next().is_none()
@@ -484,6 +486,27 @@ fn parts(key: &str) -> Option<(&str, &str)> {
         && secret.len() == SECRET_DIGITS
         && secret.bytes().all(is_hex);
     fits.then_some((account, id))
+}
+
+/// A text without the keys in it: one that was written where its hash belongs
+/// is quoted by the parser.
+fn without_keys(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = rest.find(KEY_PREFIX) {
+        out.push_str(&rest[..at]);
+        out.push_str("a key itself");
+        let behind = &rest[at..];
+        let end = behind
+            .find(|c: char| !c.is_ascii_alphanumeric() && c != '_' && c != '-')
+            .unwrap_or(behind.len());
+        rest = &behind[end..];
+    }
+    out.push_str(rest);
+    if rest.len() < text.len() {
+        out.push_str("; write {id, hash}, as `agentport service-account create` does");
+    }
+    out
 }
 
 /// Whether this can name an account: 1 to 64 lower-case letters, digits and
@@ -497,7 +520,9 @@ pub fn is_account_id(id: &str) -> bool {
             .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
 }
 
-fn is_key_id(id: &str) -> bool {
+/// Whether this can be the id of a key: 8 hexadecimal digits.
+#[must_use]
+pub fn is_key_id(id: &str) -> bool {
     id.len() == 8 && id.bytes().all(is_hex)
 }
 

@@ -144,10 +144,22 @@ pub fn claimed_issuer(token: &str, most: usize) -> Option<String> {
     unproven_issuer(&Compact::parse(token).ok()?)
 }
 
+/// The `jti` that a token claims to have, with nothing of it proven: for who
+/// has a token to revoke. `None` where this is no token, and `Some(None)` where
+/// it has none.
+#[must_use]
+pub fn claimed_jti(text: &str) -> Option<Option<String>> {
+    Some(unproven(&Compact::parse(text).ok()?, "jti"))
+}
+
 /// `iss` before the signature is checked, only to pick among keys.
 fn unproven_issuer(compact: &Compact<'_>) -> Option<String> {
-    match json::object(&compact.claims).ok()?.remove("iss") {
-        Some(Value::String(issuer)) => Some(issuer),
+    unproven(compact, "iss")
+}
+
+fn unproven(compact: &Compact<'_>, claim: &str) -> Option<String> {
+    match json::object(&compact.claims).ok()?.remove(claim) {
+        Some(Value::String(text)) => Some(text),
         _ => None,
     }
 }
