@@ -1239,7 +1239,7 @@ fn the_command_that_runs_is_the_users() {
     let script = "echo out; echo err >&2; cat; exit 7";
     let mut command = agentport();
     let mut child = command
-        .args(["run", "--", "sh", "-c", script])
+        .args(["run", "--token=x.y.z", "--", "sh", "-c", script])
         .stdin(std::process::Stdio::piped())
         .stdout(std::process::Stdio::piped())
         .stderr(std::process::Stdio::piped())
@@ -1254,6 +1254,11 @@ fn the_command_that_runs_is_the_users() {
     assert_eq!(stderr(&output), "err\n");
 
     for (case, arguments, says) in [
+        (
+            "no credential",
+            &["run", "--", "/nonexistent/command"][..],
+            "no credential",
+        ),
         (
             "a command that is not there",
             &["run", "--", "/nonexistent/command"][..],
