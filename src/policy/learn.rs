@@ -512,8 +512,17 @@ fn not_wanted(record: &Recorded) -> Option<String> {
     if record.agent.is_none() {
         return Some("the record names no agent".to_owned());
     }
-    if record.request.is_none() {
+    let Some(request) = &record.request else {
         return Some("the destination is not understood".to_owned());
+    };
+    if let Ask::Request { path, .. } = &request.ask
+        && path.is_unclear()
+    {
+        // It fits no pattern, and one such path is no leave for every path.
+        return Some(
+            "origins differ in where its path leads (dot segments beside %2f, ;, \\, // or %25)"
+                .to_owned(),
+        );
     }
     if !record.reached {
         return Some(format!("nothing was reached ({})", record.reason));
@@ -1274,6 +1283,9 @@ rules:
         for odd in ["/a/../b", "/a*b", "/a;b", "/x/**", "//a", "/a%2fb"] {
             paths(&[odd.to_owned()]);
         }
+        // What could lead anywhere does not open everything.
+        let unclear = ["/v1/0", "/v1/..%2fx"].map(str::to_owned);
+        assert_eq!(paths(&unclear), ["/v1/0"]);
     }
 
     #[test]
