@@ -215,6 +215,8 @@ fn what_is_not_understood_has_exit_code_two() {
         &["policy"],
         &["policy", "explain"],
         &["health", "--timeout=soon"],
+        &["health", "--address=here"],
+        &["up", "--listen=99999"],
         &["env", "--format=csv"],
         &["run"],
     ] {
@@ -1108,6 +1110,8 @@ fn health_of_a_gateway() {
     let admin = format!("--address={}", gateway.admin());
     let egress = format!("--address={}", gateway.egress());
     let setting = format!("listen.admin={}", gateway.admin());
+    let port = format!("--address={}", gateway.admin().port());
+    let here = format!("--address=localhost:{}", gateway.admin().port());
     for (case, arguments) in [
         ("at the admin listener", &["health", &admin][..]),
         ("at the egress listener", &["health", &egress]),
@@ -1119,6 +1123,8 @@ fn health_of_a_gateway() {
             "where the configuration says",
             &["health", "--set", &setting],
         ),
+        ("a port alone", &["health", "--timeout=2s", &port]),
+        ("this machine", &["health", "--timeout=2", &here]),
     ] {
         let output = run(arguments, &[]);
         assert_eq!(output.status.code(), Some(0), "{case}: {}", stderr(&output));

@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use clap::Args;
 
-use crate::config::{Listener, Purpose};
+use crate::config::{Listener, Purpose, parse_duration};
 
 use super::SettingsArgs;
 
@@ -20,11 +20,20 @@ pub(super) struct HealthArgs {
     #[arg(long)]
     ready: bool,
     /// Where to ask [default: the configured admin listener, else the first egress listener]
-    #[arg(long, value_name = "ADDRESS")]
+    #[arg(long, value_name = "ADDRESS", value_parser = super::address)]
     address: Option<SocketAddr>,
-    /// How long to wait, in seconds
-    #[arg(long, default_value_t = 3)]
-    timeout: u64,
+    /// How long to wait; a bare number is of seconds
+    #[arg(long, value_name = "TIME", default_value = "3s", value_parser = wait)]
+    timeout: Duration,
+}
+
+fn wait(text: &str) -> Result<Duration, String> {
+    let time = match text.parse() {
+        Ok(seconds) => Duration::from_secs(seconds),
+        Err(_) => parse_duration(text)?,
+    };
+    // No time at all would be for ever to a socket.
+    Ok(time.max(Duration::from_millis(1)))
 }
 
 pub(super) fn health(settings: &SettingsArgs, args: &HealthArgs) -> anyhow::Result<ExitCode> {
@@ -42,7 +51,7 @@ pub(super) fn health(settings: &SettingsArgs, args: &HealthArgs) -> anyhow::Resu
                 .context("the configuration has no listener")?
         }
     };
-    let answer = ask(&listener, path, Duration::from_secs(args.timeout.max(1)))?;
+    let answer = ask(&listener, path, args.timeout)?;
     let (head, body) = answer
         .split_once("\r\n\r\n")
         .context("the answer is not HTTP")?;

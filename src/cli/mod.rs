@@ -20,6 +20,7 @@ mod service_account;
 mod token;
 mod up;
 
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -147,6 +148,15 @@ pub fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// An address on the command line; a port alone is one of this machine.
+fn address(text: &str) -> Result<SocketAddr, String> {
+    let loopback = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    let port = text.strip_prefix("localhost:").unwrap_or(text);
+    let port = port.strip_prefix(':').unwrap_or(port).parse().map(loopback);
+    port.or_else(|_| text.parse())
+        .map_err(|_| "write ADDRESS:PORT, such as 127.0.0.1:8080, or a port".to_owned())
 }
 
 /// Reads the settings, with everything that is wrong in one error.

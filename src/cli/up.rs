@@ -34,10 +34,10 @@ pub(super) struct UpArgs {
     #[arg(long, value_name = "FOLDER", default_value = ".agentport")]
     state: PathBuf,
     /// Where agents come in [default: 127.0.0.1:8080, or a free port where that is taken]
-    #[arg(long, value_name = "ADDRESS")]
+    #[arg(long, value_name = "ADDRESS", value_parser = super::address)]
     listen: Option<SocketAddr>,
     /// Metrics, health and readiness [default: 127.0.0.1:9090, or a free port]
-    #[arg(long, value_name = "ADDRESS")]
+    #[arg(long, value_name = "ADDRESS", value_parser = super::address)]
     admin: Option<SocketAddr>,
     /// Show it at work and stop, instead of staying up
     #[arg(long)]
