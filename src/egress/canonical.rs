@@ -18,6 +18,42 @@ pub struct Canonical {
     pub last_hop: bool,
 }
 
+/// A head in canonical form but for its end: what `Connection` is to say, and the
+/// empty line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OpenHead {
+    /// The head's bytes so far.
+    pub bytes: Vec<u8>,
+    /// Whether it asks for a WebSocket.
+    pub websocket: bool,
+    /// Whether `Max-Forwards` has run out.
+    pub last_hop: bool,
+    /// How the client's connection goes on.
+    pub word: ConnectionWord,
+}
+
+/// What a client says in `Connection` of how it goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConnectionWord {
+    /// Nothing: as its version of HTTP has it.
+    Unsaid,
+    /// Not at all.
+    Close,
+    /// For other requests.
+    KeepAlive,
+}
+
+/// What becomes of a field that would go on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Edit {
+    /// It goes on.
+    Keep,
+    /// It does not.
+    Drop,
+    /// It goes on with another value.
+    Replace(String),
+}
+
 /// Never goes on, whatever `Connection` says; nor does any name that begins
 /// with `proxy-`.
 const HOP: [&str; 5] = [
@@ -40,6 +76,39 @@ pub fn canonical(
     target: &RequestTarget,
     authority: Option<&Authority>,
 ) -> Canonical {
+    open_head(head, target, authority, |_, _| Edit::Keep).finished()
+}
+
+impl OpenHead {
+    /// The whole head, in which the next one reads how the client's connection
+    /// goes on.
+    #[must_use]
+    pub fn finished(self) -> Canonical {
+        let mut bytes = self.bytes;
+        bytes.extend_from_slice(match self.word {
+            _ if self.websocket => b"Connection: Upgrade\r\nUpgrade: websocket\r\n",
+            ConnectionWord::Close => b"Connection: close\r\n",
+            ConnectionWord::KeepAlive => b"Connection: keep-alive\r\n",
+            ConnectionWord::Unsaid => &b""[..],
+        });
+        bytes.extend_from_slice(b"\r\n");
+        Canonical {
+            bytes,
+            websocket: self.websocket,
+            last_hop: self.last_hop,
+        }
+    }
+}
+
+/// The same as [`canonical`], without its end, and with a say in what becomes of
+/// the fields that would go on, by name and value.
+#[must_use]
+pub fn open_head(
+    head: &Head<'_>,
+    target: &RequestTarget,
+    authority: Option<&Authority>,
+    mut edit: impl FnMut(&str, &[u8]) -> Edit,
+) -> OpenHead {
     // As bytes: one odd character must not hide the names beside it.
     let named: Vec<&[u8]> = head
         .fields
@@ -123,21 +192,22 @@ pub fn canonical(
                 None => {}
             }
         }
-        put(&[name.as_bytes(), b": ", value, b"\r\n"]);
+        match edit(name, value) {
+            Edit::Keep => put(&[name.as_bytes(), b": ", value, b"\r\n"]),
+            Edit::Drop => {}
+            Edit::Replace(value) => put(&[name.as_bytes(), b": ", value.as_bytes(), b"\r\n"]),
+        }
     }
-    // Pingora reads from these how the client's connection goes on.
-    if websocket {
-        put(&[b"Connection: Upgrade\r\nUpgrade: websocket\r\n"]);
-    } else if names("close") {
-        put(&[b"Connection: close\r\n"]);
-    } else if names("keep-alive") {
-        put(&[b"Connection: keep-alive\r\n"]);
-    }
-    put(&[b"\r\n"]);
-    Canonical {
+    let word = match () {
+        () if names("close") => ConnectionWord::Close,
+        () if names("keep-alive") => ConnectionWord::KeepAlive,
+        () => ConnectionWord::Unsaid,
+    };
+    OpenHead {
         bytes,
         websocket,
         last_hop,
+        word,
     }
 }
 

@@ -88,6 +88,18 @@ impl ChunkedBody {
         self.at == At::Done
     }
 
+    /// Whether the last chunk has come, and the fields behind it are next.
+    #[must_use]
+    pub fn in_trailers(&self) -> bool {
+        match self.at {
+            At::LineStart | At::TrailerName | At::TrailerValue | At::TrailerEnd | At::LastLf => {
+                true
+            }
+            At::Size { .. } | At::Extension { .. } | At::SizeEnd { .. } => false,
+            At::Data { .. } | At::DataCr | At::DataLf | At::Done => false,
+        }
+    }
+
     /// How many of the bytes to come are data, whatever they are.
     #[must_use]
     pub fn data_left(&self) -> u64 {
@@ -98,6 +110,10 @@ impl ChunkedBody {
     }
 
     fn step(&mut self, byte: u8) -> Result<At, ChunkError> {
+        // Whatever they are made of: somebody may keep them to their end.
+        if self.in_trailers() {
+            self.count(MOST_TRAILER_BYTES, ChunkError::Trailer)?;
+        }
         Ok(match (self.at, byte) {
             (At::Size { digits: 0, .. }, b'\r' | b';' | b' ' | b'\t') => {
                 return Err(ChunkError::Size);
@@ -133,19 +149,11 @@ impl ChunkedBody {
             (At::LineStart, b'\r') => At::LastLf,
             (At::LineStart, byte) if is_token(byte) => At::TrailerName,
             (At::TrailerName, b':') => At::TrailerValue,
-            (At::TrailerName, byte) if is_token(byte) => {
-                self.count(MOST_TRAILER_BYTES, ChunkError::Trailer)?;
-                At::TrailerName
-            }
+            (At::TrailerName, byte) if is_token(byte) => At::TrailerName,
             (At::LineStart | At::TrailerName, _) => return Err(ChunkError::Trailer),
             (At::TrailerValue, b'\r') => At::TrailerEnd,
-            (At::TrailerValue, byte) => {
-                self.count(MOST_TRAILER_BYTES, ChunkError::Trailer)?;
-                if is_control(byte) {
-                    return Err(ChunkError::Trailer);
-                }
-                At::TrailerValue
-            }
+            (At::TrailerValue, byte) if is_control(byte) => return Err(ChunkError::Trailer),
+            (At::TrailerValue, _) => At::TrailerValue,
             (At::TrailerEnd, b'\n') => At::LineStart,
             (At::LastLf, b'\n') => At::Done,
             (At::SizeEnd { .. } | At::DataCr | At::DataLf | At::TrailerEnd | At::LastLf, _) => {
@@ -270,6 +278,8 @@ mod tests {
             "X: 1234567890\r\n".repeat(MOST_TRAILER_BYTES / 10)
         );
         assert_eq!(end_of(many.as_bytes()), Err(Trailer));
+        let empty = format!("0\r\n{}", "X:\r\n".repeat(MOST_TRAILER_BYTES / 4 + 1));
+        assert_eq!(end_of(empty.as_bytes()), Err(Trailer));
     }
 
     #[test]

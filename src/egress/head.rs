@@ -208,7 +208,10 @@ pub fn parse(bytes: &[u8]) -> Result<Head<'_>, HeadError> {
 /// [`HeadError`].
 pub fn parse_answer(bytes: &[u8]) -> Result<AnswerHead<'_>, HeadError> {
     let mut lines = Lines(bytes);
-    let status = status_line(lines.next_line()?)?;
+    let (_, status, _) = status_line(lines.next_line()?)?;
+    if status >= 600 {
+        return Err(HeadError::StatusLine);
+    }
     let mut fields = Vec::new();
     loop {
         let line = lines.next_line()?;
@@ -282,22 +285,42 @@ fn request_line(line: &[u8]) -> Result<(&str, &str, bool), HeadError> {
     }
 }
 
-/// The reason may be missing, and the blank before it too, as real servers
-/// have it.
-fn status_line(line: &[u8]) -> Result<u16, HeadError> {
-    let rest = [&b"HTTP/1.1 "[..], b"HTTP/1.0 "]
-        .iter()
-        .find_map(|version| line.strip_prefix(*version));
-    let rest = rest.ok_or(HeadError::StatusLine)?;
+/// Whether it is HTTP/1.1 and not 1.0, the status of three digits and the reason.
+/// That may be missing, and the blank before it too, as real servers have it; some
+/// have statuses beyond those of RFC 9110 (section 15).
+pub(super) fn status_line(line: &[u8]) -> Result<(bool, u16, &[u8]), HeadError> {
+    let (version_11, rest) = match line.split_at_checked(9) {
+        Some((b"HTTP/1.1 ", rest)) => (true, rest),
+        Some((b"HTTP/1.0 ", rest)) => (false, rest),
+        _ => return Err(HeadError::StatusLine),
+    };
     let (digits, reason) = rest.split_at_checked(3).ok_or(HeadError::StatusLine)?;
     let whole = reason.is_empty() || reason[0] == b' ';
     let control = |b: &u8| (*b < 0x20 && *b != b'\t') || *b == 0x7f;
-    let number = std::str::from_utf8(digits).ok();
-    let number = number.filter(|text| text.bytes().all(|b| b.is_ascii_digit()));
-    number
-        .and_then(|text| text.parse().ok())
-        .filter(|status| (100..600).contains(status) && whole && !reason.iter().any(control))
+    let status = decimal(digits).and_then(|number| u16::try_from(number).ok());
+    status
+        .filter(|status| (100..1000).contains(status) && whole && !reason.iter().any(control))
+        .map(|status| (version_11, status, reason.trim_ascii()))
         .ok_or(HeadError::StatusLine)
+}
+
+/// A number of up to 18 decimal digits, which fits any signed 64 bits.
+pub(super) fn decimal(digits: &[u8]) -> Option<u64> {
+    let are_digits = (1..=18).contains(&digits.len()) && digits.iter().all(u8::is_ascii_digit);
+    are_digits
+        .then(|| (digits.iter()).fold(0, |number, digit| number * 10 + u64::from(digit - b'0')))
+}
+
+/// A field of an answer. Blanks between its name and the colon are taken, and do
+/// not go on (RFC 9112 section 5.1).
+pub(super) fn answers_field(line: &[u8]) -> Result<(&str, &[u8]), HeadError> {
+    let colon = memchr::memchr(b':', line).ok_or(HeadError::FieldName)?;
+    let name = line[..colon].trim_ascii_end();
+    if name.len() == colon {
+        return field(line);
+    }
+    let (name_alone, value) = (field_name(name)?, field_value(&line[colon + 1..])?);
+    Ok((name_alone, value))
 }
 
 fn field(line: &[u8]) -> Result<(&str, &[u8]), HeadError> {
@@ -305,18 +328,27 @@ fn field(line: &[u8]) -> Result<(&str, &[u8]), HeadError> {
         return Err(HeadError::Folded);
     }
     let colon = memchr::memchr(b':', line).ok_or(HeadError::FieldName)?;
-    let (name, value) = (&line[..colon], &line[colon + 1..]);
+    Ok((
+        field_name(&line[..colon])?,
+        field_value(&line[colon + 1..])?,
+    ))
+}
+
+fn field_name(name: &[u8]) -> Result<&str, HeadError> {
     let token = |b: &u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(b);
     if name.is_empty() || !name.iter().all(token) {
         return Err(HeadError::FieldName);
     }
+    std::str::from_utf8(name).map_err(|_| HeadError::FieldName)
+}
+
+fn field_value(value: &[u8]) -> Result<&[u8], HeadError> {
     // Every byte is looked at, without a branch: a credential is long.
     let control = |b: &u8| (*b < 0x20 && *b != b'\t') || *b == 0x7f;
     if value.iter().fold(false, |found, b| found | control(b)) {
         return Err(HeadError::FieldValue);
     }
-    let name = std::str::from_utf8(name).map_err(|_| HeadError::FieldName)?;
-    Ok((name, value.trim_ascii()))
+    Ok(value.trim_ascii())
 }
 
 fn body_length(fields: &[(&str, &[u8])], version_11: bool) -> Result<BodyLength, HeadError> {
@@ -327,11 +359,7 @@ fn body_length(fields: &[(&str, &[u8])], version_11: bool) -> Result<BodyLength,
             if length.is_some() || value.contains(&b',') {
                 return Err(HeadError::TwoLengths);
             }
-            let digits = (1..=18).contains(&value.len()) && value.iter().all(u8::is_ascii_digit);
-            let number = std::str::from_utf8(value)
-                .ok()
-                .and_then(|text| text.parse().ok());
-            length = Some(number.filter(|_| digits).ok_or(HeadError::Length)?);
+            length = Some(decimal(value).ok_or(HeadError::Length)?);
         } else if name.eq_ignore_ascii_case("transfer-encoding") {
             if !version_11 {
                 return Err(HeadError::EncodingIn10);

@@ -4,6 +4,7 @@
 //! Nothing here decides, does I/O or asks the time.
 
 mod address;
+pub mod answer;
 mod canonical;
 mod chunked;
 pub mod head;
@@ -22,7 +23,7 @@ mod route;
 mod url;
 
 pub use address::{AddressClass, classify, embedded_ipv4};
-pub use canonical::{Canonical, canonical, is_proxys};
+pub use canonical::{Canonical, ConnectionWord, Edit, OpenHead, canonical, is_proxys, open_head};
 pub use chunked::{ChunkError, ChunkedBody};
 pub use host::{Authority, AuthorityError, DnsName, Host, HostError};
 pub use id::{AgentId, IdError, RequestId, TenantId};
