@@ -19,7 +19,7 @@ use pingora::protocols::{
     ALPN, GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl,
     TimingDigest, UniqueID, UniqueIDType,
 };
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, Interest, ReadBuf};
 use tokio::sync::Notify;
 
 use crate::egress::head::BodyLength;
@@ -400,6 +400,46 @@ impl ConnIo {
         }
     }
 
+    /// Sends bytes at once, behind what has been gathered.
+    ///
+    /// # Errors
+    /// Those of the transport.
+    pub(super) async fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let mut left = bytes;
+        std::future::poll_fn(|cx| {
+            std::task::ready!(self.poll_send(cx))?;
+            while !left.is_empty() {
+                match std::task::ready!(self.poll_transport_write(cx, left))? {
+                    0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                    count => left = &left[count..],
+                }
+            }
+            Pin::new(&mut self.transport).poll_flush(cx)
+        })
+        .await
+    }
+
+    /// Comes back when the connection is broken. A client that has closed its half
+    /// may still wait for its answer, and what it has sent stays unread.
+    pub(super) async fn broken(&self) {
+        let broken = match &self.transport {
+            Transport::Tcp(tcp) => tcp.ready(Interest::ERROR).await,
+            Transport::Tls(tls) => tls.get_ref().0.ready(Interest::ERROR).await,
+            Transport::Unix(unix) => unix.ready(Interest::ERROR).await,
+            Transport::Http2(_) | Transport::WebSocket(_) => std::future::pending().await,
+        };
+        // Where even this cannot be told, it is.
+        drop(broken);
+    }
+
+    /// Whether the bytes are those of a stream of HTTP/2.
+    pub(super) fn is_http2_stream(&self) -> bool {
+        matches!(
+            self.transport,
+            Transport::Http2(_) | Transport::WebSocket(_)
+        )
+    }
+
     /// Offers these last words to the client, whether it takes them or not.
     pub(super) fn offer(&mut self, bytes: &[u8]) {
         self.transport.offer(bytes);
@@ -411,7 +451,12 @@ impl ConnIo {
     pub(super) async fn close_gently(mut self) {
         const MOST_BYTES: usize = 256 * 1024;
         const LONGEST: std::time::Duration = std::time::Duration::from_secs(1);
-        if self.flush().await.is_err() || AsyncWriteExt::shutdown(&mut self).await.is_err() {
+        let said = async {
+            self.flush().await?;
+            AsyncWriteExt::shutdown(&mut self).await
+        };
+        // Over TLS even a good-bye must be taken by somebody.
+        if !matches!(tokio::time::timeout(LONGEST, said).await, Ok(Ok(()))) {
             return;
         }
         self.unread = BytesMut::new();

@@ -9,14 +9,14 @@ use pingora::{Error, ErrorType};
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::egress::{EgressRequest, Scheme};
-use crate::gate::{Admission, AuditTrail, Budget, Leads, Way};
+use crate::gate::{Admission, AuditTrail, Budget, Denial, Leads, Way};
 
-use super::Shared;
 use super::calls::Calling;
 use super::conn::Ending;
 use super::parent::Hop;
 use super::routes::Chosen;
 use super::tunnels::{OpenKind, Registered};
+use super::{Shared, dial};
 
 /// From so many bytes of a body, either way, an exchange is one that lasts, as
 /// is one whose answer does not say its length. What is shorter is over within
@@ -77,6 +77,26 @@ impl Drop for Exchange {
 }
 
 impl Exchange {
+    /// From here it is under way.
+    ///
+    /// # Errors
+    /// A [`Denial`] where as many are under way as may be.
+    pub(super) fn admitted(
+        &mut self,
+        shared: &Shared,
+        admission: Admission,
+        request: EgressRequest,
+    ) -> Result<(), Denial> {
+        // One whose body was read has its slot already.
+        if self.slot.is_none() {
+            self.slot = Some(shared.in_flight_slot(&request.authority)?);
+        }
+        self.addresses = dial::order(admission.addresses(), shared.settings.ipv4_first);
+        self.admission = Some(admission);
+        self.request = Some(request);
+        Ok(())
+    }
+
     /// The name that the origin's certificate must be valid for, where it is
     /// reached over TLS.
     pub(super) fn tls_name(&self) -> Option<String> {

@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use http::header::{self, HeaderName, HeaderValue};
 use pingora::http::{RequestHeader, ResponseHeader};
 
+use crate::egress::answer::{self, AnswerBody, AnswerError};
 use crate::egress::is_proxys;
 use crate::gate::{Cause, Denial};
 
@@ -136,46 +137,38 @@ pub(super) fn from_http2(request: &mut RequestHeader) -> pingora::Result<()> {
 /// Leaves one way to tell where an answer ends, or says why there is none. A
 /// client that told it otherwise than we do would take what an origin sends
 /// behind its answer for that of the next one asked (RFC 9112 section 6.3).
-pub(super) fn make_framing_clear(response: &mut ResponseHeader) -> Result<(), &'static str> {
-    let mut codings = response.headers.get_all(header::TRANSFER_ENCODING).iter();
-    let coded = codings.next();
-    let chunked = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"chunked");
-    if codings.next().is_some() || !coded.is_none_or(chunked) {
-        return Err("the destination's answer has a Transfer-Encoding other than chunked");
-    }
-    let coded = coded.is_some();
-    let mut lengths = response.headers.get_all(header::CONTENT_LENGTH).iter();
-    let Some(length) = lengths.next().cloned() else {
-        return Ok(());
+pub(super) fn make_framing_clear(response: &mut ResponseHeader) -> Result<(), AnswerError> {
+    let of = |name| {
+        response
+            .headers
+            .get_all(name)
+            .iter()
+            .map(HeaderValue::as_bytes)
     };
-    let digits = !length.is_empty() && length.as_bytes().iter().all(u8::is_ascii_digit);
-    let mut more = false;
-    let same = lengths.all(|other| {
-        more = true;
-        *other == length
-    });
-    if !digits || !same {
-        return Err("the destination's answer has no clear Content-Length");
-    }
-    if coded {
-        response.remove_header(&header::CONTENT_LENGTH);
-    } else if more {
-        let _ = response.insert_header(header::CONTENT_LENGTH, length);
+    let lengths = of(header::CONTENT_LENGTH).count();
+    let framing = answer::framing(of(header::TRANSFER_ENCODING), of(header::CONTENT_LENGTH))?;
+    match framing {
+        AnswerBody::Chunked if lengths > 0 => {
+            response.remove_header(&header::CONTENT_LENGTH);
+        }
+        AnswerBody::Bytes(_) if lengths > 1 => {
+            let length = response.headers.get(header::CONTENT_LENGTH).cloned();
+            if let Some(length) = length {
+                let _ = response.insert_header(header::CONTENT_LENGTH, length);
+            }
+        }
+        _ => {}
     }
     Ok(())
 }
 
 /// Whether an origin writes a field of RFC 9209 in this gateway's name.
 pub(super) fn speaks_for_us(response: &ResponseHeader) -> bool {
-    let names = |value: &HeaderValue| {
-        let text = String::from_utf8_lossy(value.as_bytes()).to_ascii_lowercase();
-        text.contains("agentport")
-    };
-    response.headers.get_all("proxy-status").iter().any(names)
+    let mut values = response.headers.get_all("proxy-status").iter();
+    values.any(|value| answer::names_us(value.as_bytes()))
 }
 
-/// What belongs to the connection with the origin only (RFC 9110 section
-/// 7.6.1). The framing and an upgrade stay: Pingora writes the client's from
+/// What `Connection` names as the connection's own (RFC 9110 section 7.6.1). The framing and an upgrade stay: Pingora writes the client's from
 /// them.
 pub(super) fn remove_hop_fields(response: &mut ResponseHeader) {
     let named: Vec<HeaderName> = response
@@ -194,8 +187,7 @@ pub(super) fn remove_hop_fields(response: &mut ResponseHeader) {
             .contains(name)
         })
         .collect();
-    let always = ["keep-alive", "proxy-connection"].map(HeaderName::from_static);
-    for name in named.iter().chain(&always) {
+    for name in &named {
         response.remove_header(name);
     }
 }

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::header::{self, HeaderName};
+use http::header;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
 use pingora::protocols::http::ServerSession;
@@ -23,6 +23,7 @@ use pingora::{Error, ErrorSource, ErrorType};
 
 use crate::config::Endpoint;
 use crate::egress::EgressRequest;
+use crate::egress::answer::{self, AnswerError};
 use crate::gate::ports::Observation;
 use crate::gate::{Cause, Denial, Standing, Way};
 
@@ -426,18 +427,15 @@ impl ProxyHttp for Forward {
     ) -> pingora::Result<()> {
         let upgrade = response.status == http::StatusCode::SWITCHING_PROTOCOLS;
         let clear = match upgrade && !exchange.websocket {
-            true => Err("the destination switches protocols, which nobody asked for"),
+            true => Err(AnswerError::Switches),
             false => make_framing_clear(response),
         };
-        clear.map_err(|why| Error::explain(ErrorType::InvalidHTTPHeader, why).into_up())?;
+        clear.map_err(|why| {
+            Error::explain(ErrorType::InvalidHTTPHeader, why.to_string()).into_up()
+        })?;
         remove_hop_fields(response);
-        // A hint to go round the gateway, and names that only we may use.
-        for name in [
-            header::ALT_SVC,
-            header::PROXY_AUTHENTICATE,
-            HeaderName::from_static("x-agentport-reason"),
-        ] {
-            response.remove_header(&name);
+        for name in answer::STAYS_HERE {
+            response.remove_header(name);
         }
         if speaks_for_us(response) {
             response.remove_header("proxy-status");

@@ -151,7 +151,7 @@ async fn answer(
             _ => return Err("to be told inside the tunnel: what came was no request"),
         }
     };
-    let text = refusal::text(denial, id, head.starts_with(b"HEAD "));
+    let text = refusal::text(denial, id, head.starts_with(b"HEAD "), true);
     let sent = async {
         stream.write_all(&text).await?;
         stream.flush().await

@@ -19,12 +19,29 @@ use super::forward::{Forward, connection};
 use super::routes::Chosen;
 use super::rpc::Towards;
 use super::serve::bad_target;
-use super::{AgentEndpoint, dial, local, rpc};
+use super::{AgentEndpoint, Shared, local, rpc};
 
 /// What becomes of a request after it was looked at.
 pub(super) enum Verdict {
     Forward,
     Answered,
+}
+
+impl Shared {
+    /// Who asks, by whatever its connection and this request show of it.
+    pub(super) async fn who(
+        &self,
+        connection: &Connection,
+        credential: Option<&[u8]>,
+        trail: &mut AuditTrail,
+    ) -> Result<Arc<Principal>, Denial> {
+        let certified = connection.certified.as_ref();
+        let source = connection.client.map(|client| client.ip());
+        let peer = connection.peer.as_ref();
+        self.gate
+            .authenticate(certified, credential, peer, source, trail)
+            .await
+    }
 }
 
 impl Forward {
@@ -135,7 +152,7 @@ impl Forward {
             }
             None => {
                 let credential = current.credential.as_deref();
-                let checked = self.who(&connection, credential, trail).await;
+                let checked = self.shared.who(&connection, credential, trail).await;
                 checked.map_err(|denial| denial.towards(&authority))?
             }
         };
@@ -182,6 +199,7 @@ impl Forward {
         trail.by_route(chosen.name());
         let (spent, credential) = chosen.credential(&head.headers, current.credential)?;
         let who = self
+            .shared
             .who(&connection, credential.as_deref(), trail)
             .await
             .map_err(|denial| denial.at_origin().towards(&authority))?;
@@ -241,6 +259,7 @@ impl Forward {
             let headers = &session.req_header().headers;
             let credential = proxy_credential.or_else(|| own_credential(headers).1);
             let who = self
+                .shared
                 .who(&connection, credential.as_deref(), trail)
                 .await
                 .map_err(Denial::at_origin)?;
@@ -263,6 +282,7 @@ impl Forward {
         let headers = &session.req_header().headers;
         let (spent, credential) = own_credential(headers);
         let who = self
+            .shared
             .who(&connection, credential.as_deref(), trail)
             .await
             .map_err(|denial| denial.at_origin().towards(&authority))?;
@@ -297,39 +317,13 @@ impl Forward {
         self.admitted(exchange, admission, request)
     }
 
-    /// Who asks, by whatever its connection and this request show of it.
-    async fn who(
-        &self,
-        connection: &Connection,
-        credential: Option<&[u8]>,
-        trail: &mut AuditTrail,
-    ) -> Result<Arc<Principal>, Denial> {
-        let certified = connection.certified.as_ref();
-        let source = connection.client.map(|client| client.ip());
-        let gate = &self.shared.gate;
-        gate.authenticate(
-            certified,
-            credential,
-            connection.peer.as_ref(),
-            source,
-            trail,
-        )
-        .await
-    }
-
     pub(super) fn admitted(
         &self,
         exchange: &mut Exchange,
         admission: Admission,
         request: EgressRequest,
     ) -> Result<Verdict, Denial> {
-        // One whose body was read has its slot already.
-        if exchange.slot.is_none() {
-            exchange.slot = Some(self.shared.in_flight_slot(&request.authority)?);
-        }
-        exchange.addresses = dial::order(admission.addresses(), self.shared.settings.ipv4_first);
-        exchange.admission = Some(admission);
-        exchange.request = Some(request);
+        exchange.admitted(&self.shared, admission, request)?;
         Ok(Verdict::Forward)
     }
 

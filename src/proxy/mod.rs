@@ -1,8 +1,9 @@
 //! The wire: listeners, connections, CONNECT, tunnels and forwarded requests.
 //!
 //! Our own loop owns every client connection. It reads a request's head by our
-//! own strict parser, serves `CONNECT` itself, and hands everything else, with
-//! its target in one canonical form, to Pingora's `HttpProxy`. The bytes inside
+//! own strict parser, serves `CONNECT` and plain requests itself, and hands
+//! everything else, with its target in one canonical form, to Pingora's
+//! `HttpProxy`. The bytes inside
 //! a tunnel, where they are clear text, come back to the same loop. So there is
 //! one parser, one gate and one record for each way in.
 
@@ -22,6 +23,8 @@ mod local;
 mod look;
 mod parent;
 mod peers;
+mod plain;
+mod pool;
 mod refusal;
 mod relay;
 mod routes;
@@ -201,6 +204,8 @@ pub struct Shared {
     instance: String,
     /// Keeps tenants' and agents' pooled connections apart.
     pool_key: std::hash::RandomState,
+    /// Connections to origins for plain requests.
+    pool: Arc<pool::Pool>,
     /// Dials where a request upgrades.
     for_upgrades: Arc<dyn pingora::connectors::L4Connect + Send + Sync>,
 }
@@ -296,6 +301,7 @@ impl Wire {
             in_flight: Arc::new(Semaphore::new(settings.in_flight)),
             tunnel_slots: Arc::new(Semaphore::new(settings.tunnels)),
             tunnels: OpenTunnels::new(settings.tunnels_outlive_tokens),
+            pool: pool::Pool::new(settings.upstream_pool, settings.upstream_idle),
             gate,
             routes: ArcSwap::from_pointee(routes::Routes::new(&settings.routes)),
             settings,
@@ -387,6 +393,7 @@ impl Wire {
     pub async fn stop_idle(&self) {
         use pingora::apps::HttpServerApp;
         self.proxy.http_cleanup().await;
+        self.shared.pool.clear();
         if let Some(other) = &self.beside {
             other.proxy.http_cleanup().await;
         }

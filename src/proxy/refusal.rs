@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use pingora::http::ResponseHeader;
+use pingora::protocols::http::date::get_cached_date;
 use pingora::proxy::Session;
 use tokio::io::AsyncWriteExt;
 
@@ -21,7 +22,7 @@ pub(super) async fn write_raw(mut io: ConnIo, denial: &Denial, id: &RequestId) {
         let _ = tokio::time::timeout(LONGEST, write_stream(io, denial, id)).await;
         return;
     }
-    let out = text(denial, id, false);
+    let out = text(denial, id, false, true);
     // A client that does not read must not hold the connection.
     let answer = async {
         if io.write_all(&out).await.is_ok() {
@@ -33,12 +34,12 @@ pub(super) async fn write_raw(mut io: ConnIo, denial: &Denial, id: &RequestId) {
 
 /// Offers a refusal to a connection that is closed at once, come what may.
 pub(super) fn offer_raw(mut io: ConnIo, denial: &Denial, id: &RequestId) {
-    io.offer(&text(denial, id, false));
+    io.offer(&text(denial, id, false, true));
 }
 
-/// A refusal in HTTP/1.1, by which its connection ends. Without its body where
-/// only the head was asked for.
-pub(super) fn text(denial: &Denial, id: &RequestId, head_only: bool) -> Vec<u8> {
+/// A refusal in HTTP/1.1. Without its body where only the head was asked for; by
+/// one that `closes` its connection ends.
+pub(super) fn text(denial: &Denial, id: &RequestId, head_only: bool, closes: bool) -> Vec<u8> {
     let body = denial.body(id);
     let mut out = Vec::with_capacity(1024);
     out.extend_from_slice(
@@ -52,17 +53,23 @@ pub(super) fn text(denial: &Denial, id: &RequestId, head_only: bool) -> Vec<u8> 
     for (name, value) in denial.fields(id) {
         out.extend_from_slice(format!("{name}: {value}\r\n").as_bytes());
     }
-    out.extend_from_slice(
-        format!(
-            "Content-Length: {}\r\nConnection: close\r\n\r\n",
-            body.len()
-        )
-        .as_bytes(),
-    );
+    write_date(&mut out);
+    out.extend_from_slice(format!("Content-Length: {}\r\n", body.len()).as_bytes());
+    out.extend_from_slice(match closes {
+        true => b"Connection: close\r\n\r\n",
+        false => &b"\r\n"[..],
+    });
     if !head_only {
         out.extend_from_slice(&body);
     }
     out
+}
+
+/// Writes when it is said (RFC 9110 section 6.6.1).
+pub(super) fn write_date(out: &mut Vec<u8>) {
+    out.extend_from_slice(b"Date: ");
+    out.extend_from_slice(get_cached_date().as_bytes());
+    out.extend_from_slice(b"\r\n");
 }
 
 /// Writes a refusal as the answer to a CONNECT in a stream of HTTP/2.

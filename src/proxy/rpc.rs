@@ -85,6 +85,27 @@ pub(super) async fn admit(
     }
 }
 
+/// The same for a request that has no body, and so calls nothing.
+///
+/// # Errors
+/// The gate's.
+pub(super) async fn admit_bodiless(
+    shared: &Shared,
+    who: &Arc<Principal>,
+    request: &EgressRequest,
+    trail: &mut AuditTrail,
+) -> Result<Admission, Denial> {
+    let gate = &shared.gate;
+    if !gate.asks_for_calls(who, request) {
+        return gate
+            .admit_calls(who, (request, Calls::Unseen, None), trail)
+            .await;
+    }
+    let paid = gate.admit_body(who, request, trail).await?;
+    let asked = (request, Calls::Seen(&[]), Some(paid));
+    gate.admit_calls(who, asked, trail).await
+}
+
 /// The methods that the body calls.
 async fn read(
     shared: &Shared,

@@ -14,12 +14,13 @@ use tokio::sync::watch;
 
 use crate::egress::head::{self, BodyLength, Head, HeadError, HeadProgress};
 use crate::egress::{
-    Authority, AuthorityError, Host, RequestId, RequestTarget, Scheme, TargetError, canonical,
+    Authority, AuthorityError, Host, RequestId, RequestTarget, Scheme, TargetError,
 };
 use crate::gate::{AuditTrail, Cause, Denial, Opening};
 
 use super::conn::{ConnIo, CurrentRequest};
-use super::{Wire, connect, http2, refusal};
+use super::plain::{After, PlainRequest};
+use super::{Wire, connect, http2, plain, refusal};
 
 /// The first bytes of HTTP/2 with prior knowledge (RFC 9113 section 3.4).
 const H2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -280,9 +281,7 @@ async fn dispatch(
             Ok(head) if head.method == "CONNECT" => {
                 Ok(Prepared::Connect(connect::ConnectHead::take(&head)))
             }
-            Ok(head) => {
-                prepare(wire, &io, &head).map(|request| Prepared::Request(Box::new(request)))
-            }
+            Ok(head) => prepare(wire, &io, &head),
             Err(error) => Err((bad_head(error), String::new())),
         }
     };
@@ -292,6 +291,17 @@ async fn dispatch(
             match Box::pin(connect::connect(wire, io, head)).await {
                 Some(tunnel) => Next::Tunnel(tunnel),
                 None => Next::Gone,
+            }
+        }
+        Ok(Prepared::Plain(request)) => {
+            io.skip(head_length);
+            match plain::serve(wire, &mut io, *request).await {
+                After::Again => Next::Again(io),
+                After::Close => {
+                    Box::pin(io.close_gently()).await;
+                    Next::Gone
+                }
+                After::Gone => Next::Gone,
             }
         }
         Ok(Prepared::Request(request)) => {
@@ -308,6 +318,9 @@ async fn dispatch(
 
 enum Prepared {
     Connect(connect::ConnectHead),
+    /// One that is served here.
+    Plain(Box<PlainRequest>),
+    /// One for Pingora.
     Request(Box<PreparedRequest>),
 }
 
@@ -318,9 +331,9 @@ struct PreparedRequest {
     current: CurrentRequest,
 }
 
-/// Parses the target, holds the `Host` against it, and writes the head that
-/// Pingora gets.
-fn prepare(wire: &Wire, io: &ConnIo, head: &Head<'_>) -> Result<PreparedRequest, (Denial, String)> {
+/// Parses the target, holds the `Host` against it, and writes the head that goes
+/// on.
+fn prepare(wire: &Wire, io: &ConnIo, head: &Head<'_>) -> Result<Prepared, (Denial, String)> {
     let refuse = |denial: Denial| (denial, head.method.to_owned());
     if head.method == "TRACE" {
         // It would send back what other fields the way here has added.
@@ -371,8 +384,12 @@ fn prepare(wire: &Wire, io: &ConnIo, head: &Head<'_>) -> Result<PreparedRequest,
                 .detail(detail),
         ));
     }
-    let canonical = canonical(head, &target, authority);
-    Ok(PreparedRequest {
+    let rewritten = plain::rewrite(&wire.shared, io, head, &target, authority);
+    let canonical = match rewritten {
+        Ok(plain) => return Ok(Prepared::Plain(plain)),
+        Err(open) => open.finished(),
+    };
+    Ok(Prepared::Request(Box::new(PreparedRequest {
         // An upgraded connection has no bound.
         body: (!canonical.websocket).then_some(head.body),
         head: canonical.bytes,
@@ -381,7 +398,7 @@ fn prepare(wire: &Wire, io: &ConnIo, head: &Head<'_>) -> Result<PreparedRequest,
             credential: head.field("proxy-authorization").map(<[u8]>::to_vec),
             last_hop: canonical.last_hop,
         },
-    })
+    })))
 }
 
 /// Whether `Host` is written as the authority of an absolute target is, which is

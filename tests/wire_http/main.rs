@@ -10,6 +10,7 @@ mod destinations;
 mod http2;
 mod intermediary;
 mod malformed;
+mod plain;
 mod records;
 mod refusals;
 mod streaming;
