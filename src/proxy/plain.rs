@@ -384,6 +384,7 @@ async fn ask(
     let address = exchange.addresses.get(exchange.attempt);
     if let (Some(trail), Some(address)) = (&mut exchange.trail, address) {
         trail.dialled(address.ip());
+        trail.under_way();
     }
     let settings = &shared.settings;
     let written = timeout(settings.body_timeout, stream.write_all(&sent.onward));
