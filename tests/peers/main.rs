@@ -401,6 +401,36 @@ fn policy_says_who_may_call_whom_and_how() {
 }
 
 #[test]
+fn a_leave_for_some_addresses_is_none_for_what_is_behind_the_gateway() {
+    let service = Untouched::listen();
+    let at = format!("127.0.0.1:{}", service.port());
+    for (case, rule) in [
+        ("addresses alone", "addresses: [203.0.113.0/24]"),
+        ("its own address alone", "addresses: [127.0.0.0/8]"),
+        ("every host", "hosts: [\"*\"], addresses: [203.0.113.0/24]"),
+        (
+            "another host",
+            "hosts: [a.test], addresses: [203.0.113.0/24]",
+        ),
+    ] {
+        let policy = format!(
+            "version: 1\nrules:\n  - {{name: some, action: allow, agents: any, ports: any, {rule}}}\n"
+        );
+        let agents = directory("bob", std::slice::from_ref(&at));
+        let between = Between::start_with(&policy, &agents, &[("agent.upstream", &at)]);
+        let (status, text) = between.call("bob.peers.internal", "/x", "");
+        assert_eq!(status, 403, "a call of a peer, {case}: {text}");
+        let mut conn = between.gateway.connect();
+        conn.send(format!(
+            "GET /v1/x HTTP/1.1\r\nHost: gateway\r\nAuthorization: Bearer {}\r\n\r\n",
+            token("bot")
+        ));
+        assert_eq!(conn.response().status, 403, "the fronted agent, {case}");
+        service.check(case);
+    }
+}
+
+#[test]
 fn nothing_but_a_certificate_of_the_agents_ca_opens_it() {
     let bob = Untouched::listen();
     let between = Between::start(
