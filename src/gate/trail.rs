@@ -177,6 +177,7 @@ impl AuditTrail {
     pub(super) fn on_behalf_of(&mut self, who: &Principal) {
         self.edit(|record| {
             record.on_behalf_of = Some(who.agent().clone());
+            record.on_behalf_of_tenant = who.tenant().cloned();
             record.act = who.act().cloned();
             record.token_jti = who.jti().cloned();
         });

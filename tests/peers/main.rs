@@ -24,7 +24,7 @@ use agentport::identity::{IssueRequest, SigningKey, TokenIssuer};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use support::conn::Conn;
-use support::gateway::{Gateway, SECRET, token};
+use support::gateway::{Gateway, SECRET, token, token_with};
 use support::origin::{Origin, Untouched};
 use support::pki::{Issued, Pki, Valid, replace};
 use support::wait_for;
@@ -541,6 +541,20 @@ fn on_whose_behalf_is_verified_passed_on_and_recorded() {
     assert_eq!(record["act"], serde_json::json!(["alice", "dave"]));
     assert_eq!(record["status"], 200);
     assert!(text.contains(record["request_id"].as_str().expect("an id")));
+
+    // Two tenants may have an agent of one name.
+    let field = format!(
+        "X-AgentPort-Token: {}\r\nX-AgentPort-On-Behalf-Of-Tenant: other\r\n",
+        token_with("carol", Some("acme"), None)
+    );
+    let (status, text) = between.call("bob.peers.internal", "/open/x", &field);
+    assert_eq!(status, 200, "{text}");
+    let tenants = bob.last();
+    let tenants = tenants.all("x-agentport-on-behalf-of-tenant");
+    assert_eq!(tenants, ["acme"]);
+    between.gateway.record("the tenant's", |record| {
+        record["on_behalf_of"] == "carol" && record["on_behalf_of_tenant"] == "acme"
+    });
 
     // A token that does not hold is no matter to be passed over.
     let calls = bob.requests().len();
