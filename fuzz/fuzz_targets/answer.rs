@@ -22,7 +22,11 @@ fuzz_target!(|bytes: &[u8]| {
         let Ok(read) = answer::parse(&head, method) else {
             continue;
         };
-        assert!(read.fields.len() <= MAX_FIELDS && read.status != 101);
+        assert!(read.fields.len() <= answer::MAX_FIELDS && read.status != 101);
+        // Nor was it hopeless at any time before its empty line.
+        let lines = head.strip_suffix(b"\n").unwrap_or(&head);
+        let lines = lines.strip_suffix(b"\r").unwrap_or(lines);
+        assert!(!answer::is_hopeless(lines, 0), "it is an answer");
         let mut onward = Vec::new();
         read.write_onward(&mut onward);
         onward.extend_from_slice(b"\r\n");
@@ -33,7 +37,7 @@ fuzz_target!(|bytes: &[u8]| {
             "{shown:?}"
         );
         // One field may have been added.
-        if read.fields.len() == MAX_FIELDS {
+        if read.fields.len() >= MAX_FIELDS {
             continue;
         }
         if read.status < 600 {

@@ -69,6 +69,12 @@ pub struct AuditRecord {
         serialize_with = "optional_text"
     )]
     pub on_behalf_of: Option<AgentId>,
+    /// The tenant of whoever that is.
+    #[serde(
+        skip_serializing_if = "Option::is_none",
+        serialize_with = "optional_text"
+    )]
+    pub on_behalf_of_tenant: Option<TenantId>,
     /// What proved the agent: `token`, `agent_key`, `certificate`, one of the
     /// first two with it (`token+certificate`), or `peer` for the user id at the
     /// other end of a Unix socket.
@@ -151,6 +157,7 @@ impl AuditRecord {
             token_jti: None,
             act: None,
             on_behalf_of: None,
+            on_behalf_of_tenant: None,
             credential: None,
             service_account: None,
             token_ttl_s: None,

@@ -61,7 +61,7 @@ pub enum Form {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum EnvError {
     /// Neither `http://` nor `https://`.
-    #[error("the proxy's URL has no scheme: write http://gateway:8080")]
+    #[error("the proxy's URL begins with neither http:// nor https://: write http://gateway:8080")]
     Scheme,
     /// A path, a query or a fragment.
     #[error("the proxy's URL goes on after the port: write http://gateway:8080")]

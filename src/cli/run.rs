@@ -124,6 +124,8 @@ fn with_token(args: &ProxyArgs) -> anyhow::Result<String> {
         ),
         (None, None) => None,
     };
+    // What is wrong with the URL is told before anything else.
+    ProxyUrl::parse(&args.url)?;
     let (Some(token), Some((scheme, rest))) = (token, args.url.split_once("://")) else {
         if !args.url.contains('@') {
             super::say(

@@ -5,7 +5,12 @@
 //! blanks before a colon are taken (RFC 9112 sections 2.2 and 5.1). What could be
 //! taken for the end of one answer and the begin of another is not.
 
-use super::head::{self, HeadError, MAX_FIELDS};
+use super::head::{self, HeadError};
+
+/// The most header fields that an answer may have.
+pub const MAX_FIELDS: usize = 256;
+/// The most names that its `Connection` may have, in all.
+const MAX_NAMED: usize = 64;
 
 /// The head of an origin's answer, borrowed from the bytes it was read from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -111,18 +116,45 @@ pub fn end(bytes: &[u8], from: usize) -> Option<usize> {
 }
 
 /// Puts blanks where a field goes on in the next line (RFC 9112 section 5.2).
+/// The first line has none (section 2.2), nor has one that is no field.
 pub fn unfold(head: &mut [u8]) {
-    let mut from = 0;
+    let mut line = memchr::memchr(b'\n', head).map_or(0, |lf| lf + 1);
+    let mut from = line;
     while let Some(lf) = memchr::memchr(b'\n', &head[from..]) {
         let lf = from + lf;
-        if matches!(head.get(lf + 1), Some(b' ' | b'\t')) {
-            head[lf] = b' ';
-            if lf > 0 && head[lf - 1] == b'\r' {
-                head[lf - 1] = b' ';
-            }
-        }
         from = lf + 1;
+        // What has been a field up to here stays one.
+        let goes_on = matches!(head.get(from), Some(b' ' | b'\t'));
+        if !goes_on || memchr::memchr(b':', &head[line..lf]).is_none() {
+            line = from;
+            continue;
+        }
+        head[lf] = b' ';
+        if head[lf - 1] == b'\r' {
+            head[lf - 1] = b' ';
+        }
     }
+}
+
+/// Whether a head that has not come whole can become none any more: whoever speaks
+/// does not speak HTTP/1. Lines that had ended at `from` have been looked at.
+#[must_use]
+pub fn is_hopeless(bytes: &[u8], from: usize) -> bool {
+    const BEGIN: &[u8] = b"HTTP/1.";
+    let begin = BEGIN.len().min(bytes.len());
+    if bytes[..begin] != BEGIN[..begin] {
+        return true;
+    }
+    let from = from.min(bytes.len());
+    let line = memchr::memrchr(b'\n', &bytes[..from]).map_or(0, |lf| lf + 1);
+    let mut lines = bytes[line..].split_inclusive(|byte| *byte == b'\n');
+    // The first line of all is no field.
+    let skipped = if line == 0 { 1 } else { 0 };
+    lines.by_ref().take(skipped).for_each(drop);
+    lines.any(|line| {
+        let goes_on = matches!(line.first(), Some(b' ' | b'\t'));
+        line.ends_with(b"\n") && !goes_on && !line.contains(&b':')
+    })
 }
 
 /// Parses the complete head of the answer to a request by this method, unfolded.
@@ -155,6 +187,10 @@ pub fn parse<'a>(bytes: &'a [u8], method: &str) -> Result<Answer<'a>, AnswerErro
     let framed = framing(of("transfer-encoding"), of("content-length"))?;
     if status == 101 {
         return Err(AnswerError::Switches);
+    }
+    let commas = |value: &[u8]| memchr::memchr_iter(b',', value).count() + 1;
+    if of("connection").map(commas).sum::<usize>() > MAX_NAMED {
+        return Err(HeadError::TooManyFields.into());
     }
     let bodiless = method == "HEAD" || matches!(status, 100..200 | 204 | 304);
     let body = if bodiless { AnswerBody::None } else { framed };
@@ -198,6 +234,7 @@ impl Answer<'_> {
             .map(<[u8]>::trim_ascii)
             .collect();
         let in_our_name = self.values("proxy-status").any(names_us);
+        let is_coded = self.values("transfer-encoding").next().is_some();
         let mut has_length = false;
         for (name, value) in &self.fields {
             let is = |wanted: &str| name.eq_ignore_ascii_case(wanted);
@@ -211,8 +248,7 @@ impl Answer<'_> {
             if is("content-length") {
                 // Once; not beside chunks; and not where none can be
                 // (RFC 9110 section 8.6).
-                let meant = !matches!(self.body, AnswerBody::Chunked | AnswerBody::ToTheEnd);
-                if std::mem::replace(&mut has_length, true) || !meant || self.is_bare() {
+                if std::mem::replace(&mut has_length, true) || is_coded || self.is_bare() {
                     continue;
                 }
             }
@@ -431,7 +467,8 @@ mod tests {
             ),
             ("20 OK\r\n", Head(HeadError::StatusLine)),
             ("200 OK\r\nno field\r\n", Head(HeadError::FieldName)),
-            ("200 OK\r\nX: y\r\n folded\r\n", Head(HeadError::FieldName)),
+            (" 200 OK\r\n", Head(HeadError::StatusLine)),
+            ("200 OK\r\n X: y\r\n", Head(HeadError::Folded)),
             ("200 OK\r\nX: y\r\n fold: ed\r\n", Head(HeadError::Folded)),
             ("200 OK\r\nX: y\rZ: z\r\n", Head(HeadError::BareCr)),
             ("200 OK\r\nX: y\0\r\n", Head(HeadError::FieldValue)),
@@ -445,6 +482,11 @@ mod tests {
         );
         assert_eq!(read(&many, "GET"), Err(Head(HeadError::TooManyFields)));
         assert_eq!(parse(b"", "GET"), Err(Head(HeadError::StatusLine)));
+        let names = format!(
+            "HTTP/1.1 200 OK\r\nConnection: {}\r\n\r\n",
+            "a,".repeat(MAX_NAMED)
+        );
+        assert_eq!(read(&names, "GET"), Err(Head(HeadError::TooManyFields)));
     }
 
     #[test]
@@ -460,12 +502,39 @@ mod tests {
     }
 
     #[test]
+    fn what_is_no_http_is_known_before_its_end() {
+        let good = b"HTTP/1.1 200 OK\r\nA: b\r\n folded\r\nC : d\n";
+        for split in 0..good.len() {
+            for looked in 0..=split {
+                assert!(!is_hopeless(&good[..split], looked), "{split} {looked}");
+            }
+        }
+        for (raw, looked) in [
+            (&b"SSH-2.0-x\r\n"[..], 0),
+            (b"220 mail ESMTP\r\n", 0),
+            (b"HTTP/2 200\r\n", 0),
+            (b"\x15\x03", 0),
+            (b"hello", 5),
+            (b"HTTP/1.1 200 OK\r\nno field\r\n", 0),
+            (b"HTTP/1.1 200 OK\r\nno field\r\n", 20),
+        ] {
+            assert!(is_hopeless(raw, looked), "{raw:?}");
+        }
+    }
+
+    #[test]
     fn a_folded_field_is_one_line() {
         let mut raw = *b"HTTP/1.1 200 OK\r\nA: b\r\n c\n\td\r\nE: f\r\n\r\n x";
         let head = end(&raw, 0).expect("a head");
         unfold(&mut raw[..head]);
         let answer = parse(&raw[..head], "GET").expect("an answer");
         assert_eq!(answer.fields, [("A", &b"b   c \td"[..]), ("E", b"f")]);
+        let mut name = *b"HTTP/1.1 200 OK\r\nX\r\n : y\r\n\r\n";
+        unfold(&mut name);
+        assert_eq!(name, *b"HTTP/1.1 200 OK\r\nX\r\n : y\r\n\r\n");
+        let mut first = *b"HTTP/1.1 200 OK\r\n X: y\r\n\r\n";
+        unfold(&mut first);
+        assert_eq!(first, *b"HTTP/1.1 200 OK\r\n X: y\r\n\r\n");
         for mut odd in [&b"\n"[..], b"\n ", b" \n", b"\r\n ", b""].map(<[u8]>::to_vec) {
             unfold(&mut odd);
         }
@@ -499,6 +568,13 @@ mod tests {
                 "GET"
             ),
             "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n"
+        );
+        assert_eq!(
+            onward(
+                "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n",
+                "HEAD"
+            ),
+            "HTTP/1.1 200 OK\r\n"
         );
         // No body, and no word of one where none can be.
         assert_eq!(

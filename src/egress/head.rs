@@ -10,6 +10,9 @@ use super::target::MAX_TARGET_BYTES;
 /// The most header fields a request may have.
 pub const MAX_FIELDS: usize = 200;
 
+/// The most names that its `Connection` may have, in all.
+const MAX_NAMED: usize = 64;
+
 /// A request head, borrowed from the bytes it was read from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Head<'a> {
@@ -77,7 +80,7 @@ pub enum HeadError {
     FieldName,
     /// A control character in a value.
     FieldValue,
-    /// Over [`MAX_FIELDS`].
+    /// Over [`MAX_FIELDS`], or 64 names in `Connection`.
     TooManyFields,
     /// Two `Host` fields.
     TwoHosts,
@@ -114,7 +117,7 @@ impl HeadError {
             Self::Folded => "a header line is folded",
             Self::FieldName => "a header field's name is not a token followed by a colon",
             Self::FieldValue => "a header field's value has a control character",
-            Self::TooManyFields => "there are more than 200 header fields",
+            Self::TooManyFields => "there are too many header fields, or names in Connection",
             Self::TwoHosts => "there are two Host fields",
             Self::NoHost => "an HTTP/1.1 request needs a Host field",
             Self::TwoLengths => "there are two Content-Length values",
@@ -184,6 +187,14 @@ pub fn parse(bytes: &[u8]) -> Result<Head<'_>, HeadError> {
         0 if version_11 && method != "CONNECT" => return Err(HeadError::NoHost),
         0 | 1 => {}
         _ => return Err(HeadError::TwoHosts),
+    }
+    // Each of its names is held against each field.
+    let commas = |value: &[u8]| memchr::memchr_iter(b',', value).count() + 1;
+    let of_connection = fields
+        .iter()
+        .filter(|(name, _)| name.eq_ignore_ascii_case("connection"));
+    if of_connection.map(|(_, value)| commas(value)).sum::<usize>() > MAX_NAMED {
+        return Err(HeadError::TooManyFields);
     }
     if named("proxy-authorization") > 1 {
         return Err(HeadError::TwoCredentials);

@@ -140,12 +140,21 @@ impl DnsName {
     }
 
     /// Whether it means the machine of whoever looks it up (RFC 6761 section
-    /// 6.3).
+    /// 6.3), also by the names that Linux distributions have for it.
     #[must_use]
     pub fn is_localhost(&self) -> bool {
-        self.0
-            .strip_suffix("localhost")
-            .is_some_and(|above| above.is_empty() || above.ends_with('.'))
+        const ALIASES: [&str; 7] = [
+            "ip6-localhost",
+            "ip6-loopback",
+            "localhost.localdomain",
+            "localhost4",
+            "localhost4.localdomain4",
+            "localhost6",
+            "localhost6.localdomain6",
+        ];
+        let below = self.0.strip_suffix("localhost");
+        below.is_some_and(|above| above.is_empty() || above.ends_with('.'))
+            || ALIASES.contains(&self.as_str())
     }
 }
 
@@ -407,7 +416,11 @@ mod tests {
             ("localhost", true),
             ("LocalHost.", true),
             ("acme.localhost", true),
+            ("localhost.localdomain", true),
+            ("ip6-localhost", true),
+            ("localhost6", true),
             ("localhost.test", false),
+            ("localhost5", false),
             ("notlocalhost", false),
         ] {
             let name = DnsName::parse(raw).expect(raw);

@@ -79,7 +79,7 @@ impl Judge {
         let calls = calls.map_or(Calls::Unseen, Calls::Seen);
         let decision = self.policy.decide_calls(&who.subject(), request, calls);
         match decision.proven_by(proven(who)) {
-            Decision::Allow(permit) if leads.are_let_by(&permit) => Ok(()),
+            Decision::Allow(permit) if leads.are_let_by(&permit, request) => Ok(()),
             _ => Err(TunnelEnd::PolicyChanged),
         }
     }
@@ -125,9 +125,9 @@ impl Judge {
 impl Leads {
     /// Whether this permit lets it lead there. Where nobody here knows an
     /// address, one that is given for some addresses does not.
-    fn are_let_by(&self, permit: &Permit) -> bool {
+    fn are_let_by(&self, permit: &Permit, request: &EgressRequest) -> bool {
         match self {
-            Self::Behind => true,
+            Self::Behind => permit.behind(&request.authority.host).is_ok(),
             Self::To(address) => permit.address(*address).is_ok(),
             Self::ToName(addresses) if addresses.is_empty() => permit.unresolved().is_ok(),
             Self::ToName(addresses) => addresses.iter().all(|ip| permit.address(*ip).is_ok()),

@@ -749,7 +749,7 @@ impl Gate {
 
     /// The same for a service that the operator has put behind the gateway,
     /// under a name that only policy knows: where it is, is his to say, and is
-    /// not judged. `at` is where it listens; `None` for a Unix socket, and where
+    /// not judged. A leave for some addresses, at whatever host, is none for it. `at` is where it listens; `None` for a Unix socket, and where
     /// the caller knows its addresses.
     ///
     /// # Errors
@@ -763,6 +763,16 @@ impl Gate {
     ) -> Result<Admission, Denial> {
         let asked = (request, calls, paid);
         let (permit, spending) = self.decide(who, asked, trail).await?;
+        match permit.behind(&request.authority.host) {
+            Ok(None) => {}
+            Ok(Some(denied)) => trail.would_deny(denied.reason().as_str()),
+            Err(denied) => {
+                trail.not_admitted();
+                return Err(Denial::of_policy(&denied)
+                    .towards(&request.authority)
+                    .detail("the leave is for some addresses only, and this is at none of them: name the host"));
+            }
+        }
         let addresses = match at {
             None => Vec::new(),
             Some(at) => self

@@ -39,6 +39,8 @@ pub struct AuditTrail {
     record: Option<AuditRecord>,
     started: Duration,
     inside_tunnel: bool,
+    /// Whether the destination may have got something of it.
+    under_way: bool,
     /// Where a budget of bytes is on trial: whether it would have cut this.
     trial: Option<Arc<Trial>>,
     ports: Arc<TrailPorts>,
@@ -50,6 +52,7 @@ impl AuditTrail {
         Self {
             started: ports.clock.monotonic(),
             inside_tunnel: false,
+            under_way: false,
             trial: None,
             record: Some(AuditRecord {
                 client: opening.client,
@@ -174,6 +177,7 @@ impl AuditTrail {
     pub(super) fn on_behalf_of(&mut self, who: &Principal) {
         self.edit(|record| {
             record.on_behalf_of = Some(who.agent().clone());
+            record.on_behalf_of_tenant = who.tenant().cloned();
             record.act = who.act().cloned();
             record.token_jti = who.jti().cloned();
         });
@@ -224,6 +228,11 @@ impl AuditTrail {
         self.edit(|record| record.action_allowed = false);
     }
 
+    /// From here the destination may get something of it.
+    pub fn under_way(&mut self) {
+        self.under_way = true;
+    }
+
     /// The address that is dialled.
     pub fn dialled(&mut self, address: IpAddr) {
         self.edit(|record| record.destination_ip = Some(address));
@@ -246,9 +255,12 @@ impl AuditTrail {
 
     /// Notes a refusal; it is written when the trail ends.
     pub fn refused(&mut self, denial: &Denial) {
+        let under_way = self.under_way;
         self.edit(|record| {
-            // An upstream that fails was allowed; the record says both.
-            record.action_allowed = record.action_allowed && denial.is_upstreams();
+            // An upstream that fails was allowed; the record says both. So was what
+            // is cut when it may have reached the destination already.
+            let passed = under_way || denial.is_upstreams();
+            record.action_allowed = record.action_allowed && passed;
             record.reason = denial.code();
             record.status = Some(denial.status());
             if matches!(denial.cause, Cause::Policy(_) | Cause::OwnListener) {
@@ -346,6 +358,7 @@ impl AuditTrail {
             record: closing,
             started: self.started,
             inside_tunnel: self.inside_tunnel,
+            under_way: self.under_way,
             trial: self.trial.clone(),
             ports: Arc::clone(&self.ports),
         };

@@ -10,7 +10,8 @@ use super::range::class_of;
 use super::rule::{Calls, Fit, Rule};
 use super::set::{PolicySet, RuleId, Rules, Scope};
 use crate::egress::{
-    AddressClass, AddressRange, AgentId, Ask, Destination, EgressRequest, Host, Subject,
+    AddressClass, AddressRange, AgentId, Ask, Destination, EgressRequest, Host, HostPattern,
+    Subject,
 };
 
 /// The port on which a tunnel is TLS, so that one whose inside must be seen is
@@ -171,6 +172,22 @@ impl Permit {
         match bound.map(|id| self.denied(DenyReason::AddressNotAllowed, id)) {
             Some(denied) if denied.enforced() => Err(denied),
             advisory => Ok(advisory),
+        }
+    }
+
+    /// Whether the target may be asked for where the operator has put a service
+    /// behind that name, at an address that is nobody else's to judge. Only a rule
+    /// that names it, or that is for no addresses, is about it: a leave for some
+    /// addresses, at whatever host, is none for a service that is at none of them.
+    ///
+    /// # Errors
+    /// [`Denied`]: the rule or the credential is for some addresses only.
+    pub fn behind(&self, host: &Host) -> Result<Option<Denied>, Denied> {
+        let names = |pattern: &HostPattern| *pattern != HostPattern::Any && pattern.matches(host);
+        let is_named = |id: RuleId| self.rules.rule(id).hosts.iter().any(names);
+        match self.rule {
+            Some(id) if self.token_ranges.is_none() && is_named(id) => Ok(None),
+            _ => self.unresolved(),
         }
     }
 

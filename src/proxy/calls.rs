@@ -15,7 +15,8 @@ use crate::identity::Principal;
 use super::conn::Connection;
 use super::exchange::Exchange;
 use super::fields::{
-    CALLER_FIELD, CALLER_TENANT_FIELD, ON_BEHALF_OF_FIELD, TOKEN_FIELD, brought_along, remove_alike,
+    CALLER_FIELD, CALLER_TENANT_FIELD, ON_BEHALF_OF_FIELD, ON_BEHALF_OF_TENANT_FIELD, TOKEN_FIELD,
+    brought_along, remove_alike,
 };
 use super::forward::Forward;
 use super::look::Verdict;
@@ -154,7 +155,12 @@ pub(super) fn go_between(
 ) -> pingora::Result<()> {
     remove_alike(
         request,
-        &[CALLER_FIELD, CALLER_TENANT_FIELD, ON_BEHALF_OF_FIELD],
+        &[
+            CALLER_FIELD,
+            CALLER_TENANT_FIELD,
+            ON_BEHALF_OF_FIELD,
+            ON_BEHALF_OF_TENANT_FIELD,
+        ],
     );
     // The field itself is there only where its token was verified.
     let verified = request.headers.get(TOKEN_FIELD).cloned();
@@ -171,6 +177,9 @@ pub(super) fn go_between(
     }
     if let Some(whom) = &call.on_behalf_of {
         request.insert_header(ON_BEHALF_OF_FIELD, whom.agent().as_str())?;
+        if let Some(tenant) = whom.tenant() {
+            request.insert_header(ON_BEHALF_OF_TENANT_FIELD, tenant.as_str())?;
+        }
     }
     if call.prefix > 0 {
         let path = String::from_utf8_lossy(request.raw_path()).into_owned();

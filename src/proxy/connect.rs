@@ -87,7 +87,7 @@ pub(super) async fn connect(wire: &Arc<Wire>, io: ConnIo, head: ConnectHead) -> 
         }
         Err(denial) => {
             let inside = wire.inside.as_ref();
-            if let Some(telling) = inside.and_then(|inside| inside.tells(&denial, wire)) {
+            if let Some(telling) = inside.and_then(|inside| inside.tells(&denial)) {
                 let wire = Arc::clone(wire);
                 return Some(Box::pin(inside::tell(wire, io, trail, denial, telling)));
             }

@@ -29,9 +29,11 @@ fn denial_of_pingoras(error: &Error, cut: Option<&str>) -> Option<Denial> {
         _ => match error.esource() {
             ErrorSource::Downstream => match error.etype() {
                 _ if is_malformed(error) => Cause::BadRequest("the chunked body is malformed"),
-                ErrorType::ReadError | ErrorType::WriteError | ErrorType::ConnectionClosed => {
-                    return None;
-                }
+                // Of a stream of HTTP/2 that has been reset nothing can be said on it.
+                ErrorType::ReadError
+                | ErrorType::WriteError
+                | ErrorType::ConnectionClosed
+                | ErrorType::H2Error => return None,
                 ErrorType::ReadTimedout => Cause::HeaderTimeout,
                 _ => Cause::BadRequest("the request is malformed"),
             },

@@ -19,6 +19,8 @@ pub(super) const CALLER_FIELD: &str = "x-agentport-caller";
 pub(super) const CALLER_TENANT_FIELD: &str = "x-agentport-caller-tenant";
 /// For whom it calls.
 pub(super) const ON_BEHALF_OF_FIELD: &str = "x-agentport-on-behalf-of";
+/// The tenant of whoever that is.
+pub(super) const ON_BEHALF_OF_TENANT_FIELD: &str = "x-agentport-on-behalf-of-tenant";
 
 /// The credential of a request to the gateway itself, and the field it was in.
 pub(super) fn own_credential(headers: &http::HeaderMap) -> (&'static str, Option<Vec<u8>>) {
@@ -192,11 +194,11 @@ pub(super) fn remove_hop_fields(response: &mut ResponseHeader) {
     }
 }
 
-/// Takes fields off, also where their names have an underscore for a dash: what
-/// is modelled on CGI (RFC 3875 section 4.1.18) reads both as one name.
+/// Takes fields off, also where their names have an underscore or another mark for
+/// a dash: what is modelled on CGI (RFC 3875 section 4.1.18) reads them as one name.
 pub(super) fn remove_alike(request: &mut RequestHeader, names: &[&str]) {
     let is = |name: &HeaderName| {
-        let dashed = name.as_str().replace('_', "-");
+        let dashed = (name.as_str()).replace(|c: char| !c.is_ascii_alphanumeric(), "-");
         names.contains(&dashed.as_str())
     };
     let found = request.headers.keys().filter(|name| is(name));
@@ -207,8 +209,9 @@ pub(super) fn remove_alike(request: &mut RequestHeader, names: &[&str]) {
 }
 
 /// Fields in which a service behind a proxy looks for its client.
-pub(super) const CLIENTS_OWN_WORD: [&str; 6] = [
+pub(super) const CLIENTS_OWN_WORD: [&str; 7] = [
     "forwarded",
+    "x-forwarded-client-cert",
     "x-forwarded-for",
     "x-forwarded-host",
     "x-forwarded-port",
@@ -264,6 +267,7 @@ mod tests {
             "X_AgentPort_Caller",
             "x-agentport_caller",
             "x_agentport_caller_tenant",
+            "x.agentport~caller",
             "x-agentport-callers",
             "caller",
         ] {

@@ -266,6 +266,7 @@ impl ProxyHttp for Forward {
             return Error::e_explain(ErrorType::InternalError, "an address that was not admitted");
         }
         if let Some(trail) = &mut exchange.trail {
+            trail.under_way();
             if let Some(hop) = &exchange.hop {
                 trail.by_proxy(hop.parent.shown());
             }

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_rustls::TlsAcceptor;
 
 use crate::egress::ChunkedBody;
@@ -36,24 +36,39 @@ pub(super) struct Inside {
     pub(super) certificates: Arc<dyn RefusalCertificates>,
     /// All of policy's, or where the rule says so.
     pub(super) all: bool,
+    /// How many are told at once. They take no places from tunnels: whoever is
+    /// refused would else keep others out. Beyond it a refusal is told outside.
+    pub(super) places: Arc<Semaphore>,
 }
 
 /// Leave to tell a refusal inside its tunnel.
 pub(super) struct Telling {
     server: Arc<ServerConfig>,
-    /// It counts as a tunnel while it lasts.
     _place: OwnedSemaphorePermit,
 }
 
 impl Inside {
+    /// For a gateway of so many tunnels.
+    pub(super) fn new(
+        certificates: Arc<dyn RefusalCertificates>,
+        all: bool,
+        tunnels: usize,
+    ) -> Self {
+        Self {
+            certificates,
+            all,
+            places: Arc::new(Semaphore::new((tunnels / 8).clamp(1, MOST_TOLD))),
+        }
+    }
+
     /// Whether a refusal is one of those. Only what policy refuses is: who has
     /// no good credential gets no answer but that.
-    pub(super) fn tells(&self, denial: &Denial, wire: &Wire) -> Option<Telling> {
+    pub(super) fn tells(&self, denial: &Denial) -> Option<Telling> {
         let refused = matches!(denial.cause, Cause::Policy(_) | Cause::OwnListener);
         if !refused || !(self.all || denial.form() == RefusalForm::Inside) {
             return None;
         }
-        let place = Arc::clone(&wire.shared.tunnel_slots).try_acquire_owned();
+        let place = Arc::clone(&self.places).try_acquire_owned();
         Some(Telling {
             server: self.certificates.server(&denial.destination()?.host)?,
             _place: place.ok()?,
@@ -93,6 +108,8 @@ pub(super) async fn tell(
     io.close_gently().await;
 }
 
+/// The most that are told at once.
+const MOST_TOLD: usize = 256;
 /// How long a body may go on that nobody wants.
 const LEAVING: Duration = Duration::from_secs(5);
 /// How much of it is read.

@@ -266,7 +266,11 @@ impl Wire {
     #[must_use]
     pub fn telling_inside(self, certificates: Arc<dyn RefusalCertificates>, all: bool) -> Self {
         Self {
-            inside: Some(inside::Inside { certificates, all }),
+            inside: Some(inside::Inside::new(
+                certificates,
+                all,
+                self.shared.settings.tunnels,
+            )),
             ..self
         }
     }

@@ -384,6 +384,7 @@ async fn ask(
     let address = exchange.addresses.get(exchange.attempt);
     if let (Some(trail), Some(address)) = (&mut exchange.trail, address) {
         trail.dialled(address.ip());
+        trail.under_way();
     }
     let settings = &shared.settings;
     let written = timeout(settings.body_timeout, stream.write_all(&sent.onward));
@@ -407,7 +408,10 @@ async fn ask(
         let head = match read {
             Ok(Ok(Some(head))) => head,
             Ok(Ok(None)) => {
-                let why = "the head of the answer is longer than 256 KiB";
+                let why = match unread.len() > MOST_HEAD {
+                    true => "the head of the answer is longer than 256 KiB",
+                    false => "the destination does not answer in HTTP/1",
+                };
                 return Err(denied(Cause::UpstreamProtocol, why));
             }
             Ok(Err(_)) if unread.is_empty() && interim == 0 => return Err(Asked::Unheard),
@@ -446,20 +450,31 @@ async fn ask(
     }
 }
 
-/// Reads until a head is whole, and gives its length; `None` where it is too long.
+/// Reads until a head is whole, and gives its length; `None` where it is too long,
+/// or will never be one.
 async fn read_head(
     stream: &mut TcpStream,
     unread: &mut BytesMut,
 ) -> std::io::Result<Option<usize>> {
     let mut looked = 0;
     loop {
+        // Some send an empty line too many (RFC 9112 section 2.2).
+        let blank = |bytes: &[u8]| match bytes {
+            [b'\r', b'\n', ..] => 2,
+            [b'\n', ..] => 1,
+            _ => 0,
+        };
+        while blank(unread) > 0 {
+            unread.advance(blank(unread));
+            looked = 0;
+        }
         if let Some(end) = answer::end(unread, looked) {
             return Ok(Some(end));
         }
-        looked = unread.len();
-        if looked > MOST_HEAD {
+        if unread.len() > MOST_HEAD || answer::is_hopeless(unread, looked) {
             return Ok(None);
         }
+        looked = unread.len();
         unread.reserve(FIRST_READ);
         if stream.read_buf(unread).await? == 0 {
             return Err(std::io::ErrorKind::UnexpectedEof.into());
@@ -554,11 +569,11 @@ async fn pass_on(
         let before = out.len();
         // What is long goes on from where it lies.
         let direct = rest.direct(unread.len()).filter(|count| *count > TOGETHER);
-        let data = match direct {
-            Some(count) => count as u64,
-            None => rest
-                .pass(unread, out)
-                .map_err(|error| broke_off(&error.to_string()))?,
+        let mut data = direct.unwrap_or(0) as u64;
+        // What came before a mistake is good, and goes on.
+        let framed = match direct {
+            Some(_) => Ok(()),
+            None => rest.pass(unread, out, &mut data),
         };
         if let Err(error) = exchange.spend(Way::Down, data).await {
             out.truncate(before);
@@ -580,6 +595,7 @@ async fn pass_on(
             rest.passed(count);
         }
         exchange.sent += data;
+        framed.map_err(|error| broke_off(&error.to_string()))?;
         if rest.is_done() {
             return Ok(());
         }
@@ -667,40 +683,46 @@ impl Rest {
         }
     }
 
-    /// Takes what has come, writes what goes on of it, and gives how many bytes of
-    /// that are data. What comes behind the body stays.
-    fn pass(&mut self, unread: &mut BytesMut, out: &mut Vec<u8>) -> Result<u64, ChunkError> {
+    /// Takes what has come, writes what goes on of it, and counts the bytes of that
+    /// which are data. What comes behind the body stays.
+    fn pass(
+        &mut self,
+        unread: &mut BytesMut,
+        out: &mut Vec<u8>,
+        data: &mut u64,
+    ) -> Result<(), ChunkError> {
         match self {
             Self::Bytes(_) => {
                 let count = self.direct(unread.len()).unwrap_or(0);
                 out.extend_from_slice(&unread[..count]);
                 unread.advance(count);
                 self.passed(count);
-                Ok(count as u64)
+                *data += count as u64;
             }
             Self::ToTheEnd { ended } => {
-                let count = unread.len();
                 write_chunk(out, unread);
+                *data += unread.len() as u64;
                 unread.clear();
                 if *ended {
                     out.extend_from_slice(b"0\r\n\r\n");
                 }
-                Ok(count as u64)
             }
-            Self::Chunks(chunks) => pass_chunks(chunks, unread, out),
+            Self::Chunks(chunks) => pass_chunks(chunks, unread, out, data)?,
         }
+        Ok(())
     }
 }
 
 /// The same for chunks, which need not be those in which the origin has cut them.
+/// Trailers are data too: an agent gets them.
 fn pass_chunks(
     (body, trailers): &mut (ChunkedBody, Vec<u8>),
     unread: &mut BytesMut,
     out: &mut Vec<u8>,
-) -> Result<u64, ChunkError> {
-    let mut data = 0;
+    data: &mut u64,
+) -> Result<(), ChunkError> {
     if body.is_done() {
-        return Ok(data);
+        return Ok(());
     }
     while !unread.is_empty() && !body.is_done() {
         let sure = usize::try_from(body.data_left()).unwrap_or(usize::MAX);
@@ -708,7 +730,7 @@ fn pass_chunks(
         body.advance(&unread[..count])?;
         if sure > 0 {
             write_chunk(out, &unread[..count]);
-            data += count as u64;
+            *data += count as u64;
         } else if body.in_trailers() {
             trailers.push(unread[0]);
         }
@@ -716,10 +738,12 @@ fn pass_chunks(
     }
     if body.is_done() {
         out.extend_from_slice(b"0\r\n");
+        let before = out.len();
         write_trailers(out, trailers);
+        *data += (out.len() - before) as u64;
         out.extend_from_slice(b"\r\n");
     }
-    Ok(data)
+    Ok(())
 }
 
 fn write_chunk(out: &mut Vec<u8>, data: &[u8]) {
@@ -753,10 +777,10 @@ mod tests {
         let mut data = 0;
         for part in [&bytes[..cut], &bytes[cut..]] {
             unread.extend_from_slice(part);
-            data += rest.pass(&mut unread, &mut out).expect("well framed");
+            (rest.pass(&mut unread, &mut out, &mut data)).expect("well framed");
         }
         if rest.ends_here() {
-            data += rest.pass(&mut unread, &mut out).expect("well framed");
+            (rest.pass(&mut unread, &mut out, &mut data)).expect("well framed");
         }
         assert!(rest.is_done());
         (String::from_utf8(out).expect("ascii"), data, unread.len())
@@ -782,7 +806,7 @@ mod tests {
         for cut in 0..raw.len() {
             let (text, data, left) = passed(AnswerBody::Chunked, raw, cut);
             let (found, behind) = unchunked(&text);
-            assert_eq!((found.as_str(), data), ("abc0123456789", 13), "{cut}");
+            assert_eq!((found.as_str(), data), ("abc0123456789", 13 + 10), "{cut}");
             assert_eq!((behind, left), ("X-Sum: 7\r\n\r\n", 4), "{cut}");
         }
         for cut in 0..8 {
@@ -825,7 +849,7 @@ mod tests {
             b"0\r\nno field\r\n\r\n",
         ] {
             let (mut rest, mut out) = (Rest::of(AnswerBody::Chunked), Vec::new());
-            let passed = rest.pass(&mut BytesMut::from(raw), &mut out);
+            let passed = rest.pass(&mut BytesMut::from(raw), &mut out, &mut 0);
             assert!(passed.is_err(), "{raw:?}");
             assert!(!out.ends_with(b"0\r\n\r\n"), "{raw:?}");
         }

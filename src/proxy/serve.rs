@@ -75,6 +75,8 @@ pub(super) async fn serve(wire: &Arc<Wire>, mut io: ConnIo) -> Option<Tunnel> {
         io = next;
         first_request = false;
         if *wire.shutdown.borrow() {
+            // What the client has sent meanwhile must not take its answer with it.
+            Box::pin(io.close_gently()).await;
             return None;
         }
     }

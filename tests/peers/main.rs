@@ -24,7 +24,7 @@ use agentport::identity::{IssueRequest, SigningKey, TokenIssuer};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use support::conn::Conn;
-use support::gateway::{Gateway, SECRET, token};
+use support::gateway::{Gateway, SECRET, token, token_with};
 use support::origin::{Origin, Untouched};
 use support::pki::{Issued, Pki, Valid, replace};
 use support::wait_for;
@@ -401,6 +401,36 @@ fn policy_says_who_may_call_whom_and_how() {
 }
 
 #[test]
+fn a_leave_for_some_addresses_is_none_for_what_is_behind_the_gateway() {
+    let service = Untouched::listen();
+    let at = format!("127.0.0.1:{}", service.port());
+    for (case, rule) in [
+        ("addresses alone", "addresses: [203.0.113.0/24]"),
+        ("its own address alone", "addresses: [127.0.0.0/8]"),
+        ("every host", "hosts: [\"*\"], addresses: [203.0.113.0/24]"),
+        (
+            "another host",
+            "hosts: [a.test], addresses: [203.0.113.0/24]",
+        ),
+    ] {
+        let policy = format!(
+            "version: 1\nrules:\n  - {{name: some, action: allow, agents: any, ports: any, {rule}}}\n"
+        );
+        let agents = directory("bob", std::slice::from_ref(&at));
+        let between = Between::start_with(&policy, &agents, &[("agent.upstream", &at)]);
+        let (status, text) = between.call("bob.peers.internal", "/x", "");
+        assert_eq!(status, 403, "a call of a peer, {case}: {text}");
+        let mut conn = between.gateway.connect();
+        conn.send(format!(
+            "GET /v1/x HTTP/1.1\r\nHost: gateway\r\nAuthorization: Bearer {}\r\n\r\n",
+            token("bot")
+        ));
+        assert_eq!(conn.response().status, 403, "the fronted agent, {case}");
+        service.check(case);
+    }
+}
+
+#[test]
 fn nothing_but_a_certificate_of_the_agents_ca_opens_it() {
     let bob = Untouched::listen();
     let between = Between::start(
@@ -511,6 +541,20 @@ fn on_whose_behalf_is_verified_passed_on_and_recorded() {
     assert_eq!(record["act"], serde_json::json!(["alice", "dave"]));
     assert_eq!(record["status"], 200);
     assert!(text.contains(record["request_id"].as_str().expect("an id")));
+
+    // Two tenants may have an agent of one name.
+    let field = format!(
+        "X-AgentPort-Token: {}\r\nX-AgentPort-On-Behalf-Of-Tenant: other\r\n",
+        token_with("carol", Some("acme"), None)
+    );
+    let (status, text) = between.call("bob.peers.internal", "/open/x", &field);
+    assert_eq!(status, 200, "{text}");
+    let tenants = bob.last();
+    let tenants = tenants.all("x-agentport-on-behalf-of-tenant");
+    assert_eq!(tenants, ["acme"]);
+    between.gateway.record("the tenant's", |record| {
+        record["on_behalf_of"] == "carol" && record["on_behalf_of_tenant"] == "acme"
+    });
 
     // A token that does not hold is no matter to be passed over.
     let calls = bob.requests().len();

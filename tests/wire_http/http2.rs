@@ -586,3 +586,39 @@ fn a_websocket_goes_through_a_stream() {
     let records = gateway.stop();
     assert_eq!(records.len(), 6, "one record each: {records:#?}");
 }
+
+#[test]
+fn a_stream_that_is_reset_when_the_origin_has_it_is_not_recorded_as_refused() {
+    let gateway = Gateway::open();
+    let (send, reached) = std::sync::mpsc::channel();
+    let send = std::sync::Mutex::new(send);
+    let origin = Origin::serve(move |mut conn, _| {
+        conn.until(b"secret");
+        let sender = send.lock().expect("not failed");
+        sender.send(()).expect("the test waits");
+        conn.rest();
+    });
+    run(async {
+        let sender = connect(gateway.egress()).await;
+        let request = Request::post(format!("http://a.test:{}/up", origin.port()))
+            .header("proxy-authorization", format!("Bearer {}", token("bot")))
+            .body(())
+            .expect("a request");
+        let mut sender = sender.ready().await.expect("open");
+        let (answer, mut stream) = sender.send_request(request, false).expect("sent");
+        let data = Bytes::from_static(b"secret");
+        stream.send_data(data, false).expect("sent");
+        let arrived = tokio::task::spawn_blocking(move || reached.recv_timeout(DEADLINE));
+        arrived.await.expect("joined").expect("the origin has it");
+        stream.send_reset(h2::Reason::CANCEL);
+        drop((answer, stream));
+        // Elsewhere, so that the connection is served meanwhile.
+        let record = tokio::task::spawn_blocking(move || {
+            gateway.record("the upload", |record| record["path"] == "/up")
+        });
+        let record = record.await.expect("joined");
+        assert_eq!(record["action_allowed"], true, "{record}");
+        assert_eq!(record["reason"], "aborted", "{record}");
+        assert_eq!(record["bytes_up"], 6, "{record}");
+    });
+}

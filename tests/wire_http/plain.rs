@@ -138,6 +138,24 @@ fn a_status_that_nobody_knows_and_a_date_go_on_as_they_are() {
 }
 
 #[test]
+fn what_came_before_a_mistake_goes_on() {
+    let gateway = Gateway::open();
+    let origin = Origin::serve(|mut conn, _| {
+        conn.head().expect("a request");
+        conn.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\ngood\r\nZZ\r\n");
+        conn.rest();
+    });
+    let mut client = gateway.connect();
+    client.send(get("/", origin.port(), "bot"));
+    let bytes = client.rest();
+    assert!(bytes.starts_with(b"HTTP/1.1 200 OK\r\n"));
+    assert!(bytes.ends_with(b"\r\n\r\n4\r\ngood\r\n"), "{bytes:?}");
+    let record = gateway.record("the request", |record| record["path"] == "/");
+    assert_eq!(record["reason"], "upstream_broke_off", "{record}");
+    assert_eq!(record["bytes_down"], 4, "{record}");
+}
+
+#[test]
 fn trailers_have_an_end() {
     let gateway = Gateway::open();
     let (send, closed) = mpsc::channel();
@@ -232,17 +250,19 @@ fn an_answer_without_an_end_is_refused() {
         let path = conn.head().expect("a request").asks().1.to_owned();
         match path.as_str() {
             "/fields" => {
-                conn.send_lossy(format!("HTTP/1.1 200 OK\r\n{}\r\n", "A: b\r\n".repeat(201)));
+                conn.send_lossy(format!("HTTP/1.1 200 OK\r\n{}\r\n", "A: b\r\n".repeat(257)));
             }
             "/long" => {
                 conn.send_lossy("HTTP/1.1 200 OK\r\nA: ");
                 conn.send_lossy("x".repeat(300 * 1024));
             }
+            "/banner" => conn.send("SSH-2.0-OpenSSH_9\r\n"),
+            "/field" => conn.send("HTTP/1.1 200 OK\r\nno field\r\n"),
             _ => conn.send_lossy("HTTP/1.1 103 Early Hints\r\n\r\n".repeat(40)),
         }
         conn.rest();
     });
-    for path in ["/fields", "/long", "/interim"] {
+    for path in ["/fields", "/long", "/interim", "/banner", "/field"] {
         let mut client = gateway.connect();
         client.send(get(path, origin.port(), "bot"));
         let mut answer = client.response();

@@ -155,6 +155,32 @@ fn whoever_breaks_off_there_is_one_record() {
 }
 
 #[test]
+fn what_may_have_reached_an_origin_is_not_recorded_as_refused() {
+    let gateway = Gateway::open();
+    let (send, reached) = mpsc::channel();
+    let send = Mutex::new(send);
+    let origin = Origin::serve(move |mut conn, _| {
+        conn.until(b"secret");
+        send.lock()
+            .expect("not failed")
+            .send(())
+            .expect("the test waits");
+        conn.rest();
+    });
+    let mut client = gateway.connect();
+    let post = "POST http://a.test:PORT/up HTTP/1.1\r\nHost: a.test:PORT\r\nAUTH\r\n\
+        Transfer-Encoding: chunked\r\n\r\n6\r\nsecret\r\n";
+    client.send(fill(post, origin.port(), "bot"));
+    reached.recv_timeout(DEADLINE).expect("the origin has it");
+    client.send("ZZ\r\n");
+    assert_eq!(client.response().status, 400);
+    let record = gateway.record("the upload", |record| record["path"] == "/up");
+    assert_eq!(record["action_allowed"], true, "{record}");
+    assert_eq!(record["reason"], "bad_request", "{record}");
+    assert_eq!(record["bytes_up"], 6, "{record}");
+}
+
+#[test]
 fn a_client_may_close_its_half_and_wait() {
     let gateway = Gateway::open();
     let origin = Origin::ok();
