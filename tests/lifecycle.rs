@@ -240,6 +240,40 @@ fn more_connections_than_there_is_room_for() {
 }
 
 #[test]
+fn half_requests_to_the_admin_listener_keep_nobody_out() {
+    const MOST: usize = 256;
+    let origin = Origin::http();
+    let gateway = gateway(OPEN).start();
+    let open_files = || {
+        let folder = format!("/proc/{}/fd", gateway.pid());
+        std::fs::read_dir(folder).expect("a process").count()
+    };
+    let before = open_files();
+    let mut held: Vec<_> = (0..2 * MOST)
+        .map(|_| {
+            let mut stream = dial(gateway.admin());
+            stream
+                .write_all(b"GET /health HTTP/1.1\r\nX-A: ")
+                .expect("sent");
+            stream
+        })
+        .collect();
+    // They are accepted in turn, so this comes after all of them.
+    assert_eq!(gateway.page("/health").status, 200);
+    assert_eq!(gateway.get("bot", &origin.url("/")).status, 200);
+    // The sooner they came, the sooner they go.
+    for stream in &mut held[..MOST] {
+        closed(stream);
+    }
+    let full = "the admin listener is full: connections that wait for their client are closed for new ones";
+    until("it is said", || gateway.said(full));
+    until("the places are given back", || {
+        // Beside the places there are the connections of this test's requests.
+        (open_files() <= before + MOST + 16).then_some(())
+    });
+}
+
+#[test]
 fn who_finds_no_room_is_told_so_and_a_flood_of_them_takes_little() {
     let gateway = gateway(OPEN).set("limits.connections", "1").start();
     let held = dial(gateway.egress());

@@ -864,3 +864,58 @@ fn over_http_by_whoever_has_the_secret() {
         refused.text()
     );
 }
+
+#[test]
+fn guesses_at_the_secret_are_throttled_and_said() {
+    let start = gateway(OPEN);
+    let (list, secret) = (start.path("revoked.jsonl"), start.path("secret"));
+    std::fs::write(&secret, ADMIN).expect("written");
+    let gateway = start
+        .set("identity.revocations.file", list.display().to_string())
+        .set("listen.admin_secret_file", secret.display().to_string())
+        .start();
+    let pages = [
+        ("POST", "/oauth/revoke"),
+        ("POST", "/oauth/introspect"),
+        ("GET", "/v1/revocations"),
+        ("POST", "/v1/revocations"),
+        ("DELETE", "/v1/revocations?kind=agent&value=bot-1"),
+    ];
+    // Who sends none guesses nothing, however often.
+    for (method, path) in pages.iter().cycle().take(50) {
+        assert_eq!(admin(&gateway, method, path, "", "token=x").status, 401);
+    }
+    assert!(gateway.said("a wrong admin secret was sent").is_none());
+    for (method, path) in pages {
+        let throttled = until("the throttle", || {
+            let wrong = "Authorization: Bearer wrong\r\n";
+            let answer = admin(&gateway, method, path, wrong, "token=x");
+            (answer.status != 401).then_some(answer)
+        });
+        assert_eq!(
+            (throttled.status, throttled.error()),
+            (429, "slow_down".into()),
+            "{method} {path}"
+        );
+        assert!(throttled.field("retry-after").is_some());
+    }
+    let line = until("the line", || gateway.said("a wrong admin secret was sent"));
+    let source = line["source"].as_str().unwrap_or_default();
+    assert!(source.starts_with("127.0.0.1:"), "{line}");
+
+    // The operator is let in again by itself, and what was done says by whom.
+    let bearer = format!("Authorization: Bearer {ADMIN}\r\n");
+    let entry = r#"{"kind":"agent","value":"bot-1"}"#;
+    until("the throttle to end", || {
+        let answer = admin(&gateway, "POST", "/v1/revocations", &bearer, entry);
+        (answer.status == 201).then_some(())
+    });
+    let path = "/v1/revocations?kind=agent&value=bot-1";
+    assert_eq!(admin(&gateway, "DELETE", path, &bearer, "").status, 204);
+    for message in ["revoked over HTTP", "a revocation was taken back over HTTP"] {
+        let line = until(message, || gateway.said(message));
+        let source = line["source"].as_str().unwrap_or_default();
+        assert!(source.starts_with("127.0.0.1:"), "{line}");
+        assert_eq!(line["by"], "the operator", "{line}");
+    }
+}

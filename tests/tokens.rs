@@ -6,6 +6,7 @@
 #[expect(dead_code, reason = "each file of tests uses a part")]
 mod support;
 
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -1137,6 +1138,86 @@ fn an_account_speaks_of_its_own_tokens_alone() {
     assert_eq!(origin.connections(), before);
     let said = about("/oauth/introspect", "ours", &ours).json();
     assert_eq!(said, json!({ "active": false }));
+}
+
+/// A connection to the admin listener from another address of this machine.
+fn from_elsewhere(gateway: &Gateway) -> Conn {
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, socket};
+    let made = socket(
+        AddressFamily::Inet,
+        SockType::Stream,
+        SockFlag::SOCK_CLOEXEC,
+        None,
+    );
+    let made = made.expect("a socket");
+    bind(made.as_raw_fd(), &SockaddrIn::new(127, 0, 0, 2, 0)).expect("an address");
+    let to = SockaddrIn::new(127, 0, 0, 1, gateway.admin().port());
+    connect(made.as_raw_fd(), &to).expect("the address accepts");
+    Conn::new(made.into())
+}
+
+#[test]
+fn guesses_at_other_pages_count_as_those_at_the_endpoint() {
+    let accounts = Accounts::new();
+    let key = accounts.open("ci");
+    let wrong = format!("{}{}", &key[..key.len() - 64], "0".repeat(64));
+    for (path, asked) in [
+        ("/oauth/introspect", "introspection"),
+        ("/oauth/revoke", "revocation"),
+    ] {
+        let gateway = accounts.gateway();
+        let form = [("token", "x")];
+        let first = refused(&post_to(&gateway, path, &basic("ci", &wrong), &form));
+        assert_eq!((first.0, first.1.as_str()), (401, "invalid_client"));
+        let record = gateway.record("a wrong key", |record| record["path"] == path);
+        assert_eq!(
+            (&record["event"], &record["reason"], &record["status"]),
+            (
+                &"token_refused".into(),
+                &"invalid_client".into(),
+                &401.into()
+            )
+        );
+        let said = |name: &str| record[name].as_str().unwrap_or_default().to_owned();
+        assert!(said("client").starts_with("127.0.0.1:"), "{record}");
+        assert!(said("detail").starts_with(&format!("{asked}: client \"ci\": ")));
+
+        // Each as another account, so that only the source is the same. What
+        // is not signed costs no hash.
+        let mut guess = 0;
+        let throttled = wait_for("the throttle of the source", || {
+            guess += 1;
+            let part = |text: String| URL_SAFE_NO_PAD.encode(text);
+            let assertion = format!(
+                "{}.{}.{}",
+                part(json!({ "alg": "EdDSA" }).to_string()),
+                part(json!({ "iss": format!("account-{guess}") }).to_string()),
+                part("x".repeat(64))
+            );
+            let form = [
+                ("token", "x"),
+                ("client_assertion_type", JWT_BEARER),
+                ("client_assertion", &assertion),
+            ];
+            let answer = post_to(&gateway, path, "", &form);
+            (answer.status != 401).then_some(answer)
+        });
+        assert_eq!(refused(&throttled).1, "slow_down");
+        let seconds = throttled.field("retry-after").expect("when to come again");
+        assert!(seconds.parse::<u64>().is_ok_and(|seconds| seconds > 0));
+        let line = format!("grant=\"{asked}\",outcome=\"slow_down\"");
+        assert!(gateway.metrics().contains(&line), "{line}");
+
+        // Who asks from elsewhere is not held up.
+        let mut conn = from_elsewhere(&gateway);
+        let body = "grant_type=client_credentials&agent_id=bot";
+        conn.send(format!(
+            "POST /oauth/token HTTP/1.1\r\nHost: admin\r\nContent-Type: application/x-www-form-urlencoded\r\nContent-Length: {}\r\n{}Connection: close\r\n\r\n{body}",
+            body.len(),
+            basic("ci", &key)
+        ));
+        token_in(&conn.response_to("POST"));
+    }
 }
 
 #[test]

@@ -284,7 +284,7 @@ impl Figures {
         let tokens = counted(
             &mut to,
             "agentport_tokens",
-            "Requests to the token endpoint, by grant and what came of them",
+            "Requests to the token endpoint, by grant and what came of them, and clients refused at introspection and revocation",
             Family::<IssuedLabels, Counter>::default(),
         );
         let accounts_reloads = counted(

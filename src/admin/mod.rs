@@ -1,8 +1,10 @@
 //! Health, figures and keys, for operators: the admin listener, and the few
 //! of its pages that the egress listener shows to anybody.
 
+pub mod guesses;
 pub mod oauth;
 pub mod revocation;
+mod serve;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -242,6 +244,15 @@ pub async fn bind(listener: &Listener) -> Result<BoundAdmin, String> {
     }
 }
 
+/// Removes a Unix socket's file when its listener goes.
+struct RemoveSocket(PathBuf);
+
+impl Drop for RemoveSocket {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
 impl BoundAdmin {
     /// Where it listens.
     #[must_use]
@@ -325,19 +336,15 @@ impl Admin {
             .route("/metrics", get(metrics))
             .with_state(self)
             .merge(more);
-        let served = match listener.0 {
+        let bounds = serve::Bounds::default();
+        match listener.0 {
             Socket::Tcp(listener) => {
-                let router = router.into_make_service_with_connect_info::<SocketAddr>();
-                axum::serve(listener, router).await
+                serve::serve(listener, |source| Some(*source), router, bounds).await;
             }
             Socket::Unix(listener, path) => {
-                let served = axum::serve(listener, router).await;
-                let _ = std::fs::remove_file(path);
-                served
+                let _remove = RemoveSocket(path);
+                serve::serve(listener, |_| None, router, bounds).await;
             }
-        };
-        if let Err(error) = served {
-            tracing::error!(%error, "the admin listener has failed");
         }
     }
 

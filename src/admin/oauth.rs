@@ -4,6 +4,7 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
@@ -28,7 +29,7 @@ use crate::identity::{
     KeyRefused, MAX_FORM_BYTES, Principal, ServiceAccount, SigningKey, Terms, TokenIssuer,
     TokenRequest, UsedAssertions, claimed_account, exchange, is_account_id,
 };
-use crate::limit::{Quota, RateLimiter, Throttled};
+use crate::limit::{ConcurrencyLimit, Quota, RateLimiter, Throttled, source_of};
 
 /// Where tokens are had.
 pub const TOKEN_PATH: &str = "/oauth/token";
@@ -51,11 +52,12 @@ const WRONG: u64 = 19;
 const REMEMBERED: usize = 20_000;
 /// How many keys are hashed at once: 19 MiB and a processor for each.
 const HASHES: usize = 2;
-/// How many requests may wait for that, and for how long.
+/// How many requests may wait for that, how many of them from one source, and
+/// for how long. A wrong key is charged only when it has been hashed, so one
+/// source that sends many at once is kept from taking all places by this.
 const WAITING: usize = 64;
+const WAITING_OF_SOURCE: NonZeroU32 = NonZeroU32::new(32).expect("not zero");
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
-/// How long a client may take to send its request.
-const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 /// How many assertions are remembered until they expire.
 const ASSERTIONS: usize = 100_000;
 
@@ -71,6 +73,7 @@ pub struct TokenEndpoint {
     issued: Mutex<HashMap<Arc<str>, Arc<RateLimiter<()>>>>,
     hashing: Arc<Semaphore>,
     waiting: Arc<Semaphore>,
+    waiting_of: ConcurrencyLimit<Option<IpAddr>>,
 }
 
 /// What the endpoint works with.
@@ -145,6 +148,7 @@ impl TokenEndpoint {
             issued: Mutex::default(),
             hashing: Arc::new(Semaphore::new(HASHES)),
             waiting: Arc::new(Semaphore::new(WAITING)),
+            waiting_of: ConcurrencyLimit::new(WAITING),
             parts,
         }
     }
@@ -213,7 +217,8 @@ impl TokenEndpoint {
         // A flood is counted and not written down line by line.
         if !matches!(answer, Err(Refusal::Throttled(_))) {
             let took = self.parts.clock.monotonic().saturating_sub(started);
-            let record = self.record(&answer, grant, account, source, took);
+            let request = (TOKEN_PATH, grant);
+            let record = self.record(answer.as_ref(), request, account, source, took);
             self.parts.log.push(record);
         }
         answer
@@ -285,13 +290,45 @@ impl TokenEndpoint {
         })
     }
 
+    /// Who the client is that asks at another page, this one: throttled as at
+    /// the token endpoint, together with it, and a refusal leaves the same
+    /// record and is counted, as that of `asked`, beside refusals of tokens.
+    ///
+    /// # Errors
+    /// As where a token is asked for.
+    pub async fn client(
+        &self,
+        credential: &ClientCredential,
+        source: Option<SocketAddr>,
+        (path, asked): (&'static str, &'static str),
+    ) -> Result<Client, Refusal> {
+        let started = self.parts.clock.monotonic();
+        let shown = async {
+            self.source(source)?;
+            self.room().await?;
+            self.authenticate(credential, source).await
+        };
+        let refusal = match shown.await {
+            Ok(client) => return Ok(client),
+            Err(refusal) => refusal,
+        };
+        self.parts.figures.token(asked, refusal.code());
+        if matches!(refusal, Refusal::Throttled(_)) {
+            return Err(refusal);
+        }
+        let took = self.parts.clock.monotonic().saturating_sub(started);
+        let record = self.record(Err(&refusal), (path, asked), None, source, took);
+        self.parts.log.push(record);
+        Err(refusal)
+    }
+
     /// Who the client is, by what it shows. Throttled for each client at each
     /// source; a wrong credential costs more than a right one.
     ///
     /// # Errors
     /// [`Refusal`]: that it is not known, that it asks too often, or that too
     /// many do.
-    pub async fn authenticate(
+    async fn authenticate(
         &self,
         credential: &ClientCredential,
         source: Option<SocketAddr>,
@@ -304,12 +341,12 @@ impl TokenEndpoint {
         let claimed = claimed
             .filter(|name| is_account_id(name))
             .unwrap_or_default();
-        let from = source.map(|source| source.ip());
+        let from = counted(source);
         let who = (claimed.clone(), from);
         let now = self.parts.clock.monotonic();
         self.clients.check(&who, now).map_err(Refusal::Throttled)?;
         let checked = match credential {
-            ClientCredential::Key { key, .. } => self.check_key(&claimed, key).await,
+            ClientCredential::Key { key, .. } => self.check_key(&claimed, key, from).await,
             ClientCredential::Assertion { client, assertion } => {
                 self.check_assertion(&claimed, client.as_deref(), assertion)
             }
@@ -323,9 +360,17 @@ impl TokenEndpoint {
     }
 
     /// Off the threads that serve, so many at once, since a hash is dear.
-    async fn check_key(&self, client: &str, key: &str) -> Result<Arc<ServiceAccount>, Refusal> {
+    async fn check_key(
+        &self,
+        client: &str,
+        key: &str,
+        from: Option<IpAddr>,
+    ) -> Result<Arc<ServiceAccount>, Refusal> {
         const BUSY: Refusal = Refusal::Busy("too many clients show their keys at once");
         let check = self.accounts.current().check(client, key, self.now());
+        let Ok(_share) = self.waiting_of.enter(&from, WAITING_OF_SOURCE) else {
+            return Err(BUSY);
+        };
         let _place = match Arc::clone(&self.waiting).try_acquire_owned() {
             Ok(place) => place,
             Err(TryAcquireError::NoPermits | TryAcquireError::Closed) => return Err(BUSY),
@@ -422,7 +467,7 @@ impl TokenEndpoint {
 
     /// One request of this source.
     fn source(&self, source: Option<SocketAddr>) -> Result<(), Refusal> {
-        let from = source.map(|source| source.ip());
+        let from = counted(source);
         let now = self.parts.clock.monotonic();
         self.sources
             .check(&from, now)
@@ -482,14 +527,14 @@ impl TokenEndpoint {
 
     fn record(
         &self,
-        answer: &Result<Issued, Refusal>,
-        grant: &'static str,
+        answer: Result<&Issued, &Refusal>,
+        (path, grant): (&'static str, &'static str),
         account: Option<Arc<ServiceAccount>>,
         source: Option<SocketAddr>,
         took: Duration,
     ) -> AuditRecord {
-        let issued = answer.as_ref().ok().map(|issued| &issued.request);
-        let refusal = answer.as_ref().err();
+        let issued = answer.ok().map(|issued| &issued.request);
+        let refusal = answer.err();
         AuditRecord {
             event: match refusal {
                 None => AuditEvent::TokenIssued,
@@ -505,7 +550,7 @@ impl TokenEndpoint {
             token_ttl_s: issued.map(|issued| issued.lifetime.as_secs()),
             client: source,
             method: "POST".into(),
-            path: Some(TOKEN_PATH.into()),
+            path: Some(path.into()),
             action_allowed: refusal.is_none(),
             reason: refusal.map_or("ok", Refusal::code),
             detail: Some(match refusal {
@@ -668,13 +713,12 @@ async fn token(State(endpoint): State<Arc<TokenEndpoint>>, request: Request<Body
     let (head, body) = request.into_parts();
     let answer = match credentials(&head.headers) {
         Ok(authorization) => {
-            let read = axum::body::to_bytes(body, MAX_FORM_BYTES);
-            match tokio::time::timeout(BODY_TIMEOUT, read).await {
-                Ok(Ok(body)) => endpoint.answer(&body, authorization, source).await,
-                Ok(Err(_)) => Err(wrong_request(
+            // It has been read: `serve` bounds its length and its time.
+            match axum::body::to_bytes(body, MAX_FORM_BYTES).await {
+                Ok(body) => endpoint.answer(&body, authorization, source).await,
+                Err(_) => Err(wrong_request(
                     "the request's body is too long, or broke off",
                 )),
-                Err(_) => Err(wrong_request("the request's body took too long")),
             }
         }
         Err(refusal) => Err(refusal),
@@ -709,7 +753,7 @@ pub(super) fn credentials(headers: &HeaderMap) -> Result<Option<&str>, Refusal> 
     }
 }
 
-fn wrong_request(why: &str) -> Refusal {
+pub(super) fn wrong_request(why: &str) -> Refusal {
     GrantError::InvalidRequest(why.to_owned()).into()
 }
 
@@ -741,7 +785,15 @@ fn seconds(duration: Duration) -> u64 {
     duration.as_secs() + u64::from(duration.subsec_nanos() > 0)
 }
 
-fn limiter<K: std::hash::Hash + Eq + Clone>((per_second, burst): (u64, u64)) -> RateLimiter<K> {
+/// What of a source is counted as one; `None` is a Unix socket.
+pub(super) fn counted(source: Option<SocketAddr>) -> Option<IpAddr> {
+    source.map(|source| source_of(source.ip()))
+}
+
+/// Holds every key to so many units a second, and so many at once.
+pub(super) fn limiter<K: std::hash::Hash + Eq + Clone>(
+    (per_second, burst): (u64, u64),
+) -> RateLimiter<K> {
     let quota = Quota::new(per_second, Duration::from_secs(1), burst);
     // Constants, of which neither is zero nor large.
     RateLimiter::new(quota.expect("a quota that is counted"), REMEMBERED)

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use axum::body::Bytes;
-use axum::extract::{ConnectInfo, DefaultBodyLimit, RawQuery, State};
+use axum::extract::{ConnectInfo, RawQuery, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -30,15 +30,14 @@ use crate::adapters::revocations::{RevocationStore, StoreError};
 use crate::gate::ports::{AgentKeySource, Clock, RevocationSource};
 use crate::identity::{
     AgentKey, CachedVerifier, GrantError, Principal, Revocation, Revoked, RevokedKind, TokenError,
-    TokenQuery,
+    TokenQuery, key_parts,
 };
 
+use super::guesses::{Guesses, shown};
 use super::oauth::{self, INTROSPECTION_PATH, REVOCATION_PATH, TokenEndpoint};
 
 /// The fewest bytes that the admin secret may have.
 const MIN_SECRET_BYTES: usize = 32;
-/// The most bytes of a request's body.
-const MAX_BODY_BYTES: usize = 64 * 1024;
 
 /// Asks for the list to be read now; the answer comes when it is in force, or
 /// says why it cannot be read.
@@ -65,6 +64,8 @@ pub struct RevocationPages {
     /// The file with the admin secret, read for each request so that it may be
     /// rotated. Without one every request is refused.
     pub secret_file: Option<PathBuf>,
+    /// What was guessed at it.
+    pub guesses: Guesses,
 }
 
 type Pages = Arc<RevocationPages>;
@@ -172,7 +173,6 @@ impl RevocationPages {
             .route(REVOCATION_PATH, post(revoke))
             .route(INTROSPECTION_PATH, post(introspect))
             .route("/v1/revocations", get(list).post(add).delete(undo))
-            .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
             .with_state(Arc::new(self))
     }
 
@@ -185,8 +185,13 @@ impl RevocationPages {
     }
 
     /// Whether the request has the admin secret: as a Bearer token, or as the
-    /// password of Basic, beside any user name.
-    async fn authorize(&self, headers: &HeaderMap) -> Result<(), Refusal> {
+    /// password of Basic, beside any user name. The key of a service account,
+    /// which has a form of its own, is no guess at it.
+    async fn authorize(
+        &self,
+        headers: &HeaderMap,
+        source: Option<SocketAddr>,
+    ) -> Result<(), Refusal> {
         let Some(path) = &self.secret_file else {
             return Err(Refusal::Said(
                 StatusCode::FORBIDDEN,
@@ -203,26 +208,33 @@ impl RevocationPages {
                 why.into(),
             )
         };
+        let refused = Err(Refusal::Said(
+            StatusCode::UNAUTHORIZED,
+            "invalid_client",
+            "send the admin secret: Authorization: Bearer SECRET".into(),
+        ));
+        let sent = headers
+            .get(header::AUTHORIZATION)
+            .and_then(|value| value.to_str().ok())
+            .and_then(sent_secret)
+            .filter(|sent| key_parts(sent).is_none());
+        let Some(sent) = sent else {
+            return refused;
+        };
+        self.guesses
+            .may(source, self.clock.monotonic())
+            .map_err(oauth::Refusal::Throttled)?;
         let text = tokio::fs::read_to_string(path)
             .await
             .map_err(|error| unusable(error.to_string()))?;
         let secret = secret_in(&text).map_err(unusable)?;
-        let sent = headers
-            .get(header::AUTHORIZATION)
-            .and_then(|value| value.to_str().ok())
-            .and_then(sent_secret);
         // Their hashes, so that not even the length shows.
         let hash = |text: &str| digest::digest(&digest::SHA256, text.as_bytes());
-        let good =
-            sent.is_some_and(|sent| bool::from(hash(&sent).as_ref().ct_eq(hash(secret).as_ref())));
-        if good {
+        if bool::from(hash(&sent).as_ref().ct_eq(hash(secret).as_ref())) {
             return Ok(());
         }
-        Err(Refusal::Said(
-            StatusCode::UNAUTHORIZED,
-            "invalid_client",
-            "send the admin secret: Authorization: Bearer SECRET".into(),
-        ))
+        self.guesses.wrong(source, self.clock.monotonic());
+        refused
     }
 
     /// The token that a request is about, and who asks: the operator by the
@@ -233,9 +245,12 @@ impl RevocationPages {
         headers: &HeaderMap,
         body: &[u8],
         source: Option<SocketAddr>,
+        page: (&'static str, &'static str),
     ) -> Result<(String, Asker), Refusal> {
-        let refused = match self.authorize(headers).await {
+        let refused = match self.authorize(headers, source).await {
             Ok(()) => return Ok((TokenQuery::parse(body, None)?.token, Asker::Operator)),
+            // It guesses too often: what it is a guess at does not matter.
+            Err(throttled @ Refusal::Client(_)) => return Err(throttled),
             Err(refused) => refused,
         };
         let Some(clients) = &self.clients else {
@@ -245,7 +260,7 @@ impl RevocationPages {
         let Some(credential) = query.client else {
             return Err(refused);
         };
-        let client = clients.authenticate(&credential, source).await?;
+        let client = clients.client(&credential, source, page).await?;
         Ok((query.token, Asker::Account(Arc::clone(client.account.id()))))
     }
 
@@ -311,6 +326,14 @@ enum Asker {
 }
 
 impl Asker {
+    /// As lines have it.
+    fn name(&self) -> &str {
+        match self {
+            Self::Operator => "the operator",
+            Self::Account(account) => account,
+        }
+    }
+
     /// A token of another issuer has that one's accounts in `client_id`, and
     /// not ours.
     fn may_speak_of(&self, who: &Principal, pages: &RevocationPages) -> bool {
@@ -354,7 +377,9 @@ async fn revoke(
     headers: HeaderMap,
     body: Bytes,
 ) -> Result<Response, Refusal> {
-    let (token, asker) = pages.query(&headers, &body, address(&source)).await?;
+    let source = address(&source);
+    let page = (REVOCATION_PATH, "revocation");
+    let (token, asker) = pages.query(&headers, &body, source, page).await?;
     let store = pages.store()?;
     let now = pages.now();
     let Ok(who) = pages.whose(&token, now) else {
@@ -390,7 +415,13 @@ async fn revoke(
     };
     store.add(entry.clone(), now).await?;
     pages.put_in_force().await?;
-    tracing::info!(kind = %entry.kind, value = %entry.value, "revoked over HTTP");
+    tracing::info!(
+        kind = %entry.kind,
+        value = %entry.value,
+        source = shown(source),
+        by = asker.name(),
+        "revoked over HTTP"
+    );
     Ok(answer(StatusCode::OK, &json!({})))
 }
 
@@ -401,7 +432,9 @@ async fn introspect(
     headers: HeaderMap,
     body: Bytes,
 ) -> Result<Response, Refusal> {
-    let (token, asker) = pages.query(&headers, &body, address(&source)).await?;
+    let page = (INTROSPECTION_PATH, "introspection");
+    let asked = pages.query(&headers, &body, address(&source), page).await;
+    let (token, asker) = asked?;
     let now = pages.now();
     let inactive = || answer(StatusCode::OK, &json!({ "active": false }));
     let Ok(who) = pages.whose(&token, now) else {
@@ -471,8 +504,12 @@ struct Wanted {
     reason: Option<String>,
 }
 
-async fn list(State(pages): State<Pages>, headers: HeaderMap) -> Result<Response, Refusal> {
-    pages.authorize(&headers).await?;
+async fn list(
+    State(pages): State<Pages>,
+    source: Source,
+    headers: HeaderMap,
+) -> Result<Response, Refusal> {
+    pages.authorize(&headers, address(&source)).await?;
     let now = pages.now();
     let mut entries = pages.store()?.list().await?;
     entries.retain(|entry| entry.is_in_force(now));
@@ -481,10 +518,12 @@ async fn list(State(pages): State<Pages>, headers: HeaderMap) -> Result<Response
 
 async fn add(
     State(pages): State<Pages>,
+    source: Source,
     headers: HeaderMap,
     body: Bytes,
 ) -> Result<Response, Refusal> {
-    pages.authorize(&headers).await?;
+    let source = address(&source);
+    pages.authorize(&headers, source).await?;
     let store = pages.store()?;
     let wanted: Wanted = serde_json::from_slice(&body).map_err(|error| {
         bad_request(format!(
@@ -510,16 +549,24 @@ async fn add(
         .map_err(|error| bad_request(error.to_string()))?;
     store.add(entry.clone(), now).await?;
     pages.put_in_force().await?;
-    tracing::info!(kind = %entry.kind, value = %entry.value, "revoked over HTTP");
+    tracing::info!(
+        kind = %entry.kind,
+        value = %entry.value,
+        source = shown(source),
+        by = Asker::Operator.name(),
+        "revoked over HTTP"
+    );
     Ok(answer(StatusCode::CREATED, &json!(entry)))
 }
 
 async fn undo(
     State(pages): State<Pages>,
+    source: Source,
     headers: HeaderMap,
     RawQuery(query): RawQuery,
 ) -> Result<Response, Refusal> {
-    pages.authorize(&headers).await?;
+    let source = address(&source);
+    pages.authorize(&headers, source).await?;
     let store = pages.store()?;
     let form = form(query.unwrap_or_default().as_bytes())?;
     let of = |name: &str| {
@@ -545,7 +592,13 @@ async fn undo(
         ));
     }
     pages.put_in_force().await?;
-    tracing::info!(kind = %what.kind, value = %what.value, "a revocation was taken back over HTTP");
+    tracing::info!(
+        kind = %what.kind,
+        value = %what.value,
+        source = shown(source),
+        by = Asker::Operator.name(),
+        "a revocation was taken back over HTTP"
+    );
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 

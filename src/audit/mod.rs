@@ -29,7 +29,8 @@ pub enum AuditEvent {
     Delegation,
     /// A token that the token endpoint has issued.
     TokenIssued,
-    /// A token that the token endpoint was asked for and refused.
+    /// A token that the token endpoint was asked for and refused; or a client
+    /// that was refused at introspection or revocation, which `path` tells.
     TokenRefused,
 }
 

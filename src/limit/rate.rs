@@ -50,6 +50,14 @@ impl<K: Eq + Hash + Clone> RateLimiter<K> {
         self.buckets.take(key, &self.quota, 1, now)
     }
 
+    /// Whether one unit would pass, without taking it.
+    ///
+    /// # Errors
+    /// [`Throttled`], where it would not.
+    pub fn would_pass(&self, key: &K, now: Duration) -> Result<(), Throttled> {
+        self.buckets.would_pass(key, &self.quota, now)
+    }
+
     /// Takes units that have been used already, though they make a debt: the
     /// key is refused until it is paid.
     pub fn charge_used(&self, key: &K, units: u64, now: Duration) {
@@ -169,6 +177,26 @@ impl<K: Eq + Hash> Buckets<K> {
                 Ok(()) => quota.burst(),
                 Err(_) => 0,
             },
+        }
+    }
+
+    /// Whether one unit would pass, without taking it. None does for a new key
+    /// for which there is no room.
+    ///
+    /// # Errors
+    /// [`Throttled`], where it would not.
+    pub(super) fn would_pass(
+        &self,
+        key: &K,
+        quota: &Quota,
+        now: Duration,
+    ) -> Result<(), Throttled> {
+        let now = now.as_nanos();
+        let mut shard = self.shard(key);
+        match shard.full_at.get(key) {
+            Some(full_at) => charge(quota, *full_at, 1, now).map(drop),
+            None if shard.full_at.len() < self.keys_per_shard => Ok(()),
+            None => shard.make_room(self.keys_per_shard, now, quota),
         }
     }
 

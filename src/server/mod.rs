@@ -43,6 +43,7 @@ use crate::adapters::shared_limits::{self, Asking};
 use crate::adapters::trust;
 use crate::adapters::watch::read_stable;
 use crate::adapters::way_out::WayOut;
+use crate::admin::guesses::Guesses;
 use crate::admin::revocation::RevocationPages;
 use crate::admin::{Admin, Readiness};
 use crate::config::{
@@ -304,6 +305,7 @@ impl Gateway {
             clients: endpoint.clone(),
             issuer: config.identity.issuer.clone(),
             secret_file: config.listen.admin_secret_file.clone(),
+            guesses: Guesses::default(),
         };
         let parts = |between: Option<&peers::Between>| GateParts {
             policy: Arc::clone(&in_force) as _,
