@@ -757,6 +757,107 @@ fn an_exchange_does_not_change_the_document() {
     }
 }
 
+/// Whose issuer or key is trusted no more loses what was exchanged from its
+/// tokens as well, with all that is open.
+#[test]
+fn what_was_exchanged_goes_with_its_parents_issuer() {
+    let accounts = Accounts::new();
+    accounts.key(&["create", "broker", "--agent=any", "--allow=any"]);
+    let (first, second) = (
+        generate_ed25519().expect("a key"),
+        generate_ed25519().expect("another key"),
+    );
+    let path = |name: &str| accounts.folder.path().join(name);
+    let shown = |name: &str| path(name).display().to_string();
+    let issuer = json!({"issuer": "https://idp.test", "jwks_file": shown("keys.json")});
+    let list = json!({ "issuers": [issuer] }).to_string();
+    let none = r#"{"issuers": []}"#;
+    std::fs::write(path("keys.json"), published(&first, "f1")).expect("written");
+    std::fs::write(path("issuers.yaml"), &list).expect("written");
+    let policy = LOOPBACK_POLICY.replace("ports: any", "ports: any\n    tls: any");
+    let gateway = Gateway::start(
+        &policy,
+        &[
+            ("identity.service_accounts", &shown("accounts.yaml")),
+            ("identity.issuers_file", &shown("issuers.yaml")),
+        ],
+    );
+    let (origin, echo) = (Origin::ok(), Origin::echo());
+    let ask = |subject: &str| {
+        let form = [
+            ("grant_type", EXCHANGE),
+            ("subject_token", subject),
+            ("subject_token_type", ACCESS_TOKEN),
+        ];
+        post(&gateway, "", &form)
+    };
+    let parent = foreign(&first, "f1", &json!({}));
+    let child = token_in(&ask(&parent));
+    let grandchild = token_in(&ask(&child));
+    let issued = gateway.record("the second exchange", |record| {
+        record["event"] == "token_issued" && record["exchanged_from"][1].is_object()
+    });
+    let from = &issued["exchanged_from"];
+    assert_eq!(from[0]["jti"], claims(&child)["jti"], "{issued}");
+    assert_eq!(from[0]["iss"], "agentport", "{issued}");
+    assert_eq!(
+        from[1],
+        json!({"iss": "https://idp.test", "jti": "of-the-idp", "kid": "f1"})
+    );
+
+    let statuses = || {
+        [&parent, &child, &grandchild].map(|token| {
+            let answer = through(&gateway, token, "a.test", origin.port());
+            (answer.status, answer.refusal().to_owned())
+        })
+    };
+    let becomes = |case: &str, status: u16, reasons: [&str; 3]| {
+        let expected = reasons.map(|reason| (status, reason.to_owned()));
+        wait_for(case, || (statuses() == expected).then_some(()));
+    };
+    let open = || {
+        let mut conn = gateway.connect();
+        conn.send(format!(
+            "CONNECT a.test:{0} HTTP/1.1\r\nHost: a.test:{0}\r\nProxy-Authorization: Bearer {grandchild}\r\n\r\n",
+            echo.port()
+        ));
+        assert_eq!(conn.response_to("CONNECT").status, 200);
+        conn.send("SSH-2.0-x\r\n");
+        assert_eq!(conn.exactly(11), b"SSH-2.0-x\r\n");
+        conn
+    };
+    becomes("all are good", 200, [""; 3]);
+    for (case, file, gone, back, reason) in [
+        ("the issuer", "issuers.yaml", none, &list, "unknown_key"),
+        (
+            "the key",
+            "keys.json",
+            &published(&second, "f2"),
+            &published(&first, "f1"),
+            "unknown_key",
+        ),
+        (
+            "the key, but not its name",
+            "keys.json",
+            &published(&second, "f1"),
+            &published(&first, "f1"),
+            "bad_signature",
+        ),
+    ] {
+        let mut tunnel = open();
+        replace(&path(file), gone.as_bytes());
+        becomes(case, 403, [reason, "unknown_key", "unknown_key"]);
+        assert!(tunnel.closes(), "{case}");
+        for token in [&child, &grandchild] {
+            let answer = refused(&ask(token));
+            assert_eq!((answer.0, answer.1.as_str()), (400, "invalid_request"));
+            assert!(answer.2.contains("exchanged from"), "{case}: {answer:?}");
+        }
+        replace(&path(file), back.as_bytes());
+        becomes("it is back", 200, [""; 3]);
+    }
+}
+
 /// A token that is exchanged in the moment before its revocation is known must
 /// not come out dated later than that.
 #[test]

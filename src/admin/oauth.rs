@@ -131,6 +131,7 @@ struct Issued {
     token: String,
     request: IssueRequest,
     exchanged: bool,
+    descent: Descent,
 }
 
 impl TokenEndpoint {
@@ -287,6 +288,7 @@ impl TokenEndpoint {
             token,
             request: granted,
             exchanged,
+            descent,
         })
     }
 
@@ -547,6 +549,12 @@ impl TokenEndpoint {
                 .filter(|issued| !issued.actors.is_empty())
                 .map(|issued| issued.actors.clone().into()),
             service_account: account.map(|account| Arc::clone(account.id())),
+            exchanged_from: answer
+                .as_ref()
+                .ok()
+                .map(|issued| issued.descent.ancestors())
+                .filter(|ancestors| !ancestors.is_empty())
+                .map(Into::into),
             token_ttl_s: issued.map(|issued| issued.lifetime.as_secs()),
             client: source,
             method: "POST".into(),

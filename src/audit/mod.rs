@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime};
 use serde::Serialize;
 
 use crate::egress::{AgentId, RequestId, TenantId};
+use crate::identity::Ancestor;
 use crate::policy::Mode;
 
 /// What a record tells of.
@@ -81,6 +82,10 @@ pub struct AuditRecord {
     pub credential: Option<&'static str>,
     /// The service account to which its token was issued, or that asks for one.
     pub service_account: Option<Arc<str>>,
+    /// The tokens that an issued one was exchanged from, the nearest first: `iss`,
+    /// `jti`, `kid` and `client_id` of each. Stands in records of tokens only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exchanged_from: Option<Arc<[Ancestor]>>,
     /// How long an issued token lives, in seconds. Stands in records of tokens
     /// only.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -160,6 +165,7 @@ impl AuditRecord {
             on_behalf_of_tenant: None,
             credential: None,
             service_account: None,
+            exchanged_from: None,
             token_ttl_s: None,
             listener,
             client: None,

@@ -592,10 +592,15 @@ impl Gate {
 
     /// The issuer whose keys might have to be asked for again.
     fn foreign(&self, error: &identity::TokenError, token: &str) -> Option<String> {
-        if self.issuers.is_none() || !matches!(error, identity::TokenError::UnknownKey(_)) {
-            return None;
+        self.issuers.as_ref()?;
+        match error {
+            identity::TokenError::UnknownKey(_) => {
+                let most = self.tokens.verifier_settings().max_token_bytes;
+                identity::claimed_issuer(token, most)
+            }
+            identity::TokenError::LostParent { issuer, .. } => issuer.clone(),
+            _ => None,
         }
-        identity::claimed_issuer(token, self.tokens.verifier_settings().max_token_bytes)
     }
 
     fn check_user(

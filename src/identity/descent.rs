@@ -1,5 +1,6 @@
 //! From which tokens a token has been exchanged: its claim `exchanged_from`,
-//! the nearest first, so that what revokes one of them reaches it too.
+//! the nearest first, so that what revokes one of them reaches it too, and that
+//! it ends with the key of any of them.
 //!
 //! The nearest also says whom that one was for, where that differs: a tenant's
 //! document is chosen by it, and not by the new token's own `aud`, which only
@@ -12,6 +13,7 @@
 
 use std::sync::Arc;
 
+use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use super::claims::is_name;
@@ -20,6 +22,8 @@ use super::principal::Principal;
 
 /// The claim.
 pub(super) const CLAIM: &str = "exchanged_from";
+/// The thumbprint of the key (RFC 7638), where `kid` is another name of it.
+const PRINT: &str = "jkt";
 /// Whom the nearest was for, in its entry.
 const AUDIENCES: &str = "aud";
 /// The most tokens that one may descend from. A chain of delegation of the
@@ -27,11 +31,19 @@ const AUDIENCES: &str = "aud";
 pub const MAX_ANCESTORS: usize = 16;
 
 /// A token that another one was exchanged from, by what it can be revoked by.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+/// Its JSON, in records, is that of an entry of the claim.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 pub struct Ancestor {
+    #[serde(rename = "iss", skip_serializing_if = "Option::is_none")]
     pub(super) issuer: Option<Arc<str>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) jti: Option<Arc<str>>,
+    #[serde(rename = "kid")]
     pub(super) key_id: Arc<str>,
+    /// What tells its key from another one of that id, where the id does not.
+    #[serde(skip)]
+    pub(super) key_print: Option<Arc<str>>,
+    #[serde(rename = "client_id", skip_serializing_if = "Option::is_none")]
     pub(super) client: Option<Arc<str>>,
 }
 
@@ -58,6 +70,7 @@ impl Ancestor {
             issuer: who.issuer().cloned(),
             jti: who.jti().cloned(),
             key_id: Arc::clone(who.key_id()),
+            key_print: who.key_print.clone().filter(|print| print != who.key_id()),
             client: who.client().cloned(),
         }
     }
@@ -68,6 +81,7 @@ impl Ancestor {
         for (name, value) in [
             ("iss", others),
             ("jti", self.jti.as_deref()),
+            (PRINT, self.key_print.as_deref()),
             ("client_id", self.client.as_deref()),
         ] {
             if let Some(value) = value {
@@ -82,18 +96,19 @@ impl Ancestor {
             return Err("an entry is not an object");
         };
         let known: &[&str] = match first {
-            true => &["iss", "jti", "kid", "client_id", AUDIENCES],
-            false => &["iss", "jti", "kid", "client_id"],
+            true => &["iss", "jti", "kid", PRINT, "client_id", AUDIENCES],
+            false => &["iss", "jti", "kid", PRINT, "client_id"],
         };
         if !members.keys().all(|name| known.contains(&name.as_str())) {
             return Err(
-                "an entry has other members than iss, jti, kid, client_id and, in the first, aud",
+                "an entry has other members than iss, jti, kid, jkt, client_id and, in the first, aud",
             );
         }
         Ok(Self {
             issuer: name(members, "iss")?.or(own).map(Into::into),
             jti: name(members, "jti")?.map(Into::into),
             key_id: name(members, "kid")?.ok_or("an entry has no kid")?.into(),
+            key_print: name(members, PRINT)?.map(Into::into),
             client: name(members, "client_id")?.map(Into::into),
         })
     }
@@ -145,6 +160,12 @@ impl Descent {
             ancestors,
             audiences: subject.audiences().cloned(),
         })
+    }
+
+    /// The tokens that it is exchanged from, the nearest first.
+    #[must_use]
+    pub fn ancestors(&self) -> &[Ancestor] {
+        &self.ancestors
     }
 
     /// The claim, in a token of the issuer `own` with this `aud`; `None` where

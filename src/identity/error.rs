@@ -28,6 +28,16 @@ pub enum TokenError {
     /// Its `kid` is none of ours, or without one no single key fits.
     #[error("no key for the token: {0}")]
     UnknownKey(&'static str),
+    /// It was exchanged from a token whose key is not trusted, or not any more.
+    #[error("no key for a token that it was exchanged from: {key:?} of {issuer:?}")]
+    LostParent {
+        /// Whose it is.
+        facts: Facts,
+        /// The `iss` of the other token.
+        issuer: Option<String>,
+        /// The id of its key.
+        key: String,
+    },
     /// The key does not confirm it.
     #[error("the token's signature does not hold")]
     BadSignature,
@@ -107,7 +117,7 @@ impl TokenError {
             Self::Malformed(_) => "malformed",
             Self::UnsupportedHeader(_) => "unsupported_header",
             Self::WrongAlgorithm(_) => "wrong_algorithm",
-            Self::UnknownKey(_) => "unknown_key",
+            Self::UnknownKey(_) | Self::LostParent { .. } => "unknown_key",
             Self::BadSignature => "bad_signature",
             Self::Expired { .. } => "expired",
             Self::NotYetValid { .. } => "not_yet_valid",
@@ -134,6 +144,9 @@ impl TokenError {
             Self::UnknownKey(_) | Self::BadSignature => {
                 "The token is not signed by a key that this gateway trusts; get a new one."
             }
+            Self::LostParent { .. } => {
+                "The token was exchanged from one whose key this gateway does not trust any more; get a new one."
+            }
             Self::Expired { .. } => "The token has expired; get a new one.",
             Self::NotYetValid { .. } => {
                 "The token is not valid yet; compare the clocks and try later."
@@ -159,7 +172,8 @@ impl TokenError {
             | Self::WrongAlgorithm(_)
             | Self::UnknownKey(_)
             | Self::BadSignature => None,
-            Self::Expired { facts, .. }
+            Self::LostParent { facts, .. }
+            | Self::Expired { facts, .. }
             | Self::NotYetValid { facts, .. }
             | Self::WrongIssuer { facts, .. }
             | Self::WrongAudience { facts, .. }

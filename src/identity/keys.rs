@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::algorithm::Algorithm;
+use super::descent::Ancestor;
 use super::error::TokenError;
 use super::key::{KeyError, VerifyingKey};
 use super::naming::Naming;
@@ -153,19 +154,62 @@ impl VerifyingKeys {
 
     /// Whether the key that confirmed this principal's token is still in force
     /// at `now`, in seconds since 1970, for the same issuer: that very key, and
-    /// not another one that has its id by now. Copies nothing.
+    /// not another one that has its id by now. Of a token of our own that was
+    /// exchanged, those of all that it comes from too. Copies nothing.
     #[must_use]
     pub fn trusts(&self, who: &Principal, now: u64) -> bool {
+        let Some(print) = &who.key_print else {
+            return false;
+        };
+        let entry = self.in_force(who.key_id(), Some(print), who.issuer(), now);
+        entry.is_some_and(|entry| self.parents(who, &entry.issuer, now).is_ok())
+    }
+
+    /// Until when the keys are good that confirmed what this principal's token,
+    /// of this issuer, was exchanged from; `None` where none of them has an end.
+    ///
+    /// Only of our own tokens: what another issuer exchanges, and from whom, is
+    /// that one's business.
+    ///
+    /// # Errors
+    /// The nearest of them of which the key is not in force at `now`.
+    pub(super) fn parents<'w>(
+        &self,
+        who: &'w Principal,
+        issuer: &TrustedIssuer,
+        now: u64,
+    ) -> Result<Option<u64>, &'w Ancestor> {
+        let mut until: Option<u64> = None;
+        let ours = who.ancestors().iter().filter(|_| issuer.published);
+        for of in ours {
+            let (print, iss) = (of.key_print.as_ref(), of.issuer.as_ref());
+            let entry = self.in_force(&of.key_id, print, iss, now).ok_or(of)?;
+            until = match (until, entry.key.until()) {
+                (Some(one), Some(other)) => Some(one.min(other)),
+                (one, other) => one.or(other),
+            };
+        }
+        Ok(until)
+    }
+
+    /// The key of this id that is good at `now`, and with this print where it
+    /// is known, of the issuer with this `iss`.
+    fn in_force(
+        &self,
+        id: &str,
+        print: Option<&Arc<str>>,
+        iss: Option<&Arc<str>>,
+        now: u64,
+    ) -> Option<&Entry> {
         let issued = |entry: &Entry| match &entry.issuer.issuer {
             None => true,
-            Some(issuer) => who.issuer().is_some_and(|iss| **iss == **issuer),
+            Some(issuer) => iss.is_some_and(|iss| **iss == **issuer),
         };
-        self.by_id.get(who.key_id()).is_some_and(|places| {
-            places.iter().map(|&at| &self.entries[at]).any(|entry| {
-                entry.key.is_valid(now)
-                    && who.key_print.as_ref() == Some(entry.key.print())
-                    && issued(entry)
-            })
+        let places = self.by_id.get(id)?;
+        places.iter().map(|&at| &self.entries[at]).find(|entry| {
+            entry.key.is_valid(now)
+                && print.is_none_or(|print| print == entry.key.print())
+                && issued(entry)
         })
     }
 

@@ -661,6 +661,7 @@ mod tests {
             issuer: Some(issuer.into()),
             jti: Some(jti.into()),
             key_id: key.into(),
+            key_print: None,
             client: Some(client.into()),
         };
         let child = Principal {

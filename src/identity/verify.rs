@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::algorithm::Algorithm;
 use super::claims::{self, MAX_ACTORS};
 use super::compact::Compact;
-use super::error::TokenError;
+use super::error::{Facts, TokenError};
 use super::json;
 use super::keys::VerifyingKeys;
 use super::principal::Principal;
@@ -100,14 +100,29 @@ impl TokenVerifier {
             return Err(TokenError::BadSignature);
         }
         // From here the token is its issuer's.
-        claims::judge(
+        let who = claims::judge(
             &compact.claims,
             issuer,
             key,
             now,
             self.settings.leeway.as_secs(),
             self.settings.max_actors,
-        )
+        )?;
+        match self.keys.parents(&who, issuer, now) {
+            Ok(until) => {
+                let ends = examined.key_until.into_iter().chain(until);
+                examined.key_until = ends.min();
+                Ok(who)
+            }
+            Err(parent) => Err(TokenError::LostParent {
+                facts: Facts {
+                    agent: Some(who.agent().clone()),
+                    jti: who.jti().cloned(),
+                },
+                issuer: parent.issuer.as_deref().map(str::to_owned),
+                key: parent.key_id.to_string(),
+            }),
+        }
     }
 
     pub(super) fn check_size(&self, token: &str) -> Result<(), TokenError> {
@@ -127,7 +142,8 @@ pub(super) struct Examined {
     /// The algorithm of the key that the token named; `None` where it came to
     /// no key. What its header claims is nobody's word.
     pub(super) algorithm: Option<Algorithm>,
-    /// Until when that key is good.
+    /// Until when that key is good, and those of what the token was exchanged
+    /// from.
     pub(super) key_until: Option<u64>,
     /// The principal, or the first thing that is wrong.
     pub(super) outcome: Result<Principal, TokenError>,

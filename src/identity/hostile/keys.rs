@@ -94,6 +94,124 @@ fn which_key() {
     assert_eq!(of(&unnamed, &none), "unknown_key", "no keys");
 }
 
+/// An exchanged token of our own holds while the keys of all that it comes from
+/// do, each of its own issuer.
+#[test]
+fn an_exchanged_token_does_not_outlive_the_keys_of_its_parents() {
+    const IDP: &str = "https://idp.test";
+    let ours = || VerifyingKey::from_secret(SECRET).expect("a secret");
+    let old = || VerifyingKey::from_secret(&"o".repeat(32)).expect("a secret");
+    let named = |letter: &str, name: &str| {
+        let key = VerifyingKey::from_secret(&letter.repeat(32)).expect("a secret");
+        key.with_id(name).expect("a name")
+    };
+    let other = |issuer: &str| TrustedIssuer {
+        published: false,
+        ..TrustedIssuer::own(issuer, "agentport")
+    };
+    type Others = Vec<(TrustedIssuer, VerifyingKey)>;
+    let cached = |own: TrustedIssuer, keys: Vec<VerifyingKey>, others: Others| {
+        let keys = VerifyingKeys::new().with(own, keys).expect("keys");
+        let all = others.into_iter().fold(keys, |keys, (issuer, key)| {
+            keys.with(issuer, [key]).expect("more keys")
+        });
+        let verifier = TokenVerifier::new(all, VerifierSettings::default());
+        CachedVerifier::new(verifier, CacheSettings::default())
+    };
+    let (idp, until) = (named("i", "1"), NOW + 10);
+    let mut claims = good_claims();
+    claims["exchanged_from"] = json!([
+        {"kid": old().id().as_ref(), "jti": "nearer"},
+        {"iss": IDP, "kid": "1", "jkt": idp.print().as_ref(), "jti": "first"},
+    ]);
+    let header = json!({"alg": "HS256", "kid": ours().id().as_ref()}).to_string();
+    let token = forge(&header, &claims.to_string());
+    let whole = cached(
+        TrustedIssuer::default(),
+        vec![ours(), old()],
+        vec![(other(IDP), idp.clone())],
+    );
+    let who = whole.verify(&token, NOW).expect("a principal").0;
+    assert!(whole.trusts(&who, NOW));
+    let partner = || TrustedIssuer {
+        published: false,
+        ..TrustedIssuer::default()
+    };
+    for (case, own, keys, others, lost) in [
+        (
+            "another key of the issuer beside it",
+            TrustedIssuer::default(),
+            vec![ours(), old()],
+            vec![(other(IDP), idp.clone()), (other(IDP), named("j", "2"))],
+            None,
+        ),
+        (
+            "the issuer is gone",
+            TrustedIssuer::default(),
+            vec![ours(), old()],
+            vec![],
+            Some((IDP, "1")),
+        ),
+        (
+            "its key is gone",
+            TrustedIssuer::default(),
+            vec![ours(), old()],
+            vec![(other(IDP), named("j", "2"))],
+            Some((IDP, "1")),
+        ),
+        (
+            "another key has its name",
+            TrustedIssuer::default(),
+            vec![ours(), old()],
+            vec![(other(IDP), named("j", "1"))],
+            Some((IDP, "1")),
+        ),
+        (
+            "its key is another issuer's",
+            TrustedIssuer::default(),
+            vec![ours(), old()],
+            vec![(other("https://other.test"), idp.clone())],
+            Some((IDP, "1")),
+        ),
+        (
+            "our own key of the nearer one is gone",
+            TrustedIssuer::default(),
+            vec![ours()],
+            vec![(other(IDP), idp.clone())],
+            Some(("agentport", old().id().as_ref())),
+        ),
+        (
+            "another gateway's, whose business it is",
+            partner(),
+            vec![ours()],
+            vec![],
+            None,
+        ),
+    ] {
+        let verifier = cached(own, keys, others);
+        let expected = lost.map(|(issuer, key): (&str, &str)| TokenError::LostParent {
+            facts: Facts {
+                agent: AgentId::parse("bot-01").ok(),
+                jti: Some("j1".into()),
+            },
+            issuer: Some(issuer.to_owned()),
+            key: key.to_owned(),
+        });
+        assert_eq!(verifier.verify(&token, NOW).err(), expected, "{case}");
+        assert_eq!(verifier.trusts(&who, NOW), lost.is_none(), "{case}");
+    }
+    // One with an end takes it along, also out of what is remembered.
+    let ending = cached(
+        TrustedIssuer::default(),
+        vec![ours(), old()],
+        vec![(other(IDP), idp.valid_until(until))],
+    );
+    for (now, holds) in [(until - 1, true), (until, false)] {
+        assert_eq!(ending.verify(&token, now).is_ok(), holds, "{now}");
+        assert_eq!(ending.trusts(&who, now), holds, "{now}");
+    }
+}
+
 #[test]
 fn a_key_is_good_until_its_end_and_no_longer() {
     let until = NOW + 10;
