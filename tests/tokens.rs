@@ -650,6 +650,113 @@ fn an_exchange_narrows_and_never_widens() {
     assert!(answer.2.contains("service account"), "{answer:?}");
 }
 
+/// A token that this key of another issuer signs, over these claims.
+fn foreign(pem: &str, kid: &str, more: &Value) -> String {
+    let mut claims = json!({
+        "iss": "https://idp.test", "aud": "agentport", "sub": "planner",
+        "iat": now() - 5, "exp": now() + 900, "jti": "of-the-idp",
+    });
+    let members = more.as_object().expect("an object").clone();
+    claims.as_object_mut().expect("an object").extend(members);
+    let part = |value: &Value| URL_SAFE_NO_PAD.encode(value.to_string());
+    let header = json!({"alg": "EdDSA", "kid": kid});
+    let message = format!("{}.{}", part(&header), part(&claims));
+    let der: String = pem.lines().filter(|line| !line.starts_with('-')).collect();
+    let der = STANDARD.decode(der).expect("base64");
+    let pair = Ed25519KeyPair::from_pkcs8_maybe_unchecked(&der).expect("a key");
+    let signature = URL_SAFE_NO_PAD.encode(pair.sign(message.as_bytes()));
+    format!("{message}.{signature}")
+}
+
+/// The public half of a key, as its issuer publishes it.
+fn published(pem: &str, kid: &str) -> String {
+    let key = SigningKey::from_pem(pem).and_then(|key| key.with_id(kid));
+    public_jwks([key.expect("a key").verifying_key()])
+}
+
+/// A tenant's document is chosen by whom the token is for: an exchange is no
+/// way from one document to another.
+#[test]
+fn an_exchange_does_not_change_the_document() {
+    let accounts = Accounts::new();
+    let key = accounts.key(&[
+        "create",
+        "broker",
+        "--agent=any",
+        "--allow=any",
+        "--tenant=any",
+    ]);
+    let pem = generate_ed25519().expect("a key");
+    let path = |name: &str| accounts.folder.path().join(name);
+    let shown = |name: &str| path(name).display().to_string();
+    std::fs::write(path("keys.json"), published(&pem, "f1")).expect("written");
+    let issuer =
+        json!({"issuer": "https://idp.test", "audience": "dev", "jwks_file": shown("keys.json")});
+    let list = json!({ "issuers": [issuer] }).to_string();
+    std::fs::write(path("issuers.yaml"), list).expect("written");
+    let document = |audience: &str, host: &str| {
+        format!(
+            "version: 1\ntenant: acme\n{audience}rules:\n  - {{name: r, action: allow, agents: any, hosts: [{host}], addresses: [\"127.0.0.0/8\", \"::1/128\"], ports: any}}\n"
+        )
+    };
+    for (case, audience) in [("named", "audience: [agentport]\n"), ("any", "")] {
+        let folder = path(case);
+        std::fs::create_dir(&folder).expect("a folder");
+        for (file, text) in [
+            ("dev.yaml", document("audience: [dev]\n", "dev.test")),
+            ("prod.yaml", document(audience, "prod.test")),
+        ] {
+            std::fs::write(folder.join(file), text).expect("written");
+        }
+        let gateway = accounts.gateway_with(&[
+            ("policy", &folder.display().to_string()),
+            ("identity.issuers_file", &shown("issuers.yaml")),
+        ]);
+        let (origin, prod) = (Origin::ok(), Untouched::listen());
+        let exchanged = |fields: &str, subject: &str| {
+            let form = [
+                ("grant_type", EXCHANGE),
+                ("subject_token", subject),
+                ("subject_token_type", ACCESS_TOKEN),
+            ];
+            token_in(&post(&gateway, fields, &form))
+        };
+        let of = |claims: &Value| foreign(&pem, "f1", claims);
+        let by = basic("broker", &key);
+        for (token, dev, reason) in [
+            (of(&json!({"tenant": "acme", "aud": "dev"})), 200, "no_rule"),
+            // It is for a document that is not there beside one that is.
+            (
+                of(&json!({"tenant": "acme", "aud": ["dev", "x"]})),
+                200,
+                "no_rule",
+            ),
+            // For two documents where one is named so, and else for the one.
+            (
+                of(&json!({"tenant": "acme", "aud": ["dev", "agentport"]})),
+                if audience.is_empty() { 200 } else { 403 },
+                if audience.is_empty() {
+                    "no_rule"
+                } else {
+                    "tenant_audience"
+                },
+            ),
+        ] {
+            let child = exchanged("", &token);
+            assert_eq!(claims(&child)["aud"], "agentport", "what the gateway takes");
+            for token in [&token, &child, &exchanged(&by, &child)] {
+                let answer = through(&gateway, token, "dev.test", origin.port());
+                assert_eq!(answer.status, dev, "{case}");
+                let answer = through(&gateway, token, "prod.test", prod.port());
+                assert_eq!((answer.status, answer.refusal()), (403, reason), "{case}");
+                let record = gateway.record_of(&answer);
+                assert_eq!(record["audience"][0], "dev", "{case}: {record}");
+            }
+        }
+        prod.check(case);
+    }
+}
+
 /// A token that is exchanged in the moment before its revocation is known must
 /// not come out dated later than that.
 #[test]

@@ -45,18 +45,20 @@ pub(super) fn judge(
     };
     let iss = claims.issuer(issuer)?;
     let audiences = claims.audience(issuer)?;
+    let inherited = claims.inherited(issuer, iss)?;
     let (expires_at, issued_at) = claims.dates(now, leeway)?;
     let (agent, tenant) = claims.names(issuer)?;
     Ok(Principal {
         agent,
         tenant,
         destinations: claims.destinations()?,
-        audiences: Some(audiences),
+        // Policy judges an exchanged token as what it was exchanged from.
+        audiences: Some(inherited.audiences.unwrap_or(audiences)),
         jti: claims.name("jti")?.map(Into::into),
         act: claims.actors(max_actors)?,
         scope: claims.scope(),
         client: claims.name("client_id")?.map(Into::into),
-        ancestors: claims.ancestors(issuer, iss)?,
+        ancestors: inherited.ancestors,
         issuer: iss.map(Into::into),
         key_id: Arc::clone(key.id()),
         key_print: Some(Arc::clone(key.print())),
@@ -65,6 +67,13 @@ pub(super) fn judge(
         kind: CredentialKind::Token,
         certificate: None,
     })
+}
+
+/// What a token has from those that it was exchanged from.
+#[derive(Default)]
+struct Inherited {
+    ancestors: Option<Arc<[Ancestor]>>,
+    audiences: Option<Arc<[String]>>,
 }
 
 /// The claims of one token, and what an error says of it.
@@ -172,18 +181,25 @@ impl<'m> Claims<'m> {
         })
     }
 
-    /// What it was exchanged from, where the issuer writes tokens as we do.
-    fn ancestors(
+    /// What it was exchanged from, where the issuer writes tokens as we do, and
+    /// whom that was for. The latter is taken from whoever says it: no issuer
+    /// gains by it what another `aud` would not give.
+    fn inherited(
         &self,
         issuer: &TrustedIssuer,
         iss: Option<&str>,
-    ) -> Result<Option<Arc<[Ancestor]>>, TokenError> {
+    ) -> Result<Inherited, TokenError> {
         let ours = issuer.agent == AgentClaim::Own && issuer.naming.is_none();
-        self.members
-            .get(descent::CLAIM)
-            .filter(|_| ours)
-            .map(|claim| descent::read(claim, iss).map_err(|why| self.invalid(descent::CLAIM, why)))
-            .transpose()
+        let claim = self.members.get(descent::CLAIM);
+        Ok(match claim.map(|claim| descent::read(claim, iss)) {
+            None => Inherited::default(),
+            Some(Ok(read)) => Inherited {
+                ancestors: Some(read.ancestors).filter(|_| ours),
+                audiences: read.audiences,
+            },
+            Some(Err(why)) if ours => return Err(self.invalid(descent::CLAIM, why)),
+            Some(Err(_)) => Inherited::default(),
+        })
     }
 
     /// Foreign issuers also write it as a list, or with other words in it;

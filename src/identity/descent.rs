@@ -1,9 +1,14 @@
 //! From which tokens a token has been exchanged: its claim `exchanged_from`,
 //! the nearest first, so that what revokes one of them reaches it too.
 //!
+//! The nearest also says whom that one was for, where that differs: a tenant's
+//! document is chosen by it, and not by the new token's own `aud`, which only
+//! says who takes the token. Otherwise an exchange would be a way from the
+//! document for one audience to the document for another.
+//!
 //! It can only make a token weaker. Of another issuer that writes tokens as
 //! AgentPort does it is believed as well; elsewhere the name may mean anything,
-//! and is passed over.
+//! and is passed over where it cannot be read so.
 
 use std::sync::Arc;
 
@@ -15,6 +20,8 @@ use super::principal::Principal;
 
 /// The claim.
 pub(super) const CLAIM: &str = "exchanged_from";
+/// Whom the nearest was for, in its entry.
+const AUDIENCES: &str = "aud";
 /// The most tokens that one may descend from. A chain of delegation of the
 /// greatest depth has as many: two for each exchange with an actor.
 pub const MAX_ANCESTORS: usize = 16;
@@ -34,6 +41,15 @@ pub struct Descent {
     /// `iat`: that of the oldest, and none where one has none.
     pub iat: Option<u64>,
     pub(super) ancestors: Vec<Ancestor>,
+    /// Whom the subject's token was for; `None` where nothing is inherited.
+    pub(super) audiences: Option<Arc<[String]>>,
+}
+
+/// The claim as it was read.
+pub(super) struct Inherited {
+    pub(super) ancestors: Arc<[Ancestor]>,
+    /// Whom the nearest was for, where the claim says it.
+    pub(super) audiences: Option<Arc<[String]>>,
 }
 
 impl Ancestor {
@@ -61,13 +77,18 @@ impl Ancestor {
         written
     }
 
-    fn read(value: &Value, own: Option<&str>) -> Result<Self, &'static str> {
+    fn read(value: &Value, own: Option<&str>, first: bool) -> Result<Self, &'static str> {
         let Value::Object(members) = value else {
             return Err("an entry is not an object");
         };
-        let known = ["iss", "jti", "kid", "client_id"];
+        let known: &[&str] = match first {
+            true => &["iss", "jti", "kid", "client_id", AUDIENCES],
+            false => &["iss", "jti", "kid", "client_id"],
+        };
         if !members.keys().all(|name| known.contains(&name.as_str())) {
-            return Err("an entry has other members than iss, jti, kid and client_id");
+            return Err(
+                "an entry has other members than iss, jti, kid, client_id and, in the first, aud",
+            );
         }
         Ok(Self {
             issuer: name(members, "iss")?.or(own).map(Into::into),
@@ -93,6 +114,7 @@ impl Descent {
         Self {
             iat: Some(iat),
             ancestors: Vec::new(),
+            audiences: None,
         }
     }
 
@@ -118,14 +140,23 @@ impl Descent {
                 ancestors.len()
             )));
         }
-        Ok(Self { iat, ancestors })
+        Ok(Self {
+            iat,
+            ancestors,
+            audiences: subject.audiences().cloned(),
+        })
     }
 
-    /// The claim, in a token of the issuer `own`; `None` where there is
-    /// nothing to say.
-    pub(super) fn claim(&self, own: &str) -> Option<Vec<Value>> {
+    /// The claim, in a token of the issuer `own` with this `aud`; `None` where
+    /// there is nothing to say.
+    pub(super) fn claim(&self, own: &str, aud: &str) -> Option<Vec<Value>> {
         let written = self.ancestors.iter().map(|ancestor| ancestor.written(own));
-        (!self.ancestors.is_empty()).then(|| written.collect())
+        let mut written: Vec<Value> = written.collect();
+        let first = written.first_mut()?;
+        if let Some(audiences) = self.audiences.as_deref().filter(|list| *list != [aud]) {
+            first[AUDIENCES] = json!(audiences);
+        }
+        Some(written)
     }
 }
 
@@ -133,17 +164,35 @@ impl Descent {
 ///
 /// # Errors
 /// What is wrong with it.
-pub(super) fn read(value: &Value, iss: Option<&str>) -> Result<Arc<[Ancestor]>, &'static str> {
+pub(super) fn read(value: &Value, iss: Option<&str>) -> Result<Inherited, &'static str> {
     let Value::Array(entries) = value else {
         return Err("it is not a list");
     };
     if !(1..=MAX_ANCESTORS).contains(&entries.len()) {
         return Err("it has not 1 to 16 entries");
     }
-    entries
+    let ancestors = entries
         .iter()
-        .map(|entry| Ancestor::read(entry, iss))
-        .collect()
+        .enumerate()
+        .map(|(at, entry)| Ancestor::read(entry, iss, at == 0))
+        .collect::<Result<_, _>>()?;
+    Ok(Inherited {
+        ancestors,
+        audiences: audiences(&entries[0])?,
+    })
+}
+
+fn audiences(first: &Value) -> Result<Option<Arc<[String]>>, &'static str> {
+    const WHY: &str = "the aud of an entry is not a list of strings";
+    let items = match first.get(AUDIENCES) {
+        None => return Ok(None),
+        Some(Value::Array(items)) => items,
+        Some(_) => return Err(WHY),
+    };
+    let texts = items
+        .iter()
+        .map(|item| item.as_str().map(str::to_owned).ok_or(WHY));
+    texts.collect::<Result<_, _>>().map(Some)
 }
 
 #[cfg(test)]
@@ -233,7 +282,9 @@ mod tests {
     #[test]
     fn the_claim_is_read_strictly() {
         let good = json!([{"kid": "k", "jti": "j", "client_id": "c", "iss": "https://a.test"}, {"kid": "k"}]);
-        let read_one = read(&good, Some("agentport")).expect("good");
+        let claim = read(&good, Some("agentport")).ok().expect("good");
+        assert_eq!(claim.audiences, None);
+        let read_one = claim.ancestors;
         assert_eq!(read_one[0].issuer.as_deref(), Some("https://a.test"));
         assert_eq!(read_one[1].issuer.as_deref(), Some("agentport"));
         let many: Vec<_> = std::iter::repeat_n(json!({"kid": "k"}), MAX_ANCESTORS + 1).collect();
@@ -249,6 +300,16 @@ mod tests {
             ("null in it", json!([{"kid": "k", "jti": null}])),
             ("an empty name", json!([{"kid": ""}])),
             ("a control character", json!([{"kid": "k", "jti": "a\nb"}])),
+            ("one audience", json!([{"kid": "k", "aud": "dev"}])),
+            (
+                "an audience that is a number",
+                json!([{"kid": "k", "aud": ["dev", 1]}]),
+            ),
+            ("no audience", json!([{"kid": "k", "aud": null}])),
+            (
+                "the audience of another than the nearest",
+                json!([{"kid": "k"}, {"kid": "l", "aud": ["dev"]}]),
+            ),
         ] {
             assert!(read(&claim, None).is_err(), "{case}");
         }

@@ -17,7 +17,9 @@ use crate::egress::Destination;
 /// does not have. An actor is put before those who acted already. A service
 /// account, where the client has shown that it is one, narrows it further;
 /// without one the holder of a token can hand on what it holds, and no more.
-/// What it descends from goes with it, so that whatever revokes that reaches it.
+/// What it descends from goes with it, so that whatever revokes that reaches it,
+/// and so does whom the subject's token was for: of a tenant's documents it gets
+/// the same one as that, whatever its own `aud` says.
 ///
 /// # Errors
 /// [`GrantError`], the first thing that may not be had. `subject` and `actor`

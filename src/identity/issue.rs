@@ -145,9 +145,10 @@ impl TokenIssuer {
             return Err(IssueError::Client);
         }
         let exp = now.checked_add(lifetime).filter(|exp| *exp <= MAX_DATE);
+        let aud = request.audience.as_deref().unwrap_or(&self.audience);
         let claims = Claims {
             iss: &self.issuer,
-            aud: request.audience.as_deref().unwrap_or(&self.audience),
+            aud,
             sub: request.agent.as_str(),
             agent_id: request.agent.as_str(),
             tenant: request.tenant.as_ref().map(TenantId::as_str),
@@ -158,7 +159,7 @@ impl TokenIssuer {
             act: chain(&request.actors)?,
             scope: request.scope.as_deref(),
             client_id: request.client.as_deref(),
-            exchanged_from: descent.claim(&self.issuer),
+            exchanged_from: descent.claim(&self.issuer, aud),
             iat: descent.iat.map(|iat| iat.min(now)),
             nbf: now,
             exp: exp.ok_or(IssueError::Date)?,

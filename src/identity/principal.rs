@@ -221,7 +221,8 @@ impl Principal {
         self.expires_at
     }
 
-    /// Whom the token is for, its `aud`; `None` of what is no token.
+    /// Whom the token is for, its `aud`; of an exchanged token whom the first
+    /// one was for that it comes from. `None` of what is no token.
     #[must_use]
     pub fn audiences(&self) -> Option<&Arc<[String]>> {
         self.audiences.as_ref()

@@ -6,6 +6,7 @@ mod calls;
 mod decide;
 mod diff;
 mod documents;
+mod exchanged;
 mod limits;
 mod modes;
 mod properties;
