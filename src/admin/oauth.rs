@@ -15,7 +15,7 @@ use axum::http::{HeaderMap, HeaderValue, Request, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use serde_json::json;
-use tokio::sync::{Semaphore, TryAcquireError};
+use tokio::sync::Semaphore;
 
 use crate::adapters::figures::Figures;
 use crate::adapters::host;
@@ -72,8 +72,13 @@ pub struct TokenEndpoint {
     sources: RateLimiter<Option<IpAddr>>,
     issued: Mutex<HashMap<Arc<str>, Arc<RateLimiter<()>>>>,
     hashing: Arc<Semaphore>,
-    waiting: Arc<Semaphore>,
-    waiting_of: ConcurrencyLimit<Option<IpAddr>>,
+    waiting: WaitingPlaces,
+}
+
+/// Who waits for a hash, or has it made.
+struct WaitingPlaces {
+    all: Arc<Semaphore>,
+    of: ConcurrencyLimit<Option<IpAddr>>,
 }
 
 /// What the endpoint works with.
@@ -148,8 +153,7 @@ impl TokenEndpoint {
             sources: limiter(ATTEMPTS_OF_SOURCE),
             issued: Mutex::default(),
             hashing: Arc::new(Semaphore::new(HASHES)),
-            waiting: Arc::new(Semaphore::new(WAITING)),
-            waiting_of: ConcurrencyLimit::new(WAITING),
+            waiting: WaitingPlaces::default(),
             parts,
         }
     }
@@ -370,13 +374,7 @@ impl TokenEndpoint {
     ) -> Result<Arc<ServiceAccount>, Refusal> {
         const BUSY: Refusal = Refusal::Busy("too many clients show their keys at once");
         let check = self.accounts.current().check(client, key, self.now());
-        let Ok(_share) = self.waiting_of.enter(&from, WAITING_OF_SOURCE) else {
-            return Err(BUSY);
-        };
-        let _place = match Arc::clone(&self.waiting).try_acquire_owned() {
-            Ok(place) => place,
-            Err(TryAcquireError::NoPermits | TryAcquireError::Closed) => return Err(BUSY),
-        };
+        let _place = self.waiting.enter(from).ok_or(BUSY)?;
         let turn = Arc::clone(&self.hashing).acquire_owned();
         let Ok(Ok(turn)) = tokio::time::timeout(LONGEST_WAIT, turn).await else {
             return Err(BUSY);
@@ -613,6 +611,25 @@ impl TokenEndpoint {
     }
 }
 
+impl Default for WaitingPlaces {
+    fn default() -> Self {
+        Self {
+            all: Arc::new(Semaphore::new(WAITING)),
+            of: ConcurrencyLimit::new(WAITING),
+        }
+    }
+}
+
+impl WaitingPlaces {
+    /// A place until what is given is dropped; `None` where there is none, or
+    /// none for this source.
+    fn enter(&self, from: Option<IpAddr>) -> Option<impl Sized + use<>> {
+        let of_source = self.of.enter(&from, WAITING_OF_SOURCE).ok()?;
+        let place = Arc::clone(&self.all).try_acquire_owned().ok()?;
+        Some((of_source, place))
+    }
+}
+
 impl Refusal {
     /// `error` of the answer (RFC 6749, 5.2).
     #[must_use]
@@ -805,4 +822,25 @@ pub(super) fn limiter<K: std::hash::Hash + Eq + Clone>(
     let quota = Quota::new(per_second, Duration::from_secs(1), burst);
     // Constants, of which neither is zero nor large.
     RateLimiter::new(quota.expect("a quota that is counted"), REMEMBERED)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_source_leaves_places_to_others() {
+        let places = WaitingPlaces::default();
+        let from = |text: &str| Some(text.parse().expect("an address"));
+        let (flood, other) = (from("192.0.2.1"), from("192.0.2.2"));
+        let enter = |source| std::iter::from_fn(|| places.enter(source)).collect::<Vec<_>>();
+        let taken = enter(flood);
+        assert_eq!(taken.len(), WAITING / 2);
+        let rest = enter(other);
+        assert_eq!(rest.len(), WAITING - taken.len());
+        assert!(places.enter(None).is_none(), "all are taken");
+        drop(taken);
+        assert!(places.enter(None).is_some());
+        assert_eq!(enter(flood).len(), WAITING / 2, "they are given back");
+    }
 }
