@@ -123,6 +123,9 @@ impl Drop for Watch {
     }
 }
 
+/// How often [`read_stable`] looks again at a file that changes under it.
+const MORE_LOOKS: usize = 8;
+
 /// Reads a regular file whole, following links.
 ///
 /// # Errors
@@ -130,7 +133,20 @@ impl Drop for Watch {
 /// `FileTooLarge` over [`MAX_FILE_BYTES`], and `ResourceBusy` where it changed
 /// while it was read: a writer is at work, and its end will be noticed.
 pub fn read_stable(path: &Path) -> io::Result<Vec<u8>> {
-    read_version(path).map(|(bytes, _)| bytes)
+    // One that is renamed over just now is there whole at the next look; one that
+    // is written where it lies may not be, and is not waited for.
+    let busy = |read: &io::Result<_>| {
+        let error = read.as_ref().err();
+        error.is_some_and(|error| error.kind() == io::ErrorKind::ResourceBusy)
+    };
+    let mut read = read_version(path);
+    for _ in 0..MORE_LOOKS {
+        if !busy(&read) {
+            break;
+        }
+        read = read_version(path);
+    }
+    read.map(|(bytes, _)| bytes)
 }
 
 /// As [`read_stable`], with what tells this version of the file from others.
