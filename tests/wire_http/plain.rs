@@ -221,7 +221,7 @@ fn who_has_said_all_gets_an_answer_and_who_is_gone_is_not_waited_for() {
 
 #[test]
 fn an_origin_that_is_silent_is_not_waited_for_for_ever() {
-    let gateway = Gateway::start(LOOPBACK_POLICY, &[("timeouts.response", "100ms")]);
+    let gateway = Gateway::start(LOOPBACK_POLICY, &[("timeouts.response", "2s")]);
     let origin = Origin::serve(|mut conn, _| {
         let path = conn.head().expect("a request").asks().1.to_owned();
         if path == "/half" {
