@@ -25,7 +25,7 @@ use crate::egress::{
 use crate::gate::{Admission, Cause, Denial, Standing, TunnelEnd, Way};
 
 use super::conn::ConnIo;
-use super::exchange::{Exchange, LONG};
+use super::exchange::{Exchange, LONG, SETTLING};
 use super::fields::{SKILL_FIELD, TOKEN_FIELD, next_hop_trace, skill, trace_id};
 use super::pool::Errand;
 use super::serve::open_trail;
@@ -564,7 +564,7 @@ async fn pass_on(
     (out, rest): (&mut Vec<u8>, &mut Rest),
 ) -> Result<(), Failure> {
     let broke_off = |why: &str| Failure::BrokeOff("upstream_broke_off", why.to_owned());
-    let mut last = 0;
+    let (mut last, mut begun) = (0, false);
     loop {
         let before = out.len();
         // What is long goes on from where it lies.
@@ -575,20 +575,29 @@ async fn pass_on(
             Some(_) => Ok(()),
             None => rest.pass(unread, out, &mut data),
         };
-        if let Err(error) = exchange.spend(Way::Down, data).await {
-            out.truncate(before);
-            // The client may be gone; that is not why it ends.
-            let _ = send(shared, io, out).await;
-            let cut = exchange.cut.clone();
-            return Err(Failure::BrokeOff(
-                TunnelEnd::Budget.code(),
-                cut.unwrap_or_else(|| error.to_string()),
-            ));
-        }
+        let settled = match exchange.try_spend(Way::Down, data) {
+            Ok(settled) => settled,
+            Err(error) => {
+                let cut = exchange.cut.clone().unwrap_or_else(|| error.to_string());
+                if !begun {
+                    // Nothing of the answer has left: the client is told why.
+                    let cause = Cause::Throttled {
+                        limit: "bytes",
+                        retry_after: SETTLING,
+                    };
+                    return Err(Failure::Denied(Denial::new(cause).detail(cut)));
+                }
+                out.truncate(before);
+                // The client may be gone; that is not why it ends.
+                let _ = send(shared, io, out).await;
+                return Err(Failure::BrokeOff(TunnelEnd::Budget.code(), cut));
+            }
+        };
         if !out.is_empty() {
             send(shared, io, out).await?;
             out.clear();
         }
+        begun = true;
         if let Some(count) = direct {
             send(shared, io, &unread[..count]).await?;
             unread.advance(count);
@@ -596,6 +605,10 @@ async fn pass_on(
         }
         exchange.sent += data;
         framed.map_err(|error| broke_off(&error.to_string()))?;
+        if !settled {
+            // Replicas are settling what is left; this part was let pass.
+            tokio::time::sleep(SETTLING).await;
+        }
         if rest.is_done() {
             return Ok(());
         }
